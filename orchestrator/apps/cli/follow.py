@@ -1,0 +1,155 @@
+"""Follow a batch to its end: look at the ledger twice a second, show it, and know when and how it is over."""
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from orchestrator.apps.cli.ending import Exit
+from orchestrator.apps.machine import Machine
+from orchestrator.core.errors import OrchestratorError, Unreachable
+from orchestrator.core.job import Job
+from orchestrator.core.lifecycle import IN_AIR_ITEM, BatchState, ItemState
+from orchestrator.core.ports import Rooms
+from orchestrator.core.records import Batch, Counts
+from orchestrator.flow.report import write_all
+
+LOOK_S = 0.5
+RATE_WINDOW_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is to be shown of a batch at one moment."""
+
+    batch: Batch
+    counts: Counts
+    per_minute: float  # submissions, over the last quarter minute
+    limit_per_minute: float  # 0: none
+    eta_s: float | None
+    reason: str | None
+    elapsed_s: float
+
+    @property
+    def in_air(self) -> int:
+        """Paid or perhaps paid predictions not yet home."""
+        return sum(self.counts.by_state.get(s, 0) for s in (*IN_AIR_ITEM, ItemState.COLLECTING))
+
+
+class Screen(Protocol):
+    """Where progress is shown."""
+
+    def show(self, look: Look) -> None:
+        """Show this moment."""
+
+
+@dataclass(slots=True)
+class Follower:
+    """Watches one batch; knows the limit, and since when there is an outage."""
+
+    rooms: Rooms
+    batch_id: str
+    screen: Screen
+    machine: Machine | None
+    patience_s: float
+    began_at: datetime
+    _outage_since: datetime | None = None
+    _progress: tuple[int, ...] = ()
+    _started: list[tuple[datetime, int]] = field(default_factory=list)
+
+    async def follow(self, interrupted: asyncio.Event) -> Exit | None:
+        """Until the batch is over (its exit code) or somebody interrupts (None)."""
+        while not interrupted.is_set():
+            try:
+                look = await self._look()
+                self.screen.show(look)
+                code = await self._over(look)
+            except Unreachable as error:
+                code = self._patience(str(error))
+            if code is not None:
+                return code
+            with_timeout = asyncio.wait_for(interrupted.wait(), timeout=LOOK_S)
+            await asyncio.gather(with_timeout, return_exceptions=True)
+        return None
+
+    async def _look(self) -> Look:
+        batch = await self.rooms.ledger.batch(self.batch_id)
+        if batch is None:
+            raise OrchestratorError(f"batch {self.batch_id} has gone from the ledger")
+        counts = await self.rooms.ledger.counts(batch.pk)
+        now = self.rooms.clock.now()
+        per_minute = self._rate(now, counts.total - counts.by_state.get(ItemState.PENDING, 0))
+        limit = _limit(batch, self.rooms.tempo.creates_per_minute)
+        left = counts.by_state.get(ItemState.PENDING, 0)
+        eta_s = left / per_minute * 60 if per_minute > 0 and left else None
+        reason = await self._reason(batch)
+        return Look(batch, counts, per_minute, limit, eta_s, reason, (now - self.began_at).total_seconds())
+
+    def _rate(self, now: datetime, started: int) -> float:
+        self._started.append((now, started))
+        while len(self._started) > 2 and now - self._started[0][0] > timedelta(seconds=RATE_WINDOW_S):
+            self._started.pop(0)
+        (then, before), span_s = self._started[0], (now - self._started[0][0]).total_seconds()
+        return max(0.0, (started - before) / span_s * 60) if span_s > 0 else 0.0
+
+    async def _reason(self, batch: Batch) -> str | None:
+        if self.machine is not None and self.machine.trouble:
+            return self.machine.trouble
+        paused = await self.rooms.limiter.paused(f"creates:{batch.account}")
+        if paused is not None:
+            until = self.rooms.clock.now() + timedelta(seconds=paused[0])
+            return f"{paused[1]}; until {until:%H:%M:%S} UTC"
+        return batch.reason
+
+    async def _over(self, look: Look) -> Exit | None:
+        batch = look.batch
+        if batch.state is BatchState.FINISHED:
+            return exit_of(batch, look.counts)
+        if batch.state is BatchState.CANCELED:
+            return Exit.CANCELED
+        if batch.state is BatchState.PAUSED and not look.in_air:
+            return await self._paused(look)
+        return self._outage(look)
+
+    async def _paused(self, look: Look) -> Exit | None:
+        """A pause that nobody but a person can end is an end, once nothing is in the air."""
+        reason = look.batch.reason or ""
+        if reason == "paused by an operator":
+            return None
+        await write_all(self.rooms, look.batch)
+        if reason == "start limit":
+            return exit_of(look.batch, look.counts)
+        return Exit.UNREACHABLE if "token" in reason else Exit.BUDGET
+
+    def _outage(self, look: Look) -> Exit | None:
+        progress = tuple(look.counts.by_state.get(s, 0) for s in ItemState)
+        unmoved = progress == self._progress
+        self._progress = progress
+        if look.reason and look.reason.startswith("cannot") and unmoved:
+            return self._patience(look.reason)
+        if not unmoved:
+            self._outage_since = None
+        return None
+
+    def _patience(self, reason: str) -> Exit | None:
+        now = self.rooms.clock.now()
+        self._outage_since = self._outage_since or now
+        if (now - self._outage_since).total_seconds() < self.patience_s:
+            return None
+        self.last_trouble = reason
+        return Exit.UNREACHABLE
+
+    last_trouble: str | None = None
+
+
+def _limit(batch: Batch, account_per_minute: float) -> float:
+    asked = Job.model_validate_json(batch.job_json).limits.per_minute
+    limits = [float(value) for value in (asked, account_per_minute) if value]
+    return min(limits) if limits else 0.0
+
+
+def exit_of(batch: Batch, counts: Counts) -> Exit:
+    """Whether the failures of a finished batch are within what its job tolerates."""
+    failed = counts.by_state.get(ItemState.FAILED, 0)
+    allowed = Job.model_validate_json(batch.job_json).retry.tolerated(counts.total)
+    return Exit.DONE if failed <= allowed else Exit.FAILED_ROWS

@@ -1,0 +1,101 @@
+"""Commands that only look: status, watch, items, jobs. Reads go straight to the ledger's views."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from orchestrator import wiring
+from orchestrator.apps.cli.ending import Ending, Exit
+from orchestrator.apps.cli.follow import Follower
+from orchestrator.apps.cli.panel import screen
+from orchestrator.core.cost import to_usd
+from orchestrator.core.errors import BadInput, OrchestratorError
+from orchestrator.core.lifecycle import ItemState
+from orchestrator.core.results import summary
+from orchestrator.flow.report import results_path
+from orchestrator.gateways.clock import SystemClock
+from orchestrator.settings import Settings, home_of, read_settings
+
+
+def here() -> Settings:
+    """The settings of the home nearest to the working folder."""
+    settings = read_settings(home_of(None, cwd=Path.cwd()))
+    if settings.database_url is None and wiring.is_new(settings):
+        raise BadInput(f"no ledger here: {settings.home} has none. Run from the folder of your jobs/, or set ORCHESTRATOR_HOME.")
+    return settings
+
+
+async def status(name: str | None) -> Ending:
+    """All batches, newest first, or one in full."""
+    async with wiring.ledger(here()) as ledger:
+        if name is not None:
+            batch = await ledger.find(name)
+            counts = await ledger.counts(batch.pk)
+            results = results_path(batch)
+            document = summary(batch, counts, results=results if Path(results).is_file() else None,
+                               now=SystemClock().now(), state=batch.state)
+            document |= {"reason": batch.reason, "by_state": {s.value: n for s, n in counts.by_state.items()},
+                         "output": batch.output_to, "model": batch.target.name}
+            failures = await ledger.failures(batch.pk)
+            document["failures"] = [{"class": c, "count": n, "example": e} for c, n, e in failures]
+            return Ending(Exit.DONE, document, tuple(_lines(document)))
+        documents = []
+        for batch in await ledger.batches(limit=50):
+            counts = await ledger.counts(batch.pk)
+            documents.append(summary(batch, counts, results=None, now=SystemClock().now(), state=batch.state))
+    lines = [f"{d['batch']:<40} {d['state']:<9} {d['items']['succeeded']:>7,} of {d['items']['total']:>7,} done, "
+             f"{d['items']['failed']:,} failed  ${d['cost_usd']}" for d in documents] or ["no batches yet"]
+    return Ending(Exit.DONE, {"batches": documents}, tuple(lines))
+
+
+def _lines(document: dict[str, Any]) -> list[str]:
+    parts = ", ".join(f"{n:,} {name}" for name, n in document["by_state"].items() if n)
+    lines = [f"{document['batch']} ({document['job']}, {document['model']}): {document['state']}"
+             + (f", {document['reason']}" if document["reason"] else ""),
+             f"  rows     {parts or 'none'}", f"  spent    ${document['cost_usd']}"
+             + (f" and {document['cost_unknown_items']:,} rows of unknown cost" if document["cost_unknown_items"] else ""),
+             f"  output   {document['output']}"]
+    lines += [f"  failed   {f['count']:,} × {f['class']}: {f['example']}" for f in document["failures"]]
+    return lines
+
+
+async def watch(name: str) -> Ending:
+    """The panel of a batch that runs elsewhere."""
+    settings = here()
+    async with wiring.redis(settings) as (redis_url, _), wiring.plan_rooms(settings, redis_url=redis_url) as rooms:
+        batch = await rooms.ledger.find(name)  # type: ignore[attr-defined]
+        with screen() as shown:
+            code = await Follower(rooms, batch.id, shown, None, 0, rooms.clock.now()).follow(asyncio.Event())
+    return Ending(code or Exit.DONE, {"batch": batch.id})
+
+
+async def items(name: str, *, state: str | None, limit: int) -> Ending:
+    """Rows of a batch."""
+    if state is not None and state not in set(ItemState):
+        raise BadInput(f"--state {state!r}: one of {', '.join(ItemState)}")
+    async with wiring.ledger(here()) as ledger:
+        batch = await ledger.find(name)
+        rows = await ledger.items(batch.pk, state=ItemState(state) if state else None, after_index=-1, limit=limit)
+    documents = [{"index": r.index, "id": r.row_id, "state": r.state.value, "prediction_id": r.prediction_id, "error": r.error,
+                  "error_class": r.error_class, "attempts": r.attempts, "seconds": r.seconds,
+                  "cost_usd": None if r.charge_units is None else format(to_usd(r.charge_units), "f")} for r in rows]
+    lines = [f"{d['index']:>7}  {d['id']:<20} {d['state']:<10} {d['prediction_id'] or '–':<27}"
+             + (f" ${d['cost_usd']}" if d["cost_usd"] else "") + (f"  {d['error_class']}: {d['error']}" if d["error"] else "")
+             for d in documents] or ["no such rows"]
+    return Ending(Exit.DONE, {"batch": batch.id, "items": documents}, tuple(lines))
+
+
+async def jobs() -> Ending:
+    """Every job file that can be found from here."""
+    documents, lines = [], []
+    for path in wiring.discover_jobs(Path.cwd()):
+        try:
+            job = wiring.load_job(path, changes={}, source=None).job
+            wrong = job.unsupported()
+            documents.append({"job": path.stem, "path": str(path), "model": job.target_as_written(), "wrong": wrong})
+            lines.append(f"{path.stem:<24} {job.target_as_written():<44} {'; '.join(wrong) or 'ready'}")
+        except OrchestratorError as error:
+            documents.append({"job": path.stem, "path": str(path), "model": None, "wrong": [str(error)]})
+            lines.append(f"{path.stem:<24} {error}")
+    bad = any(d["wrong"] for d in documents)
+    return Ending(Exit.BAD_INPUT if bad else Exit.DONE, {"jobs": documents}, tuple(lines or ["no jobs/ folder here"]))

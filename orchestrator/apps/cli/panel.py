@@ -1,0 +1,127 @@
+"""Progress: a live panel on a terminal, plain lines elsewhere. Both go to stderr."""
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.apps.cli.follow import Look
+from orchestrator.core.lifecycle import ItemState
+
+LINE_EVERY_S = 5.0
+
+
+def clock_text(seconds: float | None) -> str:
+    """`1:02:03` or `2:03`; a dash where unknown."""
+    if seconds is None:
+        return "–"
+    minutes, second = divmod(int(seconds + 0.5), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def money_text(look: Look) -> str:
+    """What is spent, what is reserved, and how much is not known."""
+    counts = look.counts
+    text = f"${counts.spent_usd:f}"
+    if look.batch.cap_units is not None:
+        text += f" of ${look.batch.cap_units / 10**12:.2f}"
+    if counts.cost_unknown_items:
+        text += f" + {counts.cost_unknown_items:,} rows of unknown cost"
+    return text
+
+
+def _parts(look: Look) -> dict[str, int]:
+    by = look.counts.by_state
+    return {
+        "done": by.get(ItemState.SUCCEEDED, 0),
+        "running": by.get(ItemState.CLAIMED, 0) + by.get(ItemState.RUNNING, 0),
+        "downloading": by.get(ItemState.COLLECTING, 0),
+        "unsure": by.get(ItemState.UNSURE, 0),
+        "failed": by.get(ItemState.FAILED, 0),
+        "canceled": by.get(ItemState.CANCELED, 0),
+        "waiting": by.get(ItemState.PENDING, 0),
+    }
+
+
+def _rate_text(look: Look) -> str:
+    limit = f" of {look.limit_per_minute:,.0f}" if look.limit_per_minute else ", no limit set"
+    return f"{look.per_minute:,.0f} per minute{limit}"
+
+
+class LivePanel:
+    """A panel that redraws itself in place."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, refresh_per_second=4, transient=False)
+
+    def __enter__(self) -> "LivePanel":
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._live.__exit__(kind, error, trace)
+
+    def show(self, look: Look) -> None:
+        """Draw this moment."""
+        self._live.update(_panel(look))
+
+
+_COLOURS = {"done": "green", "running": "cyan", "downloading": "blue", "unsure": "yellow", "failed": "red",
+            "canceled": "magenta", "waiting": "dim"}
+
+
+def _panel(look: Look) -> Panel:
+    parts, total = _parts(look), look.counts.total
+    ended = parts["done"] + parts["failed"] + parts["canceled"]
+    counts = Text("  ").join(Text.assemble((f"{value:,}", f"bold {_COLOURS[name]}"), f" {name}")
+                             for name, value in parts.items() if value or name in ("done", "running", "failed"))
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("rate", _rate_text(look))
+    facts.add_row("spent", money_text(look))
+    facts.add_row("time", f"{clock_text(look.elapsed_s)} elapsed, {clock_text(look.eta_s)} to the last submission")
+    if look.reason:
+        facts.add_row("waiting", Text(look.reason, style="yellow"))
+    bar = ProgressBar(total=max(1, total), completed=ended, width=None)
+    share = Text(f"{ended:,} of {total:,} rows", style="bold")
+    return Panel(Group(share, bar, counts, Text(), facts), title=f"[bold]{look.batch.id}[/] · {look.batch.target.name}",
+                 title_align="left", border_style="cyan")
+
+
+class PlainLines:
+    """One line now and then, for logs and pipes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._last_s = 0.0
+        self._said: str | None = None
+
+    def __enter__(self) -> "PlainLines":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
+
+    def show(self, look: Look) -> None:
+        """Print a line every few seconds, and at once when the reason for waiting changes."""
+        now_s = time.monotonic()
+        if now_s - self._last_s < LINE_EVERY_S and look.reason == self._said:
+            return
+        self._last_s, self._said = now_s, look.reason
+        parts = ", ".join(f"{value:,} {name}" for name, value in _parts(look).items() if value)
+        waiting = f"; waiting: {look.reason}" if look.reason else ""
+        print(f"{clock_text(look.elapsed_s)}  {parts}; {_rate_text(look)}; {money_text(look)}{waiting}",  # noqa: T201
+              file=self._stream, flush=True)
+
+
+def screen(*, quiet: bool = False) -> LivePanel | PlainLines:
+    """The screen that fits where stderr goes."""
+    console = Console(stderr=True)
+    return LivePanel(console) if console.is_terminal and not quiet else PlainLines(sys.stderr)

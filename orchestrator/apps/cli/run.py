@@ -1,0 +1,274 @@
+"""`run` and `plan`: from a job file to results and an exit code."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from orchestrator import wiring
+from orchestrator.apps.cli.ending import Ending, Exit
+from orchestrator.apps.cli.follow import Follower
+from orchestrator.apps.cli.panel import clock_text, screen
+from orchestrator.apps.cli.speech import ask, say
+from orchestrator.apps.machine import Machine, machine
+from orchestrator.core.cost import worst_case_usd
+from orchestrator.core.errors import BadInput
+from orchestrator.core.inputs import most_outputs
+from orchestrator.core.job import Job
+from orchestrator.core.lifecycle import BatchState, Event, ItemState
+from orchestrator.core.ports import Rooms
+from orchestrator.core.records import Batch, Counts, Fact
+from orchestrator.core.results import summary
+from orchestrator.flow import control
+from orchestrator.flow.ingest import Examined, Order, Prepared, bad_rows, check, load, prepare
+from orchestrator.flow.record import record
+from orchestrator.flow.report import results_path
+from orchestrator.settings import Settings, home_of, read_settings
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The arguments of `run` and `plan`."""
+
+    job: str
+    source: str | None = None
+    output: str | None = None
+    run_key: str | None = None
+    limit: int | None = None
+    changes: dict[str, str] = field(default_factory=dict)
+    fresh: bool = False
+    patience_s: float = 900.0
+    yes: bool = False
+    json: bool = False
+
+
+def order_of(options: RunOptions) -> tuple[Order, Path]:
+    """The order that a job file and the command line make, and the home it belongs to."""
+    path = wiring.find_job(options.job, cwd=Path.cwd())
+    loaded = wiring.load_job(path, changes=options.changes, source=options.source, limit_to=None)
+    job: Job = loaded.job
+    refused = job.unsupported()
+    if refused:
+        raise BadInput(f"{path}: " + "; ".join(refused))
+    output = options.output or job.output.to
+    base = Path.cwd() if options.output or options.source else loaded.folder.parent if loaded.folder.name == "jobs" else loaded.folder
+    order = Order(job=job, name=loaded.name, folder=str(loaded.folder if not options.source else Path.cwd()),
+                  output_to=wiring.output_template(output, base=base), run_key=options.run_key, fresh=options.fresh,
+                  limit=options.limit)
+    return order, home_of(path, cwd=Path.cwd())
+
+
+@asynccontextmanager
+async def _open(settings: Settings) -> AsyncIterator[tuple[Rooms, str, bool]]:
+    """Redis (private unless told otherwise) and all rooms."""
+    async with wiring.redis(settings) as (redis_url, first_in), wiring.rooms(settings, redis_url=redis_url) as rooms:
+        yield rooms, redis_url, first_in
+
+
+async def plan(options: RunOptions) -> Ending:
+    """Every row read and checked, the time and the money estimated, nothing spent and nothing kept."""
+    order, home = order_of(options)
+    settings = read_settings(home)
+    async with wiring.plan_rooms(settings) as rooms:
+        prepared = await prepare(rooms, order, book=wiring.price_book(settings))
+        examined = await check(rooms, prepared)
+        if examined.bad and order.job.source.bad_rows == "refuse":
+            raise bad_rows(prepared, examined)
+        return _planned(rooms, prepared, examined)
+
+
+def _planned(rooms: Rooms, prepared: Prepared, examined: Examined) -> Ending:
+    good = examined.rows - examined.bad
+    per_minute = _per_minute(rooms, prepared)
+    minutes = good / per_minute if per_minute else None
+    worst = estimate_usd(prepared, good)
+    document = {
+        "job": prepared.order.name, "model": prepared.model.name, "run_key": prepared.run_key, "rows": examined.rows,
+        "bad_rows": examined.bad, "per_minute": per_minute or None, "minutes": None if minutes is None else round(minutes, 2),
+        "worst_case_usd": None if worst is None else format(worst, "f"), "columns": prepared.columns,
+        "inputs": sorted(prepared.plan.fed), "warnings": prepared.warnings,
+    }
+    time = "no rate is set" if minutes is None else f"{clock_text(minutes * 60)} at {per_minute:,.0f} per minute"
+    lines = [
+        f"{prepared.order.name}: {examined.rows:,} rows for {prepared.model.name}, all checked"
+        + (f" ({examined.bad:,} bad rows will be skipped)" if examined.bad else ""),
+        f"  inputs   {', '.join(sorted(prepared.plan.fed))}",
+        f"  time     at least {time}",
+        f"  cost     {'at most $' + format(worst, 'f') if worst is not None else 'unknown: no finite worst case per row'}",
+        *(f"  note     {warning}" for warning in prepared.warnings),
+        "Nothing was spent. To buy it: orchestrator run " + prepared.order.name,
+    ]
+    return Ending(Exit.DONE, document, tuple(lines))
+
+
+def _per_minute(rooms: Rooms, prepared: Prepared) -> float:
+    rates = [r for r in (prepared.order.job.limits.per_minute, rooms.tempo.creates_per_minute) if r]
+    return float(min(rates)) if rates else 0.0
+
+
+def estimate_usd(prepared: Prepared, rows: int) -> Any:
+    """The worst case of so many rows in USD (Decimal), or None where it is not finite."""
+    job = prepared.order.job
+    worst = worst_case_usd(prepared.price, cancel_after_s=job.limits.cancel_after,
+                           per_row_usd=job.budget.per_row_usd if job.budget else None,
+                           most_outputs=most_outputs(prepared.model.openapi_schema, prepared.plan.constants))
+    return None if worst is None else worst * rows
+
+
+async def run(options: RunOptions) -> Ending:
+    """A batch, from its job file to its end."""
+    order, home = order_of(options)
+    settings = read_settings(home)
+    new_ledger = wiring.is_new(settings)
+    async with _open(settings) as (rooms, redis_url, first_in):
+        prepared = await prepare(rooms, order, book=wiring.price_book(settings))
+        await _consent(rooms, prepared, options, ask_above_usd=settings.ask_above_usd)
+        if first_in:
+            await _bury_the_dead(rooms)
+        batch, new = await load(rooms, prepared)
+        say(f"ledger: {settings.home} ({'new' if new_ledger else f'resuming {batch.id}' if not new else f'new batch {batch.id}'})")
+        for warning in prepared.warnings if new else []:
+            say(f"note: {warning}")
+        wiring.claim_folder(batch, settings)
+        ended = await _already_over(rooms, batch)
+        if ended is not None:
+            return ended
+        return await _to_the_end(rooms, batch, options=options, settings=settings, redis_url=redis_url)
+
+
+async def _consent(rooms: Rooms, prepared: Prepared, options: RunOptions, *, ask_above_usd: float) -> None:
+    """Above the threshold: a budget, a terminal's yes, or --yes."""
+    if options.yes or prepared.cap_units is not None:
+        return
+    rows = min((await check(rooms, prepared)).rows, options.limit or 10**9)
+    worst = estimate_usd(prepared, rows)
+    if worst is None or worst <= ask_above_usd or await wiring.known_batch(rooms, prepared.run_key):
+        return
+    question = f"{rows:,} rows of {prepared.model.name} may cost up to ${worst:f}."
+    if not ask(f"{question} Buy them?"):
+        raise BadInput(f"{question} Nothing was spent. Say yes to it with budget.usd in the job, with --yes, or on a "
+                       f"terminal; ask_above_usd in config/orchestrator.toml sets the threshold (${ask_above_usd:g}).")
+
+
+async def _bury_the_dead(rooms: Rooms) -> None:
+    """Nobody else is at home, so whoever held a lease is dead: what it had in the air is unsure."""
+    now = rooms.clock.now()
+    ids = await rooms.ledger.expire_leases(now=now, owner_not=rooms.owner)
+    lost = [Fact(Event.ANSWER_LOST, now, i, error="the program ended before the answer was recorded",
+                 error_class="unsure") for i in ids]
+    await record(rooms, lost)
+
+
+async def _already_over(rooms: Rooms, batch: Batch) -> Ending | None:
+    """A finished batch stays finished; a canceled one needs a word."""
+    counts = await rooms.ledger.counts(batch.pk)
+    if batch.state is BatchState.CANCELED:
+        return _ending(rooms, batch, counts, Exit.CANCELED,
+                       [f"canceled before: orchestrator resume {batch.id}, or run it with --fresh"])
+    if batch.state is not BatchState.FINISHED:
+        return None
+    follower = Follower(rooms, batch.id, screen(quiet=True), None, 0, rooms.clock.now())
+    return _ending(rooms, batch, counts, await _verdict(follower), ["this batch had finished before; nothing was bought"])
+
+
+async def _verdict(follower: Follower) -> Exit:
+    code = await follower.follow(asyncio.Event())
+    assert code is not None
+    return code
+
+
+async def _to_the_end(rooms: Rooms, batch: Batch, *, options: RunOptions, settings: Settings, redis_url: str) -> Ending:
+    """Worker up, stations woken, followed to the end, everything taken down."""
+    if batch.state is BatchState.PAUSED:
+        await control.resume(rooms, batch)
+    await control.wake_all(rooms, batch)
+    with _signals() as heard:
+        async with machine(settings, rooms, redis_url=redis_url) as here:
+            with screen(quiet=False) as shown:
+                follower = Follower(rooms, batch.id, shown, here, options.patience_s, rooms.clock.now())
+                code = await follower.follow(heard.first)
+            if code is None:
+                return await _interrupted(rooms, batch, here, heard)
+    latest = await rooms.ledger.batch(batch.id)
+    counts = await rooms.ledger.counts(batch.pk)
+    why = [f"stopped: {follower.last_trouble}"] if follower.last_trouble else []
+    if code is Exit.BUDGET and latest is not None:
+        why = [f"stopped: {latest.reason}; raise it and run the same command again"]
+    return _ending(rooms, latest or batch, counts, code, why)
+
+
+@dataclass(slots=True)
+class _Heard:
+    """Which signals came."""
+
+    first: asyncio.Event
+    second: asyncio.Event
+    code: Exit = Exit.INTERRUPTED
+
+
+@contextmanager
+def _signals() -> Iterator[_Heard]:
+    """The first Ctrl-C or SIGTERM asks for a good end, the second for a quick one."""
+    loop, heard = asyncio.get_running_loop(), _Heard(asyncio.Event(), asyncio.Event())
+
+    def on(code: Exit) -> None:
+        if heard.first.is_set():
+            heard.second.set()
+        heard.code = code
+        heard.first.set()
+
+    loop.add_signal_handler(signal.SIGINT, on, Exit.INTERRUPTED)
+    loop.add_signal_handler(signal.SIGTERM, on, Exit.TERMINATED)
+    try:
+        yield heard
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+        loop.remove_signal_handler(signal.SIGTERM)
+
+
+async def _interrupted(rooms: Rooms, batch: Batch, here: Machine, heard: _Heard) -> Ending:
+    """Finish what is in the air, or at a second signal leave at once; say what is still out and until when."""
+    say("stopping: nothing new is bought; what is in the air is finished (again to leave at once)")
+    good = asyncio.create_task(here.stop())
+    quick = asyncio.create_task(heard.second.wait())
+    await asyncio.wait({good, quick}, return_when=asyncio.FIRST_COMPLETED)
+    if not good.done():
+        await here.stop(grace_s=0)
+        await asyncio.gather(good, return_exceptions=True)
+    quick.cancel()
+    counts = await rooms.ledger.counts(batch.pk)
+    latest = await rooms.ledger.batch(batch.id)
+    return _ending(rooms, latest or batch, counts, heard.code, await _still_out(rooms, batch, counts))
+
+
+async def _still_out(rooms: Rooms, batch: Batch, counts: Counts) -> list[str]:
+    out = sum(counts.by_state.get(s, 0) for s in (ItemState.CLAIMED, ItemState.UNSURE, ItemState.RUNNING, ItemState.COLLECTING))
+    again = "run the same command again to go on"
+    if not out:
+        return [f"interrupted with nothing left out; {again}"]
+    oldest = await rooms.ledger.oldest_out_at(batch.pk)
+    until = (oldest or rooms.clock.now()) + timedelta(seconds=rooms.tempo.retention_s)
+    return [f"interrupted: {out} paid predictions are still out; the provider keeps their outputs until "
+            f"{until:%Y-%m-%d %H:%M} UTC at least; {again}"]
+
+
+def _ending(rooms: Rooms, batch: Batch, counts: Counts, code: Exit, lines: list[str]) -> Ending:
+    """The summary document and the last words."""
+    results = results_path(batch)
+    exists = Path(results).is_file()
+    document = summary(batch, counts, results=results if exists else None, now=rooms.clock.now(), state=batch.state)
+    items = document["items"]
+    spent = f"${document['cost_usd']}" + (f" and {counts.cost_unknown_items:,} of unknown cost" if counts.cost_unknown_items else "")
+    told = [f"{batch.id}: {items['succeeded']:,} of {items['total']:,} rows succeeded, {items['failed']:,} failed, "
+            f"{items['canceled']:,} canceled, {items['pending']:,} pending; {spent}; {clock_text(document['elapsed_s'])}"]
+    if items["failed"]:
+        told.append(f"  why: orchestrator items {batch.id} --state failed · again: orchestrator retry {batch.id}")
+    told += [f"  {line}" for line in lines]
+    if exists:
+        told.append(f"  results: {results}")
+    return Ending(code, document, tuple(told))
+

@@ -1,0 +1,72 @@
+"""Commands that change a batch: pause, resume, cancel, retry, export."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from orchestrator import wiring
+from orchestrator.apps.cli.ending import Ending, Exit
+from orchestrator.apps.cli.look import here
+from orchestrator.core.errors import BadInput
+from orchestrator.core.ports import Rooms
+from orchestrator.core.records import Batch
+from orchestrator.flow import control
+from orchestrator.flow.report import SUFFIX, results_path, write_all
+from orchestrator.flow.report import export as write_results
+
+
+@asynccontextmanager
+async def _batch(name: str, *, provider: bool = False) -> AsyncIterator[tuple[Rooms, Batch]]:
+    settings = here()
+    async with wiring.plan_rooms(settings, token_needed=provider) as rooms:
+        yield rooms, await rooms.ledger.find(name)  # type: ignore[attr-defined]
+
+
+async def pause(name: str) -> Ending:
+    """Pause one batch."""
+    async with _batch(name) as (rooms, batch):
+        if not await control.pause(rooms, batch):
+            raise BadInput(f"batch {batch.id} is {batch.state.value}: only a running one can be paused")
+    return Ending(Exit.DONE, {"batch": batch.id, "state": "paused"},
+                  (f"{batch.id} is paused; what is out is still brought home. Go on with: orchestrator resume {batch.id}",))
+
+
+async def resume(name: str) -> Ending:
+    """Resume one batch."""
+    async with _batch(name) as (rooms, batch):
+        if not await control.resume(rooms, batch):
+            raise BadInput(f"batch {batch.id} is {batch.state.value}: only a paused or canceled one can be resumed")
+    return Ending(Exit.DONE, {"batch": batch.id, "state": "running"},
+                  (f"{batch.id} goes on wherever it is being run; if nothing runs it: orchestrator run {batch.job}",))
+
+
+async def cancel(name: str) -> Ending:
+    """Cancel one batch, at the provider too."""
+    async with _batch(name, provider=True) as (rooms, batch):
+        done = await control.cancel(rooms, batch)
+    document = {"batch": batch.id, "never_bought": done.pending, "ended": done.ended, "still_out": done.still_out}
+    lines = (f"{batch.id} is canceled: {done.pending:,} rows were never bought, {done.ended:,} predictions were ended, "
+             f"{done.still_out:,} had ended already or could not be (the next run says which)",)
+    return Ending(Exit.DONE, document, lines)
+
+
+async def retry(name: str, *, classes: frozenset[str]) -> Ending:
+    """Let failed rows wait for another attempt."""
+    async with _batch(name) as (rooms, batch):
+        count = await control.retry(rooms, batch, classes=classes)
+    return Ending(Exit.DONE, {"batch": batch.id, "rows": count},
+                  (f"{count:,} rows wait to be bought again: orchestrator run {batch.job}" if count else "no such failed rows",))
+
+
+async def export(name: str, *, to: str | None) -> Ending:
+    """Write the results as they stand."""
+    async with _batch(name) as (rooms, batch):
+        if to is None:
+            path = await write_all(rooms, batch)
+        else:
+            kind = next((k for k, suffix in SUFFIX.items() if to.endswith(suffix)), None)
+            if kind is None:
+                raise BadInput(f"--to {to}: end the name in {', '.join(SUFFIX.values())}")
+            path = str(Path(to).resolve())
+            await write_results(rooms, batch, path=path, kind=kind)
+    return Ending(Exit.DONE, {"batch": batch.id, "results": path, "complete": path == results_path(batch)}, (f"written: {path}",))

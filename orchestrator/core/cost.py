@@ -1,0 +1,153 @@
+"""What an attempt cost, and what it may cost at worst. Money is Decimal USD here and integers of 10^-12 USD in SQL.
+
+Replicate's API has no cost field, so a charge is computed from a price and from what the prediction says of itself.
+What cannot be known is None, never zero (Replicate docs: billing).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from orchestrator.core.errors import BadInput
+from orchestrator.core.records import MILLION_MILLIONTHS, Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """One price. `unit`: second (of predict_time), output (a file), run, or token (in and out priced apart)."""
+
+    id: str  # where it stands: price book entry and date, or `job`
+    unit: str
+    usd: Decimal
+    usd_out: Decimal | None = None  # token: price of an output token
+    official: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON, money as text."""
+        return {"id": self.id, "unit": self.unit, "usd": str(self.usd), "official": self.official,
+                "usd_out": None if self.usd_out is None else str(self.usd_out)}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any] | None) -> "Price | None":
+        """The inverse of `to_json`; None stays None."""
+        if value is None:
+            return None
+        out = value.get("usd_out")
+        return Price(value["id"], value["unit"], Decimal(value["usd"]), None if out is None else Decimal(out),
+                     bool(value.get("official")))
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What an attempt cost (None: unknown) and how that is known."""
+
+    usd: Decimal | None
+    basis: str | None
+
+
+FREE = Charge(Decimal(0), "free")
+UNKNOWN = Charge(None, None)
+
+
+def to_units(usd: Decimal) -> int:
+    """USD as an integer of 10^-12 USD; anything finer is rounded up, against ourselves."""
+    scaled = usd * MILLION_MILLIONTHS
+    whole = int(scaled)
+    return whole if scaled == whole else whole + 1
+
+
+def to_usd(units: int) -> Decimal:
+    """The inverse of `to_units`, without trailing zeros or an exponent."""
+    usd = (Decimal(units) / MILLION_MILLIONTHS).normalize()
+    return usd if usd.as_tuple().exponent <= 0 else usd.quantize(Decimal(1))  # type: ignore[operator]
+
+
+def charge(prediction: Prediction, *, price: Price | None, outputs: int) -> Charge:
+    """The charge of an ended prediction: `outputs` is the number of files it gave.
+
+    Failed public runs and aborted ones are free, canceled ones are billed up to the cancellation (Replicate docs:
+    billing). Whether a failed run of an official model is billed is not documented: unknown.
+    """
+    if prediction.status == "aborted":
+        return FREE
+    if prediction.status == "failed":
+        return UNKNOWN if price is None or price.official else FREE
+    if price is None:
+        return UNKNOWN
+    return _METHODS[price.unit](prediction, price, outputs)
+
+
+def _by_second(prediction: Prediction, price: Price, _outputs: int) -> Charge:
+    seconds = prediction.metrics.get("predict_time")
+    if not isinstance(seconds, int | float):
+        return UNKNOWN
+    return Charge(price.usd * Decimal(str(seconds)), "metrics")
+
+
+def _by_output(prediction: Prediction, price: Price, outputs: int) -> Charge:
+    if prediction.status != "succeeded":
+        return UNKNOWN
+    return Charge(price.usd * outputs, "counted outputs")
+
+
+def _by_run(prediction: Prediction, price: Price, _outputs: int) -> Charge:
+    return Charge(price.usd, "run") if prediction.status == "succeeded" else UNKNOWN
+
+
+def _by_token(prediction: Prediction, price: Price, _outputs: int) -> Charge:
+    read, wrote = (prediction.metrics.get(name) for name in ("input_token_count", "output_token_count"))
+    if not isinstance(read, int) or not isinstance(wrote, int):
+        return UNKNOWN
+    return Charge(price.usd * read + (price.usd_out or price.usd) * wrote, "metrics")
+
+
+_METHODS = {"second": _by_second, "output": _by_output, "run": _by_run, "token": _by_token}
+
+
+def resolve(*, model: str, official: bool, given: Mapping[str, Any] | None, book: Mapping[str, Any],
+            deployment: bool) -> Price | None:
+    """The price of a model: the job's own `price` first, then the price book; None where neither knows.
+
+    A deployment is billed for its instances' time online, not per prediction: no price per row can be derived.
+    """
+    if given:
+        return _given(given, book=book, official=official)
+    if deployment:
+        return None
+    entry = book.get("models", {}).get(model)
+    return None if entry is None else _entry(entry, book=book, official=official, id_=f"{model}@{entry.get('as_of', '?')}")
+
+
+def _given(given: Mapping[str, Any], *, book: Mapping[str, Any], official: bool) -> Price:
+    return _entry(given, book=book, official=official, id_="job")
+
+
+_UNITS = {"per_second_usd": "second", "per_output_usd": "output", "per_run_usd": "run", "per_input_token_usd": "token"}
+
+
+def _entry(entry: Mapping[str, Any], *, book: Mapping[str, Any], official: bool, id_: str) -> Price:
+    hardware = entry.get("hardware")
+    if hardware is not None:
+        rate = book.get("hardware", {}).get(hardware)
+        if rate is None:
+            known = ", ".join(sorted(book.get("hardware", {})))
+            raise BadInput(f"price: hardware {hardware!r} is not in the price book; it has {known}")
+        return Price(f"{id_}:{hardware}", "second", Decimal(str(rate["per_second_usd"])), official=official)
+    for name, unit in _UNITS.items():
+        if entry.get(name) is not None:
+            out = entry.get("per_output_token_usd")
+            return Price(id_, unit, Decimal(str(entry[name])), None if out is None else Decimal(str(out)), official)
+    raise BadInput(f"price: say one of hardware, {', '.join(_UNITS)}")
+
+
+def worst_case_usd(price: Price | None, *, cancel_after_s: float | None, most_outputs: int,
+                   per_row_usd: Decimal | None) -> Decimal | None:
+    """The most that one row can cost, or None where it is not finite: then a cap cannot be kept."""
+    if per_row_usd is not None:
+        return per_row_usd
+    if price is None or price.unit == "token":
+        return None
+    if price.unit == "second":
+        return None if cancel_after_s is None else price.usd * Decimal(str(cancel_after_s))
+    return price.usd * (most_outputs if price.unit == "output" else 1)

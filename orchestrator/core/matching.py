@@ -1,0 +1,155 @@
+"""Whose is this prediction? The logic by which a lost answer is adopted, bought again, or given up. Pure.
+
+Adopting needs positive evidence: the webhook URL carries the attempt's id, or target and canonical input are equal,
+nobody else owns the prediction, and there are candidates enough for every sent and unanswered attempt of that input.
+Buying again needs every doubt explained, in a complete listing that already shows something of ours created later.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from orchestrator.core.ports import OpenAttempt
+from orchestrator.core.records import Prediction
+from orchestrator.core.tempo import Tempo
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A window of the provider's list, in the provider's time, and what our ledger says of it."""
+
+    predictions: Sequence[Prediction]
+    owned: frozenset[str]  # ids that belong to an attempt of ours
+    complete: bool  # read down to the window's lower edge without a gap
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What is to be done with the unsure attempts; whoever is in none of the lists waits."""
+
+    adopt: list[tuple[str, Prediction]] = field(default_factory=list)
+    absent_once: list[str] = field(default_factory=list)  # look again after the confirmation time
+    absent: list[str] = field(default_factory=list)
+    give_up: list[str] = field(default_factory=list)
+
+
+def resolve(attempts: Sequence[OpenAttempt], listing: Listing, *, now: datetime, offset_s: float | None, tempo: Tempo,
+            hash_of: Callable[[dict[str, Any]], str], alive_targets: dict[str, tuple[str | None, str | None]]) -> Verdicts:
+    """Judge every attempt of `attempts` in state unsure against the listing.
+
+    `hash_of` gives an input's canonical hash; `alive_targets` maps a target key to the (model, version) that answered
+    attempts of it were echoed, as the echo of a target need not equal what was asked for.
+    """
+    free = [p for p in listing.predictions if p.id not in listing.owned]
+    unsure = [a for a in attempts if a.state == "unsure"]
+    adopted = _adopt(attempts, free, hash_of=hash_of, alive_targets=alive_targets)
+    verdicts = Verdicts(adopt=adopted)
+    settled = {attempt_id for attempt_id, _ in adopted}
+    taken = {p.id for _, p in adopted}
+    rest = [p for p in free if p.id not in taken]
+    for attempt in unsure:
+        if attempt.attempt_id not in settled:
+            _judge_absence(attempt, rest, listing, now=now, offset_s=offset_s, tempo=tempo, verdicts=verdicts)
+    return verdicts
+
+
+def _adopt(attempts: Sequence[OpenAttempt], free: Iterable[Prediction], *, hash_of: Callable[[dict[str, Any]], str],
+           alive_targets: dict[str, tuple[str | None, str | None]]) -> list[tuple[str, Prediction]]:
+    waiting: dict[tuple[str, str], list[OpenAttempt]] = defaultdict(list)
+    for attempt in attempts:
+        waiting[(attempt.target_key, attempt.input_hash)].append(attempt)
+    by_input: dict[str, list[Prediction]] = defaultdict(list)
+    for prediction in free:
+        if prediction.input and not prediction.data_removed:
+            by_input[hash_of(prediction.input)].append(prediction)
+    adopted: list[tuple[str, Prediction]] = []
+    used: set[str] = set()
+    for (target_key, input_hash), group in waiting.items():
+        echo = alive_targets.get(target_key)
+        fits = [p for p in by_input.get(input_hash, ()) if p.id not in used and _same_target(p, target_key, echo)
+                and _after(p, group)]
+        if len(fits) < len(group):
+            continue  # a match set, not a pair: which of the group each belongs to could not be said
+        oldest_first = sorted(fits, key=lambda p: (p.created_at is None, p.created_at, p.id))
+        for attempt, prediction in zip(sorted(group, key=lambda a: a.created_at), oldest_first, strict=False):
+            if attempt.state == "unsure":
+                adopted.append((attempt.attempt_id, prediction))
+                used.add(prediction.id)
+    return adopted
+
+
+def _same_target(prediction: Prediction, target_key: str, echo: tuple[str | None, str | None] | None) -> bool:
+    """Equal to what answered attempts of this target were given; without any, to what the target itself says."""
+    if echo is not None:
+        return (prediction.model, prediction.version) == echo
+    _, _, rest = target_key.partition("/")
+    name, _, version = rest.partition(":")
+    return prediction.model == name and (not version or prediction.version == version)
+
+
+def _after(prediction: Prediction, group: Sequence[OpenAttempt]) -> bool:
+    """Not created long before the first attempt of its group: five minutes of grace for clocks."""
+    first = min(a.created_at for a in group)
+    return prediction.created_at is None or prediction.created_at > first - timedelta(minutes=15)
+
+
+def last_moment(attempt: OpenAttempt, *, tempo: Tempo) -> datetime:
+    """Our clock: after this the POST can no longer create anything."""
+    ended = attempt.sent_until_at or attempt.created_at + timedelta(
+        seconds=0.5 + tempo.permit_life_s + tempo.request_timeout_s)
+    return ended + timedelta(seconds=tempo.unsure_margin_s)
+
+
+def _judge_absence(attempt: OpenAttempt, rest: Sequence[Prediction], listing: Listing, *, now: datetime,
+                   offset_s: float | None, tempo: Tempo, verdicts: Verdicts) -> None:
+    last = last_moment(attempt, tempo=tempo)
+    if now > last + timedelta(seconds=tempo.unsure_give_up_s):
+        verdicts.give_up.append(attempt.attempt_id)
+        return
+    if offset_s is None or not listing.complete or now <= last:
+        return
+    if any(_could_be(p, attempt) for p in rest):
+        return
+    edge = last + timedelta(seconds=offset_s)
+    canary = any(p.id in listing.owned and p.created_at is not None and p.created_at > edge for p in listing.predictions)
+    if not canary and now <= last + timedelta(seconds=tempo.unsure_no_canary_s):
+        return
+    if attempt.next_check_at is None:
+        verdicts.absent_once.append(attempt.attempt_id)
+    elif now >= attempt.next_check_at:
+        verdicts.absent.append(attempt.attempt_id)
+
+
+def _could_be(prediction: Prediction, attempt: OpenAttempt) -> bool:
+    """Whether this unowned prediction could be the attempt's: nothing explains it away.
+
+    Explained is only a prediction that carries a webhook (attempts without a public URL never ask for one), or that
+    differs in a plain value which we sent.
+    """
+    if prediction.webhook is not None:
+        return False
+    if prediction.data_removed or prediction.input is None:
+        return True
+    return not _differs(prediction.input, attempt.input_json)
+
+
+def _differs(seen: dict[str, Any], sent_json: str) -> bool:
+    sent = json.loads(sent_json)
+    return any(isinstance(value, str | int | float | bool) and _is_file_free(value) and not _equal(seen.get(name), value)
+               for name, value in sent.items())
+
+
+def _is_file_free(value: object) -> bool:
+    """File inputs may be rewritten by the provider: they explain nothing."""
+    return not (isinstance(value, str) and value.startswith(("http://", "https://", "data:")))
+
+
+def _equal(seen: object, sent: object) -> bool:
+    if isinstance(seen, bool) or isinstance(sent, bool):
+        return seen is sent
+    if isinstance(seen, int | float) and isinstance(sent, int | float):
+        return float(seen) == float(sent)
+    return seen == sent

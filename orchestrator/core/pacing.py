@@ -1,0 +1,126 @@
+"""Permit arithmetic: a leaky bucket (GCRA) per budget, several budgets at once, many permits in one step.
+
+All times are whole microseconds on one clock. A bucket is one number, its *theoretical arrival time* (TAT): the moment
+at which it will be full again. One permit moves it by one interval; a permit may be used as soon as it lies no further
+than `burst` intervals ahead. The Lua script beside `gateways/limiter.py` computes the same with the same names; one
+contract suite holds both to it.
+
+What is kept, whatever is asked and in whatever order: no window of 60 s holds more than per_minute + burst permits.
+A bucket that nobody remembers counts as emptied by permits reserved up to the horizon, so forgetting never grants more.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.core.ports import Budget, Grant
+
+MICROSECONDS = 1_000_000
+MINUTE_US = 60 * MICROSECONDS
+HORIZON_S = 0.5  # a permit reserved by a worker that dies is lost, so nobody reserves further ahead
+LIMIT_REASON = "limit"
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """What is remembered of one budget. `tat_us` None: nothing; `until_us`: end of the last pause, 0: never paused."""
+
+    tat_us: int | None = None
+    until_us: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """One budget in integers: a permit every `interval_us`, `burst` at once. Interval 0: no limit."""
+
+    interval_us: int
+    burst: int
+
+
+def rate_of(budget: Budget) -> Rate:
+    """The budget in whole microseconds; the interval is rounded up, so that the rate is never exceeded.
+
+    `per_minute` not above zero, infinite or not a number means no limit; a burst below one is one."""
+    per_minute = budget.per_minute
+    if not (per_minute > 0 and math.isfinite(per_minute)):
+        return Rate(0, 1)
+    return Rate(max(1, math.ceil(MINUTE_US / per_minute)), max(1, budget.burst))
+
+
+def standing_tat(bucket: Bucket, rate: Rate, *, now_us: int, horizon_us: int) -> int:
+    """The bucket's TAT as it counts now: unknown is empty, a pause empties, and nothing lies beyond empty.
+
+    The last rule heals a clock set back and a rate that was raised: no honest bucket is emptier than empty."""
+    emptiest = now_us + horizon_us + rate.burst * rate.interval_us
+    if bucket.tat_us is None:
+        return emptiest
+    after_pause = bucket.until_us + (rate.burst - 1) * rate.interval_us
+    return min(max(bucket.tat_us, after_pause), emptiest)
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A grant in microseconds, and the buckets as they must be remembered, in the order given."""
+
+    count: int
+    first_in_us: int
+    every_us: int
+    reason: str | None
+    buckets: tuple[Bucket, ...]
+
+    def grant(self) -> Grant:
+        """The same in seconds, as the port says it."""
+        return Grant(self.count, self.first_in_us / MICROSECONDS, self.every_us / MICROSECONDS, self.reason)
+
+
+def reserve(rates: Sequence[Rate], buckets: Sequence[Bucket], *, count: int, now_us: int,
+            horizon_us: int = int(HORIZON_S * MICROSECONDS)) -> Reservation:
+    """Up to `count` permits that every budget allows, evenly spaced, none beyond the horizon.
+
+    Count 0: come back in `first_in_us`, when a permit is within the horizon or the longest pause is over."""
+    paused = max(buckets, key=lambda bucket: bucket.until_us, default=Bucket())
+    if paused.until_us > now_us:
+        return Reservation(0, paused.until_us - now_us, 0, paused.reason, tuple(buckets))
+    limited = [(rate, standing_tat(bucket, rate, now_us=now_us, horizon_us=horizon_us))
+               for rate, bucket in zip(rates, buckets, strict=True) if rate.interval_us]
+    first_us = max([now_us, *(tat - (rate.burst - 1) * rate.interval_us for rate, tat in limited)])
+    room_us = now_us + horizon_us - first_us
+    granted, every_us = (0, 0) if room_us < 0 or count < 1 else _spread(limited, count, first_us, room_us)
+    remembered = _remember(rates, buckets, [_advance(rate, tat, granted, first_us, every_us) for rate, tat in limited])
+    if granted:
+        return Reservation(granted, first_us - now_us, every_us, None, remembered)
+    return Reservation(0, max(0, -room_us), 0, LIMIT_REASON, remembered)
+
+
+def _spread(limited: Sequence[tuple[Rate, int]], count: int, first_us: int, room_us: int) -> tuple[int, int]:
+    """How many permits from `first_us` on, and how far apart, so that permit i is due to every bucket at its time.
+
+    `slack` is how much sooner than `first_us` the bucket would have allowed the first: what is left of its burst."""
+    slacks = [(rate, first_us - (max(tat, first_us) - (rate.burst - 1) * rate.interval_us)) for rate, tat in limited]
+    granted = min([count, *(1 + (room_us + slack) // rate.interval_us for rate, slack in slacks)])
+    gaps = max(1, granted - 1)
+    every_us = max([0, *(-((slack - gaps * rate.interval_us) // gaps) for rate, slack in slacks)])
+    if granted == 1:
+        return 1, 0
+    return (min(granted, 1 + room_us // every_us) if every_us else granted), every_us
+
+
+def _advance(rate: Rate, tat: int, granted: int, first_us: int, every_us: int) -> int:
+    if not granted:
+        return tat
+    last_us = first_us + (granted - 1) * every_us
+    return max(max(tat, first_us) + granted * rate.interval_us, last_us + rate.interval_us)
+
+
+def _remember(rates: Sequence[Rate], buckets: Sequence[Bucket], tats: Sequence[int]) -> tuple[Bucket, ...]:
+    moved = iter(tats)
+    return tuple(Bucket(next(moved), bucket.until_us, bucket.reason) if rate.interval_us else bucket
+                 for rate, bucket in zip(rates, buckets, strict=True))
+
+
+def longer_pause(bucket: Bucket, *, now_us: int, for_us: int, reason: str) -> Bucket:
+    """The bucket, paused for so long from now on; a pause that already lasts longer stands, reason and all."""
+    if now_us + for_us <= bucket.until_us:
+        return bucket
+    return Bucket(bucket.tat_us, now_us + for_us, reason)

@@ -1,0 +1,414 @@
+"""What flow asks of the outside: one Protocol per room of `gateways/`. A port exists only where a double or a second
+implementation does."""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Protocol
+
+from orchestrator.core.lifecycle import BatchState
+from orchestrator.core.records import (
+    Batch,
+    Change,
+    Claim,
+    Counts,
+    Fact,
+    ItemResult,
+    NewBatch,
+    NewChunk,
+    OutputName,
+    Prediction,
+    ResultRow,
+    RowChunk,
+    SourceFile,
+    Standing,
+    StoredOutput,
+    Target,
+    ToCollect,
+    Wake,
+)
+from orchestrator.core.tempo import Tempo
+
+
+class Proof(StrEnum):
+    """What the outcome of a POST proves about money."""
+
+    CREATED = "created"  # a prediction exists, and here it is
+    NOT_SENT = "not_sent"  # the request never left: nothing was bought
+    REFUSED = "refused"  # an answer that buys nothing (400 401 402 403 404 405 413 415 422 429)
+    UNSURE = "unsure"  # anything else: it may have been bought
+
+
+@dataclass(frozen=True, slots=True)
+class CreateAnswer:
+    """The outcome of one POST. `status` and `body` are the provider's where it answered."""
+
+    proof: Proof
+    prediction: Prediction | None = None
+    status: int | None = None
+    detail: str | None = None  # what went wrong, a sentence
+    retry_after_s: float | None = None  # 429: header, body field, or text
+    sent_until_at: datetime | None = None  # our clock when the request ended
+    provider_offset_s: float | None = None  # provider's clock minus ours, from the Date header
+    rate_remaining: int | None = None
+    rate_reset_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of the provider's list, newest first."""
+
+    predictions: list[Prediction]
+    next_url: str | None
+    provider_offset_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What the provider says of a model or version."""
+
+    name: str
+    is_official: bool
+    version: str | None
+    openapi_schema: dict[str, Any]
+
+
+class Predictions(Protocol):
+    """Replicate, or what stands in for it."""
+
+    async def account(self) -> str:
+        """The account's name. Raises TokenRefused, Unreachable."""
+
+    async def model(self, name: str, *, version: str | None = None) -> Model:
+        """Model and schema. Raises NotFound, TokenRefused, Unreachable."""
+
+    async def deployment(self, name: str) -> Model:
+        """The model a deployment runs now. Raises NotFound, TokenRefused, Unreachable."""
+
+    async def create(self, target: Target, *, input_json: str, post_by_s: float, webhook: str | None = None,
+                     cancel_after_s: float | None = None) -> CreateAnswer:
+        """One POST, never repeated. `post_by_s`: CLOCK_BOOTTIME seconds after which it must not be written.
+
+        Never raises for anything the network or the provider did."""
+
+    async def get(self, prediction_id: str) -> Prediction:
+        """One prediction. Raises NotFound, Throttled, Unreachable, TokenRefused."""
+
+    async def cancel(self, prediction_id: str) -> Prediction:
+        """Ask for the end of one prediction; answers its state. Raises as `get`."""
+
+    async def list_page(self, *, url: str | None = None, created_after: datetime | None = None,
+                        created_before: datetime | None = None) -> Page:
+        """A page of predictions, newest first; `url` is a page's `next_url`.
+
+        Raises Throttled, Unreachable, TokenRefused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """One rate to be kept: at most `per_minute` in the long run, `burst` at once."""
+
+    key: str
+    per_minute: float
+    burst: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Permits: `count` of them, the first usable in `first_in_s`, then one every `every_s`. Count 0: come back in
+    `first_in_s`, because of `reason`."""
+
+    count: int
+    first_in_s: float
+    every_s: float
+    reason: str | None = None  # limit, or what the pause was given for
+
+
+class Limiter(Protocol):
+    """One rate for everybody who shares the account, on one clock."""
+
+    async def reserve(self, budgets: Sequence[Budget], *, count: int) -> Grant:
+        """Up to `count` permits from all budgets at once, none further than half a second ahead. Raises Unreachable."""
+
+    async def pause(self, key: str, *, seconds: float, reason: str) -> None:
+        """Nobody gets a permit of this budget for so long (a longer pause already set stands). Raises Unreachable."""
+
+    async def paused(self, key: str) -> tuple[float, str] | None:
+        """Seconds left and reason, or None. Raises Unreachable."""
+
+
+class Queue(Protocol):
+    """The only sender: a wake becomes a Celery message."""
+
+    async def send(self, wakes: Sequence[Wake]) -> None:
+        """Send; raises Unreachable when the broker is away (the row is the truth: the tick sends again)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """An output on its way: what the headers say, and the bytes."""
+
+    media_type: str | None
+    length: int | None
+    chunks: AsyncIterator[bytes]
+
+
+class Outputs(Protocol):
+    """Where finished files are fetched from."""
+
+    def fetch(self, url: str) -> AbstractAsyncContextManager[Fetched]:
+        """Open one output: https URL on an allowed host, or data URI. Raises CollectError's children."""
+
+
+class Storage(Protocol):
+    """Where files go: a folder."""
+
+    async def put(self, path: str, chunks: AsyncIterator[bytes], *, length: int | None) -> tuple[int, str]:
+        """Stream to `path` (relative), durably and atomically; answers bytes and sha256 in hex.
+
+        Raises OutputBroken when the length disagrees, OSError when the store is full or not writable."""
+
+
+class ResultsTable(Protocol):
+    """A results file being written; used as a context manager, it appears whole or not at all."""
+
+    def __enter__(self) -> "ResultsTable": ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None: ...
+
+    def write(self, blob: bytes, rows: Sequence[ResultRow]) -> None:
+        """One snapshot chunk and its rows' results, same order and length."""
+
+
+class Tables(Protocol):
+    """Files of rows: sources in, results out. All of it blocks: call it in a thread."""
+
+    def resolve(self, pattern: str, *, base: str) -> list[str]:
+        """The files meant by a path or glob, sorted. Raises BadInput when there is none."""
+
+    def fingerprint(self, paths: Sequence[str]) -> list[SourceFile]:
+        """Size and sha256 of each."""
+
+    def columns(self, paths: Sequence[str]) -> list[str]:
+        """The columns' names. Raises BadInput for what is empty, doubled, or differs between files."""
+
+    def read(self, paths: Sequence[str], *, chunk_rows: int) -> Iterator[RowChunk]:
+        """All rows, in bounded chunks."""
+
+    def merge_schema(self, source_schema_json: str | None, blob: bytes) -> str:
+        """The schema so far, widened by one more chunk."""
+
+    def results(self, path: str, *, kind: str, source_schema_json: str) -> ResultsTable:
+        """A new results file of kind parquet, csv or jsonl."""
+
+    def lines(self, path: str) -> AbstractContextManager[Callable[[dict[str, Any]], None]]:
+        """A new JSON-lines file; the value written through appears whole or not at all."""
+
+    def document(self, path: str, value: dict[str, Any]) -> None:
+        """A JSON document, written atomically."""
+
+
+class Clock(Protocol):
+    """Time and chance."""
+
+    def now(self) -> datetime:
+        """The wall clock, UTC."""
+
+    def boottime(self) -> float:
+        """Seconds that also pass while the machine sleeps."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+    def token(self) -> str:
+        """A new random id of 26 lowercase letters and digits."""
+
+    def jitter(self) -> float:
+        """A number in [0, 1)."""
+
+
+Decide = Callable[[Standing, Fact], Change | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimTerms:
+    """The terms of one claim of items for submitting."""
+
+    now: datetime
+    lease_until: datetime
+    post_by_at: datetime
+    owner: str
+    reserve_units: int  # worst case per row in 10^-12 USD
+
+
+@dataclass(frozen=True, slots=True)
+class Claimable:
+    """How many items may be claimed now. `reason` says what holds back the rest: `none due`, `in flight`, `start limit`,
+    `budget`, `budget: waiting for running rows`, `not running`; None when nothing does."""
+
+    count: int
+    reason: str | None
+    next_due_at: datetime | None = None  # when the next waiting item is due, if none is now
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAttempt:
+    """An attempt not yet ended, as the sweep needs it."""
+
+    attempt_id: str
+    batch_pk: int
+    state: str
+    prediction_id: str | None
+    target_key: str
+    input_json: str
+    input_hash: str
+    created_at: datetime
+    answered_at: datetime | None
+    sent_until_at: datetime | None
+    next_check_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenWindow:
+    """What is out at the provider for one account."""
+
+    running: int
+    unsure: int
+    oldest_created_at: datetime | None  # of the running attempts that are not stragglers
+    median_s: float | None  # median provider time of this account's latest ended attempts
+
+
+class Ledger(Protocol):
+    """All of SQL. Each method is one transaction; none holds one across the network."""
+
+    async def open_batch(self, new: NewBatch) -> tuple[Batch, bool]:
+        """The batch of this run key, and whether it is new."""
+
+    async def batch(self, batch_id: str) -> Batch | None:
+        """One batch by id."""
+
+    async def live_batches(self) -> list[Batch]:
+        """Batches that are loading, running, paused or canceling."""
+
+    async def note_reason(self, batch_pk: int, reason: str | None) -> None:
+        """Say why the batch waits, for people; None: it does not."""
+
+    async def loaded_rows(self, batch_pk: int) -> int:
+        """Rows already in, from an interrupted load: whole chunks, in order."""
+
+    async def add_chunk(self, batch_pk: int, chunk: NewChunk) -> None:
+        """Snapshot and items of one chunk; adding a chunk again changes nothing."""
+
+    async def seal(self, batch_pk: int, *, total: int, source_schema_json: str, now: datetime) -> None:
+        """Loading has ended: from now on rows may be bought."""
+
+    async def discard(self, batch_pk: int) -> None:
+        """Forget a batch that is still loading, rows and all."""
+
+    async def amend(self, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None,
+                    start_limit: int | None, job_json: str) -> None:
+        """What may change between two runs of one batch."""
+
+    async def set_state(self, batch_pk: int, *, to: BatchState, allowed: frozenset[BatchState], reason: str | None,
+                        now: datetime) -> bool:
+        """Move the batch if it stands in an allowed state; says whether it moved."""
+
+    async def claimable(self, batch_pk: int, *, count: int, terms: ClaimTerms) -> Claimable:
+        """How many items `claim` would give now, and why not more. Reads only."""
+
+    async def claim(self, batch_pk: int, *, attempt_ids: Sequence[str], terms: ClaimTerms) -> list[Claim]:
+        """Up to len(attempt_ids) due pending items, in row order, each with an attempt committed.
+
+        Fewer when the in-flight cap, the start limit or the budget allows no more."""
+
+    async def move(self, facts: Sequence[Fact], *, decide: Decide) -> list[Change]:
+        """Read where the facts' attempts stand, under lock; ask `decide`; write the changes; all in one transaction."""
+
+    async def expire_leases(self, *, now: datetime, owner_not: str | None) -> list[str]:
+        """Ids of open attempts whose lease is over.
+
+        With `owner_not`, also those of any other owner: the caller knows that these are dead."""
+
+    async def to_collect(self, batch_pk: int, *, count: int, now: datetime, lease_until: datetime) -> list[ToCollect]:
+        """Collecting items that are due, oldest completion first, leased to the caller."""
+
+    async def grant_names(self, names: Sequence[OutputName]) -> list[str]:
+        """A stem for each, unique in its batch: as asked, or with `~row` behind it. Asking again answers the same."""
+
+    async def store_outputs(self, outputs: Sequence[StoredOutput]) -> None:
+        """Note files that are home."""
+
+    async def delay_collect(self, item_pks: Sequence[int], *, due_at: datetime, error: str) -> None:
+        """Try these again later."""
+
+    async def open_window(self, account: str) -> OpenWindow:
+        """How much is out, and since when."""
+
+    async def stragglers(self, account: str, *, older_than: datetime, now: datetime, count: int) -> list[OpenAttempt]:
+        """Running attempts created before `older_than` that are due for a single GET."""
+
+    async def checked(self, attempt_ids: Sequence[str], *, next_check_at: datetime) -> None:
+        """A single GET was made; the next not before."""
+
+    async def unsure(self, account: str) -> list[OpenAttempt]:
+        """Attempts whose answer was lost, oldest first (open ones of the same inputs included)."""
+
+    async def echoes(self, account: str) -> dict[str, tuple[str | None, str | None]]:
+        """Target key to the (model, version) that the latest answered attempt of that target was echoed."""
+
+    async def owned(self, prediction_ids: Sequence[str]) -> set[str]:
+        """Which of these predictions belong to an attempt of ours."""
+
+    async def in_air(self, batch_pk: int, *, count: int) -> list[tuple[str, str]]:
+        """(attempt id, prediction id) of predictions still alive, for canceling."""
+
+    async def cancel_pending(self, batch_pk: int) -> int:
+        """Pending items become canceled; how many."""
+
+    async def reopen_canceled(self, batch_pk: int) -> int:
+        """Canceled items wait again; how many."""
+
+    async def reopen_failed(self, batch_pk: int, *, classes: frozenset[str]) -> int:
+        """Failed items of these error classes (empty: all but `invalid_input`) wait again, failures at zero; how many."""
+
+    async def unsettled(self, batch_pk: int) -> bool:
+        """Whether any item of the batch can still move by itself (with a start limit: any started one)."""
+
+    def results(self, batch_pk: int) -> AsyncIterator[tuple[bytes, list[ItemResult]]]:
+        """Snapshot chunk and its items' outcomes, in input order, streamed."""
+
+    def manifest(self, batch_pk: int) -> AsyncIterator[dict[str, Any]]:
+        """One dict per file at home, in input order, streamed: the lines of `manifest.jsonl`."""
+
+    async def counts(self, batch_pk: int) -> Counts:
+        """Items by state, and money."""
+
+    async def note_offset(self, account: str, *, offset_s: float, now: datetime) -> None:
+        """Remember the provider's clock."""
+
+    async def offset(self, account: str) -> float | None:
+        """The provider's clock minus ours, in seconds, where ever learned."""
+
+    async def schedule(self, wakes: Sequence[Wake], *, now: datetime) -> None:
+        """Set due times; a wake sooner than what is set wins, a later one replaces only a time that has passed."""
+
+    async def take_due(self, *, now: datetime, hold_s: float) -> list[Wake]:
+        """Wakes that are due; each is held back for `hold_s` so that a lost message is sent again, not lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """The gateways that a station works with, introduced by wiring."""
+
+    ledger: Ledger
+    predictions: Predictions
+    limiter: Limiter
+    outputs: Outputs
+    storage: Callable[[str], Storage]  # of an output folder
+    tables: Tables
+    clock: Clock
+    tempo: Tempo
+    owner: str  # of leases: this process
+    stopping: Callable[[], bool] = lambda: False  # a shutdown has begun: start nothing new

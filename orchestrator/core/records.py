@@ -1,0 +1,301 @@
+"""The nouns: plain frozen values that travel between rooms. No method does work."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from orchestrator.core.lifecycle import AttemptState, BatchState, Event, ItemState
+
+MILLION_MILLIONTHS = 10**12  # money in SQL: integers of 10^-12 USD
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What an attempt is sent to: endpoint, model as requested, pinned version.
+
+    `endpoint` is `models` (official), `predictions` (a pinned version) or `deployments`.
+    """
+
+    endpoint: str
+    name: str  # owner/name as requested
+    version: str | None  # 64 hex digits where one is pinned
+
+    @property
+    def key(self) -> str:
+        """One text that two attempts share exactly if they were sent to the same target."""
+        return f"{self.endpoint}/{self.name}" + (f":{self.version}" if self.version else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Look at this, not before then. `key` is a batch id, or an account for `sweep`."""
+
+    station: str  # submit, sweep, collect, report
+    key: str
+    lane: int = 0
+    due_at: datetime | None = None  # None: now
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """What a batch is when it is opened."""
+
+    id: str
+    job: str
+    run_key: str
+    account: str
+    created_at: datetime
+    target: Target
+    job_json: str  # the job as validated, with --set applied
+    schema_json: str  # the model's OpenAPI schema, as snapshotted
+    source_json: str  # the files read: path, bytes, sha256
+    price_json: str  # the price resolved at the start, or "null"
+    output_to: str  # absolute folder
+    in_flight: int  # predictions alive at most
+    max_attempts: int  # provider failures per item at most
+    cap_units: int | None = None  # budget in 10^-12 USD
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One run of a job over one source, as the ledger has it."""
+
+    pk: int
+    id: str
+    job: str
+    run_key: str
+    account: str
+    state: BatchState
+    reason: str | None  # why it waits, for people
+    created_at: datetime
+    finished_at: datetime | None
+    target: Target
+    job_json: str
+    schema_json: str
+    source_json: str
+    price_json: str
+    source_schema_json: str | None
+    output_to: str
+    in_flight: int
+    max_attempts: int
+    start_limit: int | None  # --limit: rows that may be started
+    total: int | None  # rows, known once loading has ended
+    cap_units: int | None
+    spent_units: int
+    reserved_units: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of the source, by its raw content."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as read. `problem`: it could not be read properly; `cells` then hold what was readable."""
+
+    index: int  # from 0, over all files of the source
+    line: int | None  # where it begins in its file, from 1, where the format has lines
+    cells: dict[str, Any]
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RowChunk:
+    """Some rows in order, and the snapshot of their cells (zstd-compressed Arrow IPC)."""
+
+    first_index: int
+    rows: list[Row]
+    blob: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """A row about to enter the ledger. A bad row comes with its error and enters as failed, class `invalid_input`."""
+
+    index: int
+    row_id: str
+    input_json: str | None  # canonical JSON of the model input
+    input_hash: str | None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewChunk:
+    """One chunk of the source: its items, and the snapshot of its cells."""
+
+    first_index: int
+    items: list[NewItem]
+    blob: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An item claimed for submitting, its attempt already committed."""
+
+    attempt_id: str
+    item_pk: int
+    index: int
+    row_id: str
+    input_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The provider's account of one prediction, parsed alike from POST answer, GET, list item and webhook."""
+
+    id: str
+    status: str  # starting, processing, succeeded, failed, canceled, aborted
+    model: str | None = None
+    version: str | None = None
+    input: dict[str, Any] | None = None
+    output: Any = None
+    error: str | None = None
+    logs_tail: str | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    data_removed: bool = False
+    webhook: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """Something learned about one attempt, from whichever side. Routed by prediction id first, by attempt id second."""
+
+    event: Event
+    at: datetime
+    attempt_id: str | None = None
+    prediction: Prediction | None = None
+    error: str | None = None
+    error_class: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where an attempt and its item stand, read under lock just before a move is decided."""
+
+    attempt_id: str
+    attempt_state: AttemptState
+    prediction_id: str | None
+    item_pk: int
+    item_state: ItemState
+    is_current: bool  # this attempt is the item's latest
+    failures: int  # provider failures of the item so far
+    batch_pk: int
+    reserved_units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A decided move, ready to be written: new states and the columns that go with them."""
+
+    standing: Standing
+    event: Event
+    attempt_to: AttemptState
+    item_to: ItemState
+    at: datetime
+    due_at: datetime | None = None  # of the item, where it waits for another attempt
+    failures: int | None = None  # new value, where it changes
+    error: str | None = None
+    error_class: str | None = None
+    prediction: Prediction | None = None
+    charge_units: int | None = None  # None: unknown
+    charge_basis: str | None = None  # metrics, counted outputs, free; None: not known (yet)
+    final_charge: bool = False  # the attempt is over: release its reservation
+
+
+@dataclass(frozen=True, slots=True)
+class ToCollect:
+    """A succeeded prediction whose outputs are to be brought home."""
+
+    attempt_id: str
+    item_pk: int
+    batch_pk: int
+    index: int
+    row_id: str
+    prediction_id: str
+    output_json: str
+    completed_at: datetime
+    tries: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputName:
+    """A file name asked for; the ledger grants it, or a variant, so that no two rows share one."""
+
+    item_pk: int
+    batch_pk: int
+    attempt_id: str
+    row_index: int
+    index: int
+    stem: str  # relative path without extension
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOutput:
+    """One file at home."""
+
+    item_pk: int
+    index: int
+    path: str  # relative to the output folder, with forward slashes
+    bytes: int
+    sha256: str
+    media_type: str
+    source_url: str  # `data:` for inline values
+    stored_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ItemResult:
+    """How an item stands, with what its current attempt gave: the ledger's side of a result."""
+
+    index: int
+    prediction_id: str | None
+    state: ItemState
+    output_json: str | None
+    files: tuple[str, ...]  # relative paths, by output index
+    error: str | None
+    error_class: str | None
+    charge_units: int | None  # over all attempts; None if any that ran is unknown, or none was made
+    seconds: float | None
+    attempts: int
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """The final row: what stands behind the input columns in the results file."""
+
+    index: int
+    prediction_id: str | None
+    status: str  # succeeded, failed, canceled, pending
+    output: str | None  # text as text, anything else as JSON
+    files: tuple[str, ...]
+    error: str | None
+    error_class: str | None
+    cost_usd: Decimal | None
+    seconds: float | None
+    attempts: int
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Items of a batch by state, and money."""
+
+    by_state: dict[ItemState, int]
+    spent_usd: Decimal
+    reserved_usd: Decimal
+    cost_unknown_items: int
+
+    @property
+    def total(self) -> int:
+        """All rows."""
+        return sum(self.by_state.values())

@@ -1,0 +1,42 @@
+"""Every waiting time and size that the stations work with, in one value that tests can scale down."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Tempo:
+    """Rates per minute, durations in seconds, sizes in items. The defaults are the ones meant for Replicate."""
+
+    creates_per_minute: float = 600.0  # Replicate docs: rate limits, create predictions
+    create_burst: int = 10  # permits usable at once after idling; the provider tolerates short bursts
+    reads_per_minute: float = 3000.0  # Replicate docs: rate limits, all other endpoints
+
+    slice_s: float = 20.0  # a station's task ends after so long and is sent again: a worker stays steerable
+    hold_s: float = 40.0  # a message not seen to act for so long counts as lost and is sent again
+    idle_s: float = 2.0  # a station without work looks again after this
+    tick_s: float = 0.25
+
+    submit_lanes: int = 2
+    submit_concurrency: int = 100  # POSTs in the air per task
+    submit_chunk: int = 100  # items per claim
+    permit_life_s: float = 1.0  # a permit not used within this lapses: a late POST would break the rate
+    request_timeout_s: float = 30.0
+    lease_margin_s: float = 120.0  # a lease outlives the last possible write of its POST by this
+    record_every_s: float = 0.25  # a kill between two of these leaves at most so many unsure rows
+
+    sweep_min_s: float = 2.0
+    straggler_min_s: float = 60.0  # younger than this, a prediction is looked for in the list only
+    straggler_gets: int = 20  # single GETs per sweep
+
+    unsure_margin_s: float = 120.0  # after the end of our request, the last moment at which it may still be created
+    unsure_confirm_s: float = 30.0  # absence is looked at twice, so far apart
+    unsure_no_canary_s: float = 300.0  # without a later prediction of ours in the list, absence waits this long
+    unsure_give_up_s: float = 600.0  # still in doubt after this: failed, class unsure
+
+    collect_lanes: int = 2
+    collect_concurrency: int = 24
+    collect_chunk: int = 100
+    collect_lease_s: float = 180.0
+    retention_s: float = 3600.0  # Replicate docs: data retention of API predictions, one hour
+    retry_first_s: float = 2.0  # first pause before another attempt at a row; doubles, at most ten minutes
+    outage_pause_s: float = 5.0  # nobody submits for so long after the provider could not be reached

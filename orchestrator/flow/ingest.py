@@ -1,0 +1,219 @@
+"""From a job and its source to rows in the ledger: the model asked, every row checked, nothing bought.
+
+`plan` and `run` share this path: `prepare` asks and compiles, `check` reads every row without keeping any, `load` reads
+every row into the ledger. All that is wrong with the rows is told at once.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from orchestrator.core.cost import Price, resolve, to_units, worst_case_usd
+from orchestrator.core.errors import BadInput, BadRows, NotFound, RowProblem
+from orchestrator.core.inputs import InputPlan, InputSchema, canonical, most_outputs, plan_inputs
+from orchestrator.core.job import Job
+from orchestrator.core.lifecycle import BatchState
+from orchestrator.core.naming import batch_id
+from orchestrator.core.ports import Model, Rooms
+from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Row, RowChunk, SourceFile, Target
+from orchestrator.core.runkey import hash_text, run_key
+
+CHUNK_ROWS = 1000
+KEPT_PROBLEMS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the user asked for, as the command line or a schedule puts it."""
+
+    job: Job
+    name: str
+    folder: str  # of the job file: sources are relative to it
+    output_to: str  # as asked, `{{ batch }}` not yet filled in; absolute or relative to the working folder
+    run_key: str | None = None
+    fresh: bool = False
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job that can be run: the model is known, the mapping fits it, the source is there."""
+
+    order: Order
+    account: str
+    target: Target
+    model: Model
+    paths: list[str]
+    files: list[SourceFile]
+    columns: list[str]
+    plan: InputPlan
+    price: Price | None
+    run_key: str
+    cap_units: int | None
+    warnings: list[str]
+
+
+@dataclass(slots=True)
+class Examined:
+    """What reading every row found."""
+
+    rows: int = 0
+    bad: int = 0
+    problems: list[RowProblem] = field(default_factory=list)
+    source_schema_json: str | None = None
+
+
+async def prepare(rooms: Rooms, order: Order, *, book: dict[str, Any]) -> Prepared:
+    """Ask the provider for account, model and schema; compile the mapping; find and fingerprint the source."""
+    job = order.job
+    paths = await asyncio.to_thread(rooms.tables.resolve, job.source.path, base=order.folder)
+    columns = await asyncio.to_thread(rooms.tables.columns, paths)
+    account = await rooms.predictions.account()
+    target, model = await _target(rooms, job)
+    schema = InputSchema.from_openapi(model.openapi_schema)
+    plan = plan_inputs(job.input, columns=columns, schema=schema, row_id_column=job.source.id)
+    price = resolve(model=model.name, official=model.is_official, deployment=job.deployment is not None, book=book,
+                    given=job.price.model_dump(exclude_none=True) if job.price else None)
+    files = await asyncio.to_thread(rooms.tables.fingerprint, paths)
+    key = order.run_key or run_key(job_name=order.name, target_as_written=job.target_as_written(),
+                                   input_mapping=job.input, source_hashes=[f.sha256 for f in files])
+    if order.fresh:
+        key = f"{key}-{rooms.clock.token()[:8]}"
+    cap_units, warnings = _money(job, price=price, model=model)
+    return Prepared(order, account, target, model, paths, files, columns, plan, price, key, cap_units, warnings)
+
+
+async def _target(rooms: Rooms, job: Job) -> tuple[Target, Model]:
+    """Which endpoint buys this model, and which version is pinned (Replicate changelog 2025-08-05)."""
+    ref = job.target()
+    try:
+        if ref.kind == "deployment":
+            return Target("deployments", ref.name, None), await rooms.predictions.deployment(ref.name)
+        model = await rooms.predictions.model(ref.name, version=ref.version)
+    except NotFound as error:
+        raise BadInput(f"the provider does not know {job.target_as_written()!r}: {error}") from error
+    if ref.version is None and model.is_official:
+        return Target("models", ref.name, None), model
+    return Target("predictions", ref.name, ref.version or model.version), model
+
+
+def _money(job: Job, *, price: Price | None, model: Model) -> tuple[int | None, list[str]]:
+    """The cap in units, and what has to be said about money before anything is spent."""
+    if job.budget is None or job.budget.usd is None:
+        unknown = f"no price is known for {model.name}: the cost of this batch will be unknown, not zero"
+        return None, [unknown] if price is None else []
+    worst = worst_case_usd(price, cancel_after_s=job.limits.cancel_after, per_row_usd=job.budget.per_row_usd,
+                           most_outputs=most_outputs(model.openapi_schema))
+    if worst is None:
+        raise BadInput(f"budget: what one row of {model.name} may cost at worst is not known, so a cap cannot be kept.\n"
+                       "Add to the job either\n  budget: { usd: …, per_row_usd: 0.05 }\nor, where the price is per second,"
+                       "\n  price: { hardware: gpu-l40s }\n  limits: { cancel_after: 5m }")
+    return to_units(job.budget.usd), []
+
+
+async def check(rooms: Rooms, prepared: Prepared) -> Examined:
+    """Read and check every row, keeping nothing."""
+    examined = Examined()
+    async for _ in _chunks(rooms, prepared, examined, keep_from=None):
+        pass
+    return examined
+
+
+async def load(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
+    """The batch of this run key, loaded whole, and whether it is new. Raises BadRows, and then nothing is kept."""
+    batch, new = await rooms.ledger.open_batch(_new_batch(prepared, now=rooms.clock.now(), token=rooms.clock.token()))
+    _same_content(batch, prepared)
+    job = prepared.order.job
+    await rooms.ledger.amend(batch.pk, in_flight=job.limits.in_flight, max_attempts=job.retry.attempts,
+                             cap_units=prepared.cap_units, start_limit=prepared.order.limit, job_json=job.model_dump_json())
+    if batch.state is BatchState.LOADING:
+        await _fill(rooms, prepared, batch)
+    loaded = await rooms.ledger.batch(batch.id)
+    assert loaded is not None
+    return loaded, new
+
+
+def _new_batch(prepared: Prepared, *, now: datetime, token: str) -> NewBatch:
+    order, job = prepared.order, prepared.order.job
+    new_id = batch_id(order.name, when=now, token=token)
+    return NewBatch(
+        id=new_id, job=order.name, run_key=prepared.run_key, account=prepared.account, created_at=now,
+        target=prepared.target, job_json=job.model_dump_json(), schema_json=json.dumps(prepared.model.openapi_schema),
+        source_json=json.dumps([{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in prepared.files]),
+        price_json=json.dumps(prepared.price.to_json() if prepared.price else None),
+        output_to=order.output_to.replace("\0batch\0", new_id), in_flight=job.limits.in_flight,
+        max_attempts=job.retry.attempts, cap_units=prepared.cap_units)
+
+
+def _same_content(batch: Batch, prepared: Prepared) -> None:
+    """A run key given by hand may not be met again with other content."""
+    then = [f["sha256"] for f in json.loads(batch.source_json)]
+    now = [f.sha256 for f in prepared.files]
+    before = Job.model_validate_json(batch.job_json)
+    job = prepared.order.job
+    if then != now or before.input != job.input or before.target_as_written() != job.target_as_written():
+        raise BadInput(f"the run key {batch.run_key!r} already names batch {batch.id}, which had another source, model or "
+                       "input mapping. Nothing was spent. Choose another --run-key, or use --fresh.")
+
+
+async def _fill(rooms: Rooms, prepared: Prepared, batch: Batch) -> None:
+    """All rows into the ledger, or none: with bad rows refused, the batch is forgotten again."""
+    examined = Examined()
+    refuse = prepared.order.job.source.bad_rows == "refuse"
+    present = await rooms.ledger.loaded_rows(batch.pk)
+    async for chunk in _chunks(rooms, prepared, examined, keep_from=present):
+        if not (refuse and examined.bad):
+            await rooms.ledger.add_chunk(batch.pk, chunk)
+    if refuse and examined.bad:
+        await rooms.ledger.discard(batch.pk)
+        raise bad_rows(prepared, examined)
+    await rooms.ledger.seal(batch.pk, total=examined.rows, now=rooms.clock.now(),
+                            source_schema_json=examined.source_schema_json or rooms.tables.merge_schema(None, b""))
+
+
+def bad_rows(prepared: Prepared, examined: Examined) -> BadRows:
+    """All that is wrong with the rows, as one error."""
+    of = prepared.order.job.source.path
+    rows = "1 row does" if examined.bad == 1 else f"{examined.bad} rows do"
+    message = (f"{rows} not fit {prepared.model.name} ({of}, {examined.rows} rows read); nothing was spent. Correct them, "
+               "or say `bad_rows: skip` under `source:` to run the others.")
+    return BadRows(message, problems=examined.problems, total=examined.bad)
+
+
+async def _chunks(rooms: Rooms, prepared: Prepared, examined: Examined, *, keep_from: int | None) -> AsyncIterator[NewChunk]:
+    """Every chunk read and checked, off the loop; those the ledger does not have yet are yielded."""
+    source = rooms.tables.read(prepared.paths, chunk_rows=CHUNK_ROWS)
+    while True:
+        chunk = await asyncio.to_thread(_next, rooms, prepared, examined, source)
+        if chunk is None:
+            return
+        if keep_from is not None and chunk.first_index >= keep_from:
+            yield chunk
+
+
+def _next(rooms: Rooms, prepared: Prepared, examined: Examined, source: Iterator[RowChunk]) -> NewChunk | None:
+    chunk = next(source, None)
+    if chunk is None:
+        return None
+    examined.source_schema_json = rooms.tables.merge_schema(examined.source_schema_json, chunk.blob)
+    items = [_item(prepared, row, examined) for row in chunk.rows]
+    return NewChunk(chunk.first_index, items, chunk.blob)
+
+
+def _item(prepared: Prepared, row: Row, examined: Examined) -> NewItem:
+    """One row: typed and checked, or entered with all that is wrong with it."""
+    examined.rows += 1
+    id_column = prepared.order.job.source.id
+    row_id = str(row.cells.get(id_column) or row.index) if id_column else str(row.index)
+    value, problems = (None, [RowProblem(row.index, row.line, None, None, row.problem)]) if row.problem else \
+        prepared.plan.build(row.cells, index=row.index)
+    if value is None or problems:
+        examined.bad += 1
+        placed = [replace(problem, line=row.line) for problem in problems]
+        examined.problems.extend(placed[: max(0, KEPT_PROBLEMS - len(examined.problems))])
+        return NewItem(row.index, row_id, None, None, "; ".join(p.reason for p in placed))
+    text = canonical(value)
+    return NewItem(row.index, row_id, text, hash_text(text))

@@ -1,0 +1,148 @@
+"""Ask the provider, in bulk: what has ended, what is silent, what is unsure. Answers go through the one door."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from orchestrator.core.errors import NotFound, OrchestratorError
+from orchestrator.core.inputs import input_hash
+from orchestrator.core.lifecycle import Event
+from orchestrator.core.matching import Listing, Verdicts, resolve
+from orchestrator.core.ports import Budget, OpenAttempt, OpenWindow, Rooms
+from orchestrator.core.prediction import TERMINAL
+from orchestrator.core.records import Fact, Prediction, Wake
+from orchestrator.flow.record import fact_of, record
+
+CLOCK_MARGIN_S = 60.0  # around every window in the provider's time
+
+
+async def sweep(rooms: Rooms, account: str, _lane: int = 0) -> list[Wake]:
+    """One look at everything that is out for this account; answers what to wake and when to look again."""
+    now = rooms.clock.now()
+    wakes = await _lapse(rooms, now)
+    window = await rooms.ledger.open_window(account)
+    if window.running:
+        wakes += await _list_sweep(rooms, account, window)
+        wakes += await _stragglers(rooms, account, window, now)
+    if window.unsure:
+        wakes += await _resolve_unsure(rooms, account, now)
+    live = [batch for batch in await rooms.ledger.live_batches() if batch.account == account]
+    if live or window.running or window.unsure:
+        wakes.append(Wake("sweep", account, due_at=now + timedelta(seconds=interval_s(window, sweep_min_s=rooms.tempo.sweep_min_s))))
+    return wakes
+
+
+def interval_s(window: OpenWindow, *, sweep_min_s: float) -> float:
+    """Seconds between two sweeps: a tenth of the median latency, at least `sweep_min_s`."""
+    return max(sweep_min_s, (window.median_s or 0.0) / 10)
+
+
+async def _lapse(rooms: Rooms, now: datetime) -> list[Wake]:
+    """An attempt whose worker went silent past its lease may have been bought: unsure."""
+    ids = await rooms.ledger.expire_leases(now=now, owner_not=None)
+    lost = [Fact(Event.ANSWER_LOST, now, i, error="the worker ended before the answer was recorded",
+                 error_class="unsure") for i in ids]
+    return await record(rooms, lost)
+
+
+async def _list_sweep(rooms: Rooms, account: str, window: OpenWindow) -> list[Wake]:
+    if window.oldest_created_at is None:
+        return []
+    offset_s = await rooms.ledger.offset(account) or 0.0
+    edge = window.oldest_created_at + timedelta(seconds=offset_s - CLOCK_MARGIN_S / 12)
+    wakes: list[Wake] = []
+    async for page in _pages(rooms, account, edge):
+        ended = [p for p in page if p.status in TERMINAL]
+        wakes += await record(rooms, [fact_of(p, at=rooms.clock.now()) for p in ended])
+    return wakes
+
+
+async def _pages(rooms: Rooms, account: str, edge: datetime) -> AsyncIterator[list[Prediction]]:
+    """Pages of predictions created after `edge` (provider's time), newest first, within the budget for reads."""
+    url: str | None = None
+    while True:
+        await _permit(rooms, account)
+        page = await rooms.predictions.list_page(url=url, created_after=None if url else edge)
+        if page.provider_offset_s is not None and url is None:
+            await rooms.ledger.note_offset(account, offset_s=page.provider_offset_s, now=rooms.clock.now())
+        yield [p for p in page.predictions if p.created_at is None or p.created_at >= edge]
+        oldest = min((p.created_at for p in page.predictions if p.created_at), default=None)
+        url = page.next_url
+        if url is None or (oldest is not None and oldest < edge):
+            return
+
+
+async def _permit(rooms: Rooms, account: str) -> None:
+    """Wait for a permit to read."""
+    budget = Budget(f"reads:{account}", rooms.tempo.reads_per_minute, 50)
+    while True:
+        grant = await rooms.limiter.reserve([budget], count=1)
+        await rooms.clock.sleep(grant.first_in_s)
+        if grant.count:
+            return
+
+
+async def _stragglers(rooms: Rooms, account: str, window: OpenWindow, now: datetime) -> list[Wake]:
+    """Single GETs for what is out much longer than usual, each less and less often."""
+    tempo = rooms.tempo
+    age_s = max(tempo.straggler_min_s, 4 * (window.median_s or 0.0))
+    late = await rooms.ledger.stragglers(account, older_than=now - timedelta(seconds=age_s), now=now,
+                                         count=tempo.straggler_gets)
+    wakes: list[Wake] = []
+    for attempt in late:
+        await _permit(rooms, account)
+        wakes += await record(rooms, await _ask(rooms, attempt))
+        waited_s = (now - attempt.created_at).total_seconds()
+        await rooms.ledger.checked([attempt.attempt_id], next_check_at=now + timedelta(seconds=max(10.0, waited_s / 10)))
+    return wakes
+
+
+async def _ask(rooms: Rooms, attempt: OpenAttempt) -> list[Fact]:
+    assert attempt.prediction_id is not None
+    try:
+        prediction = await rooms.predictions.get(attempt.prediction_id)
+    except NotFound:
+        return []  # intermittent 404s for valid ids have been reported; the next look decides
+    return [fact_of(prediction, at=rooms.clock.now())] if prediction.status in TERMINAL else []
+
+
+@dataclass(slots=True)
+class _Seen:
+    predictions: list[Prediction] = field(default_factory=list)
+    complete: bool = True
+
+
+async def _resolve_unsure(rooms: Rooms, account: str, now: datetime) -> list[Wake]:
+    """Adopt, buy again, give up, or wait: `core.matching` judges, here it is only carried out."""
+    attempts = await rooms.ledger.unsure(account)
+    if not attempts:
+        return []
+    offset_s = await rooms.ledger.offset(account)
+    seen = await _window_of(rooms, account, oldest_at=min(a.created_at for a in attempts), offset_s=offset_s)
+    owned = await rooms.ledger.owned([p.id for p in seen.predictions])
+    verdicts = resolve(attempts, Listing(seen.predictions, frozenset(owned), seen.complete), now=now, offset_s=offset_s,
+                       tempo=rooms.tempo, hash_of=input_hash, alive_targets=await rooms.ledger.echoes(account))
+    if verdicts.absent_once:
+        again_at = now + timedelta(seconds=rooms.tempo.unsure_confirm_s)
+        await rooms.ledger.checked(verdicts.absent_once, next_check_at=again_at)
+    return await record(rooms, _facts(verdicts, now))
+
+
+async def _window_of(rooms: Rooms, account: str, *, oldest_at: datetime, offset_s: float | None) -> _Seen:
+    seen = _Seen()
+    edge = oldest_at + timedelta(seconds=(offset_s or 0.0) - CLOCK_MARGIN_S)
+    try:
+        async for page in _pages(rooms, account, edge):
+            seen.predictions.extend(page)
+    except OrchestratorError:
+        seen.complete = False
+    return seen
+
+
+def _facts(verdicts: Verdicts, now: datetime) -> list[Fact]:
+    adopted = [fact_of(prediction, at=now, attempt_id=attempt_id) for attempt_id, prediction in verdicts.adopt]
+    absent = [Fact(Event.ABSENT, now, i) for i in verdicts.absent]
+    lost = [Fact(Event.GIVEN_UP, now, i, error="the answer to the purchase was lost, and nobody can say whether it was "
+                 "made; `orchestrator retry --class unsure` buys the row again", error_class="unsure")
+            for i in verdicts.give_up]
+    return adopted + absent + lost

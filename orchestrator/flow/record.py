@@ -1,0 +1,102 @@
+"""The one door for facts: whatever was learned, from a POST's answer, a list, a GET or a webhook, ends here."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+from orchestrator.core.cost import Price
+from orchestrator.core.inputs import OutputShape
+from orchestrator.core.lifecycle import BatchState, ItemState
+from orchestrator.core.ports import Rooms
+from orchestrator.core.records import Batch, Change, Fact, Prediction, Standing, Wake
+from orchestrator.core.retry import Policy, decide, event_of
+
+
+def fact_of(prediction: Prediction, *, at: datetime, attempt_id: str | None = None) -> Fact:
+    """A provider's account of a prediction, as a fact."""
+    return Fact(event_of(prediction), at, attempt_id=attempt_id, prediction=prediction)
+
+
+async def record(rooms: Rooms, facts: Sequence[Fact]) -> list[Wake]:
+    """Apply facts to the ledger in one transaction; the wakes that follow from what moved."""
+    if not facts:
+        return []
+    batches = {batch.pk: batch for batch in await rooms.ledger.live_batches()}
+    policies = {pk: policy_of(batch, retry_first_s=rooms.tempo.retry_first_s) for pk, batch in batches.items()}
+    lone = Policy(1, rooms.tempo.retry_first_s, canceling=False, price=None, count_files=lambda _: 0)
+
+    def judge(standing: Standing, fact: Fact) -> Change | None:
+        policy = policies.get(standing.batch_pk, lone)
+        return decide(standing, fact, policy=policy, jitter=rooms.clock.jitter())
+
+    changes = await rooms.ledger.move(facts, decide=judge)
+    return list(_wakes(changes, {pk: batch.id for pk, batch in batches.items()}))
+
+
+def policy_of(batch: Batch, *, retry_first_s: float) -> Policy:
+    """What this batch wants done with its facts."""
+    shape = OutputShape.from_openapi(json.loads(batch.schema_json))
+    return Policy(
+        max_attempts=batch.max_attempts,
+        retry_first_s=retry_first_s,
+        canceling=batch.state is BatchState.CANCELING,
+        price=Price.from_json(json.loads(batch.price_json)),
+        count_files=lambda output: len(shape.files(output)),
+    )
+
+
+def _wakes(changes: Iterable[Change], ids: dict[int, str]) -> Iterable[Wake]:
+    """Once per batch and station: outputs to bring home, rows to buy again, an end to report."""
+    seen: set[tuple[int, ItemState]] = set()
+    for change in changes:
+        pk, to = change.standing.batch_pk, change.item_to
+        if (pk, to) in seen or pk not in ids:
+            continue
+        seen.add((pk, to))
+        if to is ItemState.COLLECTING:
+            yield Wake("collect", ids[pk])
+        elif to is ItemState.PENDING:
+            yield Wake("submit", ids[pk], due_at=change.due_at)
+
+
+class FactsBuffer:
+    """Facts gathered by many coroutines and recorded together, every quarter second."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+        self._facts: list[Fact] = []
+        self.wakes: list[Wake] = []
+
+    def add(self, fact: Fact) -> None:
+        """Keep a fact for the next recording."""
+        self._facts.append(fact)
+
+    async def flush(self) -> None:
+        """Record what is there. Facts survive a failing ledger: they are kept for the next try."""
+        facts, self._facts = self._facts, []
+        try:
+            self.wakes.extend(await record(self._rooms, facts))
+        except BaseException:
+            self._facts = facts + self._facts
+            raise
+
+
+@asynccontextmanager
+async def buffered(rooms: Rooms) -> AsyncIterator[FactsBuffer]:
+    """A buffer that records itself while the block runs, and once more at its end, whatever ends it."""
+    buffer = FactsBuffer(rooms)
+
+    async def pulse() -> None:
+        while True:
+            await asyncio.sleep(rooms.tempo.record_every_s)
+            await buffer.flush()
+
+    task = asyncio.create_task(pulse())
+    try:
+        yield buffer
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.shield(buffer.flush())

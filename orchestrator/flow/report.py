@@ -1,0 +1,60 @@
+"""From settled items to the results table, the manifest and the summary; at the end of a batch, or at any moment."""
+
+import asyncio
+import json
+from datetime import timedelta
+from pathlib import Path
+
+from orchestrator.core.job import Job
+from orchestrator.core.lifecycle import BatchState
+from orchestrator.core.ports import Rooms
+from orchestrator.core.records import Batch, Wake
+from orchestrator.core.results import result_row, summary
+from orchestrator.core.inputs import OutputShape
+
+SUFFIX = {"parquet": ".parquet", "csv": ".csv", "jsonl": ".jsonl"}
+
+
+async def report(rooms: Rooms, batch_id: str, _lane: int = 0) -> list[Wake]:
+    """End a batch whose rows have all settled: results first, then its final state."""
+    batch = await rooms.ledger.batch(batch_id)
+    if batch is None or batch.state in (BatchState.LOADING, BatchState.FINISHED, BatchState.CANCELED):
+        return []
+    if batch.state is BatchState.PAUSED or await rooms.ledger.unsettled(batch.pk):
+        return [Wake("report", batch_id, due_at=rooms.clock.now() + timedelta(seconds=rooms.tempo.idle_s))]
+    await write_all(rooms, batch)
+    to = BatchState.CANCELED if batch.state is BatchState.CANCELING else BatchState.FINISHED
+    await rooms.ledger.set_state(batch.pk, to=to, allowed=frozenset({batch.state}), reason=None, now=rooms.clock.now())
+    return []
+
+
+async def write_all(rooms: Rooms, batch: Batch) -> str:
+    """Results, manifest and summary into the output folder; the results' path."""
+    job = Job.model_validate_json(batch.job_json)
+    folder = Path(batch.output_to)
+    results = str(folder / f"results{SUFFIX[job.output.results]}")
+    await export(rooms, batch, path=results, kind=job.output.results)
+    await _manifest(rooms, batch, str(folder / "manifest.jsonl"))
+    counts = await rooms.ledger.counts(batch.pk)
+    document = summary(batch, counts, results=results, now=rooms.clock.now())
+    await asyncio.to_thread(rooms.tables.document, str(folder / "summary.json"), document)
+    return results
+
+
+async def export(rooms: Rooms, batch: Batch, *, path: str, kind: str) -> int:
+    """The results table as it stands now, in input order; how many rows."""
+    shape = OutputShape.from_openapi(json.loads(batch.schema_json))
+    hidden = batch.target.version is None
+    rows = 0
+    with rooms.tables.results(path, kind=kind, source_schema_json=batch.source_schema_json or "") as table:
+        async for blob, items in rooms.ledger.results(batch.pk):
+            written = [result_row(item, shape=shape, hidden=hidden) for item in items]
+            await asyncio.to_thread(table.write, blob, written)
+            rows += len(written)
+    return rows
+
+
+async def _manifest(rooms: Rooms, batch: Batch, path: str) -> None:
+    with rooms.tables.lines(path) as write:
+        async for line in rooms.ledger.manifest(batch.pk):
+            write(line)

@@ -1,0 +1,164 @@
+"""Buy: permits, then rows, then POSTs. Every attempt is committed before its POST, and no POST is ever repeated."""
+
+import asyncio
+import json
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from orchestrator.core.cost import Price, to_units, worst_case_usd
+from orchestrator.core.inputs import most_outputs
+from orchestrator.core.job import Job
+from orchestrator.core.lifecycle import BatchState, Event
+from orchestrator.core.ports import Budget, ClaimTerms, CreateAnswer, Grant, Proof, Rooms
+from orchestrator.core.records import Batch, Claim, Fact, Wake
+from orchestrator.core.refusals import Kind, is_low_credit, judge
+from orchestrator.flow.record import FactsBuffer, buffered, fact_of
+
+SHORT_WAIT_S = 1.0  # a wait up to this is slept through; a longer one goes back to the ledger as a due time
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What is the same for all rows of one submitting task."""
+
+    batch: Batch
+    budgets: tuple[Budget, ...]
+    cancel_after_s: float | None
+    reserve_units: int
+    ends_at: float  # clock.boottime()
+
+
+async def submit(rooms: Rooms, batch_id: str, lane: int) -> list[Wake]:
+    """Buy rows of one batch for one slice of time; answers when to go on."""
+    batch = await rooms.ledger.batch(batch_id)
+    if batch is None or batch.state is not BatchState.RUNNING:
+        return []
+    order = _order(rooms, batch)
+    async with buffered(rooms) as facts:
+        pause_s = await _slice(rooms, order, facts)
+    after = rooms.clock.now() + timedelta(seconds=pause_s)
+    return [*facts.wakes, Wake("submit", batch_id, lane, after)]
+
+
+def _order(rooms: Rooms, batch: Batch) -> _Order:
+    job = Job.model_validate_json(batch.job_json)
+    tempo = rooms.tempo
+    budgets = [Budget(f"creates:{batch.account}", tempo.creates_per_minute, tempo.create_burst)]
+    if job.limits.per_minute is not None and job.limits.per_minute < (tempo.creates_per_minute or math.inf):
+        burst = max(1, min(tempo.create_burst, int(job.limits.per_minute // 60) or 1))
+        budgets.append(Budget(f"batch:{batch.id}", float(job.limits.per_minute), burst))
+    worst = worst_case_usd(
+        Price.from_json(json.loads(batch.price_json)),
+        cancel_after_s=job.limits.cancel_after,
+        most_outputs=most_outputs(json.loads(batch.schema_json)),
+        per_row_usd=job.budget.per_row_usd if job.budget else None,
+    )
+    reserve = to_units(worst) if worst is not None else 0
+    return _Order(batch, tuple(budgets), job.limits.cancel_after, reserve, rooms.clock.boottime() + tempo.slice_s)
+
+
+async def _slice(rooms: Rooms, order: _Order, facts: FactsBuffer) -> float:
+    """Reserve, claim and send until the slice ends or there is reason to wait; seconds to wait."""
+    free = asyncio.Semaphore(rooms.tempo.submit_concurrency)
+    async with asyncio.TaskGroup() as posts:
+        while rooms.clock.boottime() < order.ends_at:
+            await free.acquire()
+            free.release()
+            wait_s = await _round(rooms, order, facts=facts, free=free, posts=posts)
+            if wait_s > SHORT_WAIT_S:
+                return wait_s
+            await rooms.clock.sleep(wait_s)
+    return 0.0
+
+
+async def _round(rooms: Rooms, order: _Order, *, facts: FactsBuffer, free: asyncio.Semaphore,
+                 posts: asyncio.TaskGroup) -> float:
+    """One bulk of permits turned into one bulk of POSTs; seconds until the next."""
+    batch, tempo = order.batch, rooms.tempo
+    wanted = min(tempo.submit_chunk, free._value)  # noqa: SLF001 - asyncio offers no public count
+    room = await rooms.ledger.claimable(batch.pk, count=wanted, terms=_terms(rooms, order, Grant(0, 0, 0)))
+    if not room.count:
+        return await _no_row(rooms, batch, reason=room.reason, next_due_at=room.next_due_at)
+    grant = await rooms.limiter.reserve(order.budgets, count=room.count)
+    if not grant.count:
+        await _say(rooms, batch, None if grant.reason == "limit" else grant.reason)
+        return grant.first_in_s
+    await _say(rooms, batch, None)
+    start = rooms.clock.boottime() + grant.first_in_s
+    ids = [rooms.clock.token() for _ in range(grant.count)]
+    claims = await rooms.ledger.claim(batch.pk, attempt_ids=ids, terms=_terms(rooms, order, grant))
+    for n, claim in enumerate(claims):
+        await free.acquire()
+        post = posts.create_task(_post(rooms, order, claim, at=start + n * grant.every_s, facts=facts))
+        post.add_done_callback(lambda _: free.release())
+    return max(0.0, start + (grant.count - 1) * grant.every_s - rooms.clock.boottime() - 0.05)
+
+
+def _terms(rooms: Rooms, order: _Order, grant: Grant) -> ClaimTerms:
+    now, tempo = rooms.clock.now(), rooms.tempo
+    last_write = now + timedelta(seconds=grant.first_in_s + grant.count * grant.every_s + _permit_life_s(rooms, grant))
+    lease = last_write + timedelta(seconds=tempo.request_timeout_s + tempo.lease_margin_s)
+    return ClaimTerms(now, lease, last_write, rooms.owner, order.reserve_units)
+
+
+def _permit_life_s(rooms: Rooms, grant: Grant) -> float:
+    """Without a rate to keep, a permit only has to be younger than its lease."""
+    return rooms.tempo.permit_life_s if grant.every_s > 0 else 10 * rooms.tempo.permit_life_s
+
+
+async def _no_row(rooms: Rooms, batch: Batch, *, reason: str | None, next_due_at: datetime | None) -> float:
+    """Nothing may be claimed: say why, and stop the batch where its budget is spent for good."""
+    if reason == "budget":
+        await rooms.ledger.set_state(batch.pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}),
+                                     reason="budget", now=rooms.clock.now())
+    await _say(rooms, batch, None if reason in ("none due", "not running", None) else reason)
+    if next_due_at is not None:
+        return max(0.05, (next_due_at - rooms.clock.now()).total_seconds())
+    return 0.2 if reason == "in flight" else rooms.tempo.idle_s
+
+
+async def _say(rooms: Rooms, batch: Batch, reason: str | None) -> None:
+    """Write the reason only when it changes: the batch row is read by everybody."""
+    current = await rooms.ledger.batch(batch.id)
+    if current is not None and current.reason != reason and current.state is BatchState.RUNNING:
+        await rooms.ledger.note_reason(batch.pk, reason)
+
+
+async def _post(rooms: Rooms, order: _Order, claim: Claim, *, at: float, facts: FactsBuffer) -> None:
+    """One purchase: wait for the permit's moment, POST once, turn the outcome into a fact."""
+    await rooms.clock.sleep(max(0.0, at - rooms.clock.boottime()))
+    life_s = rooms.tempo.permit_life_s if rooms.tempo.creates_per_minute else 10 * rooms.tempo.permit_life_s
+    answer = await rooms.predictions.create(
+        order.batch.target, input_json=claim.input_json, post_by_s=at + life_s, cancel_after_s=order.cancel_after_s)
+    facts.add(_fact(answer, claim.attempt_id, now=rooms.clock.now()))
+    await _heed(rooms, order.batch, answer)
+
+
+def _fact(answer: CreateAnswer, attempt_id: str, *, now: datetime) -> Fact:
+    if answer.proof is Proof.CREATED and answer.prediction is not None:
+        return fact_of(answer.prediction, at=now, attempt_id=attempt_id)
+    if answer.proof is Proof.NOT_SENT:
+        return Fact(Event.NOT_SENT, now, attempt_id, error=answer.detail)
+    if answer.proof is Proof.UNSURE:
+        return Fact(Event.ANSWER_LOST, now, attempt_id, error=answer.detail, error_class="unsure")
+    refusal = judge(answer.status or 0, answer.detail or "")
+    event = {Kind.THROTTLED: Event.THROTTLED, Kind.HELD: Event.HELD}.get(refusal.kind, Event.REFUSED)
+    return Fact(event, now, attempt_id, error=refusal.sentence, error_class=refusal.error_class)
+
+
+async def _heed(rooms: Rooms, batch: Batch, answer: CreateAnswer) -> None:
+    """What one answer means for everybody: a pause, a stop, or a provider's clock learned."""
+    budget, now = f"creates:{batch.account}", rooms.clock.now()
+    if answer.proof is Proof.NOT_SENT and answer.detail and answer.detail.startswith("cannot reach"):
+        await rooms.limiter.pause(budget, seconds=rooms.tempo.outage_pause_s, reason=answer.detail)
+    if answer.proof is not Proof.REFUSED:
+        return
+    refusal = judge(answer.status or 0, answer.detail or "")
+    if refusal.kind is Kind.THROTTLED:
+        reason = "low credit: 6 per minute" if is_low_credit(answer.detail or "") else "throttled by the provider (429)"
+        seconds = (answer.retry_after_s or 2.0) + rooms.clock.jitter()
+        await rooms.limiter.pause(budget, seconds=seconds, reason=reason)
+    elif refusal.kind is Kind.HELD:
+        await rooms.ledger.set_state(batch.pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}),
+                                     reason=refusal.sentence, now=now)

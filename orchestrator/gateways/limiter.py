@@ -1,0 +1,90 @@
+"""The shared rate: one Lua script in Redis, so that every worker of an account spends from the same buckets.
+
+Redis's own clock decides (all workers agree on it); a worker reserves permits in bulk, at most half a second ahead, and
+spends them on the schedule of the grant. When Redis cannot be asked, nothing is granted: the error is `Unreachable`.
+Measured on 2 shared cores: about 4,000 calls/s from one process, 0.2 calls per permit at 600 per minute.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from orchestrator.core.errors import Unreachable
+from orchestrator.core.pacing import HORIZON_S, MICROSECONDS, rate_of
+from orchestrator.core.ports import Budget, Grant
+
+# A forgotten bucket is an empty one: remembering for an hour saves a batch of the same hour its half second of start.
+MEMORY_MS = 3_600_000
+PREFIX = "orchestrator:limit:"
+
+
+def redis_client(redis_url: str, *, timeout_s: float = 2.0) -> Redis:
+    """A client for redis://, rediss://, unix:// or Celery's redis+socket:// addresses; connects at the first call.
+
+    A call that meets a dead connection is made once more at once (a permit reserved twice is a permit lost, never one
+    too many); whoever waits for an absent Redis waits outside of this client."""
+    return Redis.from_url(redis_url.replace("redis+socket://", "unix://", 1), socket_timeout=timeout_s,
+                          socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 1), protocol=2,
+                          decode_responses=True)
+
+
+def redis_place(redis_url: str) -> str:
+    """Where this Redis is, for messages: socket path, or host and port. Never a user name or a password."""
+    parts = urlsplit(redis_url)
+    if parts.scheme in {"unix", "redis+socket"}:
+        return f"socket {parts.path}"
+    return f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
+
+
+class RedisLimiter:
+    """`core.ports.Limiter` on Redis. `clock_us` replaces Redis's clock in tests; `horizon_s` is how far ahead permits
+    are given. All users of one account must agree on the horizon."""
+
+    def __init__(self, redis_url: str, *, prefix: str = PREFIX, horizon_s: float = HORIZON_S,
+                 clock_us: Callable[[], int] | None = None) -> None:
+        self._client = redis_client(redis_url)
+        self._place = redis_place(redis_url)
+        self._prefix = prefix
+        self._horizon_us = round(horizon_s * MICROSECONDS)
+        self._clock_us = clock_us
+        self._script = self._client.register_script(Path(__file__).with_name("limiter.lua").read_text("utf-8"))
+
+    async def reserve(self, budgets: Sequence[Budget], *, count: int) -> Grant:
+        """Up to `count` permits from all budgets at once, none beyond the horizon. Raises Unreachable.
+
+        Naming one budget twice is an error of the caller: both would be charged as one."""
+        rates = [rate_of(budget) for budget in budgets]
+        numbers = [number for rate in rates for number in (rate.interval_us, rate.burst)]
+        answer = await self._ask([budget.key for budget in budgets], "reserve", self._horizon_us, count, MEMORY_MS,
+                                 *numbers)
+        granted, first_in_us, every_us, reason = answer
+        return Grant(granted, first_in_us / MICROSECONDS, every_us / MICROSECONDS, None if granted else reason)
+
+    async def pause(self, key: str, *, seconds: float, reason: str) -> None:
+        """Nobody gets a permit of this budget for so long; a longer pause already set stands. Raises Unreachable."""
+        await self._ask([key], "pause", max(0, round(seconds * MICROSECONDS)), reason, MEMORY_MS)
+
+    async def paused(self, key: str) -> tuple[float, str] | None:
+        """Seconds left and reason, or None. Raises Unreachable."""
+        _, left_us, _, reason = await self._ask([key], "paused")
+        return (left_us / MICROSECONDS, reason) if left_us > 0 else None
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _ask(self, keys: Sequence[str], verb: str, *numbers: int | str) -> tuple[int, int, int, str]:
+        now = "" if self._clock_us is None else str(self._clock_us())
+        try:
+            answer = await self._script(keys=[self._prefix + key for key in keys], args=[now, verb, *numbers])
+        except (RedisError, OSError) as error:
+            raise Unreachable(f"Redis at {self._place} cannot be reached or refuses to answer "
+                              f"({type(error).__name__}); nothing is sent until it does. Check that it runs "
+                              "and that ORCHESTRATOR_REDIS_URL names it.") from error
+        return cast(tuple[int, int, int, str], tuple(answer))

@@ -1,0 +1,82 @@
+"""Files that appear whole or not at all, and are on the disk when they do."""
+
+import json
+import os
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+
+class DurableFile:
+    """A context manager: bytes go to a hidden name beside `path`, which takes the place of `path` at the end.
+
+    File and folder are fsynced. On an error the hidden file is removed and `path` stays as it was. Raises OSError when the
+    disk is full or not writable.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> BinaryIO:
+        """The file to write to; its folder is made where it is missing."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._part.open("xb")
+        return self._file
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Put the file in its place, or remove it after an error."""
+        assert self._file is not None
+        try:
+            with self._file as file:
+                if kind is None:
+                    file.flush()
+                    os.fsync(file.fileno())
+            if kind is None:
+                self._part.replace(self.path)
+                _sync_folder(self.path.parent)
+        finally:
+            self._part.unlink(missing_ok=True)
+
+
+class ManifestWriter:
+    """A context manager that writes one JSON line per entry; the file appears, whole, at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._durable = DurableFile(path)
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        """Open the hidden file."""
+        self._file = self._durable.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Put the manifest in its place, or remove it after an error."""
+        self._durable.__exit__(kind, error, trace)
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Add one line. Raises TypeError for values JSON does not know."""
+        assert self._file is not None, "write inside the with block"
+        self._file.write(_json_bytes(entry) + b"\n")
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write one JSON document, indented, in one durable step."""
+    data = _json_bytes(document, indent=2)  # before the file is opened: a bad document leaves no trace
+    with DurableFile(path) as file:
+        file.write(data + b"\n")
+
+
+def _json_bytes(document: Any, *, indent: int | None = None) -> bytes:
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=indent).encode("utf-8", "replace")
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

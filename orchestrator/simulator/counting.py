@@ -1,0 +1,134 @@
+"""What the simulator remembers about the calls it got and the money it took: the oracle of tests."""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from hashlib import sha256
+from itertools import islice
+from typing import Any
+
+import orjson
+
+from orchestrator.simulator.world import Prediction, World
+
+CHUNK = 500
+
+
+class Calls:
+    """Counts of calls by route and status, and the moments of creates."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self._counts: Counter[tuple[str, int]] = Counter()
+        self._creates = array("d")
+        self._received = 0
+
+    @property
+    def creates_received(self) -> int:
+        """Return the creates read, whatever became of them."""
+        return self._received
+
+    def receive_create(self) -> None:
+        """Count a create that was read, before its fate is known."""
+        self._received += 1
+
+    def count(self, route: str, status: int) -> None:
+        """Count an answered call; status 0 is an answer that was never sent."""
+        self._counts[route, status] += 1
+
+    def accept(self, at: float) -> None:
+        """Remember when a create passed the limiter."""
+        self._creates.append(at)
+
+    def as_json(self, *, times: bool) -> dict[str, Any]:
+        """Return counts by route and status, and the largest number of accepted creates in any 60 and any 1 seconds."""
+        routes: dict[str, dict[str, int]] = {}
+        for (route, status), count in sorted(self._counts.items()):
+            routes.setdefault(route, {})[str(status)] = count
+        report: dict[str, Any] = {
+            "routes": routes,
+            "creates_received": self._received,
+            "creates_accepted": len(self._creates),
+            "max_creates_in_60_s": busiest(self._creates, 60.0),
+            "max_creates_in_1_s": busiest(self._creates, 1.0),
+        }
+        return report | ({"create_times": list(self._creates)} if times else {})
+
+
+def busiest(moments: "array[float]", span_s: float) -> int:
+    """Return the largest number of moments, given in order, within any half-open span."""
+    most, first = 0, 0
+    for last, moment in enumerate(moments):
+        while moments[first] <= moment - span_s:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+def ledger(world: World, calls: Calls) -> dict[str, Any]:
+    """Return what was bought and billed: counts by status, model and input, and USD as a decimal string."""
+    now = world.now()
+    by_status: Counter[str] = Counter()
+    by_model: Counter[str] = Counter()
+    by_input: Counter[str] = Counter()
+    for prediction in world.predictions.values():
+        by_status[prediction.status(now)] += 1
+        by_model[prediction.target.model.slug] += 1
+        by_input[input_hash(prediction)] += 1
+    return {
+        "creates_received": calls.creates_received,
+        "created": len(world.predictions),
+        "by_status": dict(by_status),
+        "by_model": dict(by_model),
+        "by_input": dict(by_input),
+        "inputs_bought": len(by_input),
+        "inputs_bought_more_than_once": sum(count > 1 for count in by_input.values()),
+        "billed_usd": str(sum((account.spent_usd for account in world.accounts.values()), Decimal(0))),
+        "accounts": {
+            account.name: {
+                "billed_usd": str(account.spent_usd),
+                "left_usd": None if account.left_usd is None else str(account.left_usd),
+            }
+            for account in world.accounts.values()
+        },
+    }
+
+
+def purchases(world: World) -> Iterator[bytes]:
+    """Yield every prediction, oldest first, as JSON lines in pieces of a few hundred."""
+    now = world.now()
+    known = iter(list(world.predictions.values()))
+    while piece := list(islice(known, CHUNK)):
+        yield b"".join(orjson.dumps(_purchase(prediction, now=now)) + b"\n" for prediction in piece)
+
+
+def input_hash(prediction: Prediction) -> str:
+    """Return a short hash of model and input that ignores the order of keys and the spelling of whole numbers."""
+    canonical = orjson.dumps(_plain(orjson.loads(prediction.input)), option=orjson.OPT_SORT_KEYS)
+    return sha256(prediction.target.model.slug.encode() + b"\n" + canonical).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _purchase(prediction: Prediction, *, now: float) -> dict[str, Any]:
+    deployment = prediction.target.deployment
+    return {
+        "id": prediction.id,
+        "account": prediction.account,
+        "model": prediction.target.model.slug,
+        "deployment": deployment.slug if deployment else None,
+        "input": orjson.Fragment(prediction.input),
+        "input_hash": input_hash(prediction),
+        "created_at": datetime.fromtimestamp(prediction.created_at, UTC).isoformat(),
+        "status": prediction.status(now),
+        "billed_usd": None if prediction.billed is None else str(prediction.billed),
+        "webhook": prediction.webhook,
+    }

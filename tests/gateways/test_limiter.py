@@ -1,0 +1,104 @@
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.core.errors import Unreachable
+from orchestrator.core.ports import Budget
+from orchestrator.gateways.limiter import RedisLimiter, redis_client, redis_place
+from orchestrator.gateways.local import private_redis
+from orchestrator.gateways.testing import HandClock, MemoryLimiter
+
+
+@pytest.fixture
+async def redis_url(tmp_path: Path) -> AsyncIterator[str]:
+    async with private_redis(tmp_path) as redis:
+        yield redis.url
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_script_and_model_agree(redis_url: str, seed: int) -> None:
+    """Script and model give the same answer to every question, over random rates, waits, pauses and flushes."""
+    dice, clock = random.Random(seed), HandClock()
+    clock.advance(1_700_000_000)  # as large as a real clock's number
+    model, real = MemoryLimiter(clock), RedisLimiter(redis_url, clock_us=clock.boottime_us)
+    client = redis_client(redis_url)
+    budgets = [Budget("a", dice.choice([6, 7, 600, 971.3]), dice.randint(1, 12)),
+               Budget("b", dice.choice([600, 3000, 7001]), dice.randint(1, 40)), Budget("c", 0, 1)]
+    for _ in range(300):
+        clock.advance(dice.choice([0, 0.05, 0.3, 1.0, dice.uniform(0, 30)]))
+        move = dice.random()
+        if move < 0.02:
+            model.flush()
+            await client.flushall()
+        elif move < 0.06:
+            pause = {"key": dice.choice("abc"), "seconds": dice.uniform(0, 4), "reason": f"é{move}"}
+            await asyncio.gather(model.pause(**pause), real.pause(**pause))
+        asked, count = dice.sample(budgets, dice.randint(1, 3)), dice.randint(0, 60)
+        assert await real.reserve(asked, count=count) == await model.reserve(asked, count=count)
+    await asyncio.gather(real.aclose(), client.aclose())
+
+
+async def test_no_minute_above_the_allowance(redis_url: str) -> None:
+    """On real Redis, four workers and a flush get no more than rate and burst in any minute, and nearly all of it."""
+    clock, dice, times = HandClock(), random.Random(1), []
+    limiter, client = RedisLimiter(redis_url, clock_us=clock.boottime_us), redis_client(redis_url)
+    for step in range(1500):
+        clock.advance(dice.uniform(0.01, 0.2))
+        grant = await limiter.reserve([Budget("a", 600, 10)], count=dice.randint(1, 20))
+        times += [clock.boottime() + grant.first_in_s + i * grant.every_s for i in range(grant.count)]
+        if step == 700:
+            await client.flushall()
+    most = max(sum(start <= time <= start + 60 for time in times) for start in times)
+    assert 600 <= most <= 610
+    assert len(times) >= 0.99 * 10 * clock.boottime()
+    await asyncio.gather(limiter.aclose(), client.aclose())
+
+
+async def test_redis_clock(redis_url: str) -> None:
+    """Without a clock of its own the limiter goes by Redis's, and two limiters share one bucket."""
+    one, two = RedisLimiter(redis_url), RedisLimiter(redis_url)
+    budget = [Budget("a", 60_000, 1)]
+    assert (await one.reserve(budget, count=1)).count == 0
+    await asyncio.sleep(0.01)
+    granted = [await limiter.reserve(budget, count=10_000) for limiter in (one, two, one)]
+    assert sum(grant.count for grant in granted) <= 520
+    assert all(grant.first_in_s <= 0.5 for grant in granted if grant.count)
+    await asyncio.gather(one.aclose(), two.aclose())
+
+
+async def test_survives_a_forgotten_script(redis_url: str) -> None:
+    """A Redis that lost its scripts is given them again."""
+    limiter, client = RedisLimiter(redis_url), redis_client(redis_url)
+    await limiter.reserve([Budget("a", 600, 1)], count=1)
+    await client.script_flush()
+    assert (await limiter.reserve([Budget("b", 0, 1)], count=3)).count == 3
+    await asyncio.gather(limiter.aclose(), client.aclose())
+
+
+async def test_away_means_unreachable(tmp_path: Path) -> None:
+    """Every call without Redis raises Unreachable, naming the place and not the password."""
+    limiter = RedisLimiter("redis://user:hunter2@127.0.0.1:1/0")
+    for call in (limiter.reserve([Budget("a", 1, 1)], count=1), limiter.pause("a", seconds=1, reason="x"),
+                 limiter.paused("a")):
+        with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1 ") as caught:
+            await call
+        assert "hunter2" not in str(caught.value)
+    await limiter.aclose()
+
+
+async def test_broken_answer_means_unreachable(redis_url: str) -> None:
+    """A Redis that answers with an error grants nothing either."""
+    limiter, client = RedisLimiter(redis_url, prefix="p:"), redis_client(redis_url)
+    await client.set("p:a", "not a bucket")
+    with pytest.raises(Unreachable, match="ResponseError"):
+        await limiter.reserve([Budget("a", 1, 1)], count=1)
+    await asyncio.gather(limiter.aclose(), client.aclose())
+
+
+def test_places() -> None:
+    """Messages name a socket by its path, a host by name and port, and nothing secret."""
+    assert redis_place("redis+socket:///tmp/r.sock") == "socket /tmp/r.sock"
+    assert redis_place("rediss://:secret@cache.example:6380/2") == "cache.example:6380"
