@@ -1,27 +1,42 @@
 """Builds the gateways from Settings and introduces them to flow and apps. Takes no decision."""
 
+import json
 import os
 import socket
+import sys
 import tomllib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.core.errors import BadInput
-from orchestrator.core.ports import Rooms, Storage
+from celery import Celery
+
+from orchestrator.core.errors import BadInput, Unreachable
+from orchestrator.core.ports import Clock, Queue, Rooms, Storage
+from orchestrator.core.records import Batch
+from orchestrator.gateways import jobfile
 from orchestrator.gateways.clock import SystemClock
+from orchestrator.gateways.jobfile import LoadedJob
 from orchestrator.gateways.ledger import Database, SqlLedger
 from orchestrator.gateways.limiter import RedisLimiter
+from orchestrator.gateways.local import hold_home, private_redis
 from orchestrator.gateways.outputs import HttpOutputs
+from orchestrator.gateways.processes import Child, spawn
+from orchestrator.gateways.queue import WORKER_OPTIONS, CeleryQueue, celery_app
 from orchestrator.gateways.replicate import ReplicateApi
-from orchestrator.gateways.rows import FileTables
+from orchestrator.gateways.rows.durable import write_json
+from orchestrator.gateways.rows.files import FileTables
 from orchestrator.gateways.storage import LocalFolder
-from orchestrator.settings import Settings, config_folder
+from orchestrator.settings import Settings, config_folder, home_of, read_settings
+
+__all__ = ["WORKER_OPTIONS", "Settings", "home_of", "read_settings"]
 
 NO_TOKEN = ("no API token: set REPLICATE_API_TOKEN (from https://replicate.com/account/api-tokens), in the environment or in "
             "a file .env beside jobs/. To rehearse without an account: orchestrator demo")
+NO_REDIS = "unix:///nowhere"  # for commands that neither buy nor pace: asking it is Unreachable
+FOLDER_NOTE = ".orchestrator.json"
 
 
 @asynccontextmanager
@@ -33,29 +48,25 @@ async def ledger(settings: Settings) -> AsyncIterator[SqlLedger]:
 
 
 @asynccontextmanager
-async def rooms(settings: Settings, *, redis_url: str, stopping: Callable[[], bool] = lambda: False) -> AsyncIterator[Rooms]:
-    """All gateways, open; closed again at the end."""
+async def rooms(settings: Settings, *, redis_url: str = NO_REDIS, token_needed: bool = True, ledger_needed: bool = True,
+                stopping: Callable[[], bool] = lambda: False) -> AsyncIterator[Rooms]:
+    """All gateways, open; closed again at the end. A ledger that is not needed is neither made nor opened."""
     async with AsyncExitStack() as stack:
-        book = await stack.enter_async_context(ledger(settings))
-        api = await stack.enter_async_context(predictions(settings))
-        limiter = await stack.enter_async_context(RedisLimiter.open(redis_url))
-        outputs = await stack.enter_async_context(HttpOutputs(extra_hosts=output_hosts(settings)))
+        book = await stack.enter_async_context(ledger(settings)) if ledger_needed else SqlLedger(Database(settings.ledger_url))
+        api = await stack.enter_async_context(_replicate(settings, token_needed=token_needed))
+        outputs = await stack.enter_async_context(HttpOutputs(extra_hosts=settings.extra_hosts))
+        limiter = RedisLimiter(redis_url)
+        stack.push_async_callback(limiter.aclose)
         yield Rooms(
             ledger=book, predictions=api, limiter=limiter, outputs=outputs, storage=_folders(), tables=FileTables(),
             clock=SystemClock(), tempo=settings.tempo, owner=f"{socket.gethostname()}:{os.getpid()}", stopping=stopping)
 
 
-def predictions(settings: Settings) -> ReplicateApi:
-    """Replicate, as an async context manager."""
-    if settings.api_token is None:
+def _replicate(settings: Settings, *, token_needed: bool) -> ReplicateApi:
+    if settings.api_token is None and token_needed:
         raise BadInput(NO_TOKEN)
-    return ReplicateApi(base_url=settings.base_url, token=settings.api_token.get_secret_value(),
-                        request_timeout_s=settings.tempo.request_timeout_s)
-
-
-def output_hosts(settings: Settings) -> frozenset[str]:
-    """Hosts that outputs may come from besides the provider's own, as the user named them."""
-    return settings.extra_hosts
+    token = settings.api_token.get_secret_value() if settings.api_token else ""
+    return ReplicateApi(base_url=settings.base_url, token=token, request_timeout_s=settings.tempo.request_timeout_s)
 
 
 def _folders() -> Callable[[str], Storage]:
@@ -67,6 +78,83 @@ def _folders() -> Callable[[str], Storage]:
         return made[root]
 
     return folder
+
+
+def clock() -> Clock:
+    """The real time."""
+    return SystemClock()
+
+
+@asynccontextmanager
+async def redis(settings: Settings) -> AsyncIterator[tuple[str, bool]]:
+    """The Redis to use (private to the home unless one is named), and whether all earlier holders of leases are dead.
+
+    They are known to be dead only where home and ledger are on this machine: whoever held the home has let it go."""
+    if settings.redis_url is None:
+        async with private_redis(settings.home) as own:
+            yield own.url, own.first_in and _is_local(settings)
+    else:
+        async with hold_home(settings.home) as hold:
+            yield settings.redis_url.get_secret_value(), hold.first_in and _is_local(settings)
+
+
+def _is_local(settings: Settings) -> bool:
+    return settings.ledger_url.startswith("sqlite")
+
+
+def is_new(settings: Settings) -> bool:
+    """Whether this home has no ledger yet."""
+    return settings.database_url is None and not (settings.home / "ledger.db").exists()
+
+
+def queue(redis_url: str) -> Queue:
+    """The sender of messages."""
+    return CeleryQueue(celery_app(redis_url))
+
+
+def celery(settings: Settings) -> Celery:
+    """The Celery app of a worker."""
+    if settings.redis_url is None:
+        raise BadInput("a worker needs ORCHESTRATOR_REDIS_URL: the Redis that all roles share. On one machine, "
+                       "`orchestrator run` starts everything by itself.")
+    return celery_app(settings.redis_url.get_secret_value())
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a child process is started with."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    log_path: Path
+
+
+def worker_role(settings: Settings, *, redis_url: str) -> Role:
+    """The command and environment of a worker for this home."""
+    env = dict(os.environ) | {
+        "ORCHESTRATOR_HOME": str(settings.home),
+        "ORCHESTRATOR_REDIS_URL": redis_url,
+        "ORCHESTRATOR_DATABASE_URL": settings.ledger_url,
+        "REPLICATE_BASE_URL": settings.base_url,
+        "ORCHESTRATOR_OUTPUT_HOSTS": settings.output_hosts,
+    }
+    if settings.api_token is not None:
+        env["REPLICATE_API_TOKEN"] = settings.api_token.get_secret_value()
+    return Role((sys.executable, "-m", "orchestrator", "worker"), env, settings.home / "logs" / "worker.log")
+
+
+async def start(role: Role) -> Child:
+    """Start a child that cannot outlive this process."""
+    role.log_path.parent.mkdir(parents=True, exist_ok=True)
+    return await spawn(role.argv, env=role.env, log_path=role.log_path)
+
+
+def simulator_role(folder: Path, *, arguments: tuple[str, ...]) -> tuple[Role, Path]:
+    """The command of a stand-in for Replicate on a free port, and the file where it says its URL."""
+    ready = folder / "simulator.json"
+    ready.unlink(missing_ok=True)
+    argv = (sys.executable, "-m", "orchestrator.simulator", "--port", "0", "--ready-file", str(ready), *arguments)
+    return Role(argv, dict(os.environ), folder / "simulator.log"), ready
 
 
 def price_book(settings: Settings) -> dict[str, Any]:
@@ -84,26 +172,48 @@ def price_book(settings: Settings) -> dict[str, Any]:
     return book
 
 
-@dataclass(frozen=True, slots=True)
-class Roles:
-    """What a worker process is started with."""
-
-    argv: tuple[str, ...]
-    env: dict[str, str]
-    log_path: Path
+def find_job(name_or_path: str, *, cwd: Path) -> Path:
+    """The job file meant. Raises BadInput with the nearest names."""
+    return jobfile.find(name_or_path, cwd=cwd)
 
 
-def worker_role(settings: Settings, *, redis_url: str) -> Roles:
-    """The command and environment of a worker for this home."""
-    import sys
+def load_job(path: Path, *, changes: Mapping[str, str]) -> LoadedJob:
+    """A job file, read and validated. Raises BadInput with all places."""
+    return jobfile.load(path, overrides=changes)
 
-    env = dict(os.environ) | {
-        "ORCHESTRATOR_HOME": str(settings.home),
-        "ORCHESTRATOR_REDIS_URL": redis_url,
-        "ORCHESTRATOR_DATABASE_URL": settings.ledger_url,
-        "REPLICATE_BASE_URL": settings.base_url,
-        "ORCHESTRATOR_OUTPUT_HOSTS": settings.output_hosts,
-    }
-    if settings.api_token is not None:
-        env["REPLICATE_API_TOKEN"] = settings.api_token.get_secret_value()
-    return Roles((sys.executable, "-m", "orchestrator", "worker"), env, settings.home / "logs" / "worker.log")
+
+def discover_jobs(cwd: Path) -> list[Path]:
+    """The job files that can be found from a folder."""
+    return jobfile.discover(cwd)
+
+
+def demo_job() -> Path:
+    """The demo's job file: in a checkout's jobs/, or shipped with the package."""
+    here = Path(__file__).resolve().parent
+    return next(p for p in (here / "jobs" / "demo.yaml", here.parent / "jobs" / "demo.yaml") if p.is_file())
+
+
+def claim_folder(batch: Batch, settings: Settings) -> None:
+    """Note in the output folder whose it is. Raises BadInput where it belongs to another batch."""
+    note = Path(batch.output_to) / FOLDER_NOTE
+    mine = {"batch": batch.id, "run_key": batch.run_key, "ledger": str(settings.home)}
+    try:
+        noted = json.loads(note.read_text("utf-8")) if note.is_file() else None
+        if noted is not None and noted.get("run_key") != batch.run_key:
+            raise BadInput(f"{batch.output_to} holds the outputs of batch {noted.get('batch')} (ledger {noted.get('ledger')}). "
+                           "Choose another --output, or put {{ batch }} into output.to")
+        if noted != mine:
+            write_json(note, mine)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"the output folder {batch.output_to} cannot be used: {error}") from error
+
+
+async def ready_url(ready: Path, child: Child, *, clock: Clock) -> str:
+    """The URL that a stand-in announces. Raises Unreachable when it ends before."""
+    for _ in range(300):
+        if ready.is_file():
+            return str(json.loads(ready.read_text("utf-8"))["url"])
+        if child.returncode is not None:
+            break
+        await clock.sleep(0.05)
+    raise Unreachable(f"the simulator did not start; its log is {ready.with_suffix('.log')}")

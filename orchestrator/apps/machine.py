@@ -5,13 +5,13 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator import wiring
 from orchestrator.core.errors import OrchestratorError, Unreachable
 from orchestrator.core.ports import Queue, Rooms
 from orchestrator.flow.tick import tick
-from orchestrator.gateways.processes import Child
-from orchestrator.settings import Settings
+from orchestrator.wiring import Settings
 
 STOP_GRACE_S = 20.0
 RESTARTS = 5
@@ -24,15 +24,15 @@ class Machine:
 
     rooms: Rooms
     queue: Queue
-    role: wiring.Roles
+    role: wiring.Role
     trouble: str | None = None  # why nothing moves, for people
-    _child: Child | None = None
+    _child: Any | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _leaving: bool = False
 
     async def start(self) -> None:
         """Start the worker and the tick."""
-        self._child = await wiring.spawn(self.role)
+        self._child = await wiring.start(self.role)
         self._tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._tick())]
 
     async def _supervise(self) -> None:
@@ -47,7 +47,7 @@ class Machine:
             log.warning("the worker ended with code %s; starting another", code)
             await asyncio.sleep(min(5.0, 0.2 * 2**again))
             await self.rooms.ledger.release_holds(now=self.rooms.clock.now())
-            self._child = await wiring.spawn(self.role)
+            self._child = await wiring.start(self.role)
         self.trouble = f"the worker ended {RESTARTS + 1} times; its log is {self.role.log_path}"
 
     async def _tick(self) -> None:

@@ -63,7 +63,7 @@ def _adopt(attempts: Sequence[OpenAttempt], free: Iterable[Prediction], *, hash_
         waiting[(attempt.target_key, attempt.input_hash)].append(attempt)
     by_input: dict[str, list[Prediction]] = defaultdict(list)
     for prediction in free:
-        if prediction.input and not prediction.data_removed:
+        if prediction.input and not prediction.data_removed and prediction.webhook is None:
             by_input[hash_of(prediction.input)].append(prediction)
     adopted: list[tuple[str, Prediction]] = []
     used: set[str] = set()

@@ -78,7 +78,8 @@ def reserve(rates: Sequence[Rate], buckets: Sequence[Bucket], *, count: int, now
             horizon_us: int = int(HORIZON_S * MICROSECONDS)) -> Reservation:
     """Up to `count` permits that every budget allows, evenly spaced, none beyond the horizon.
 
-    Count 0: come back in `first_in_us`, when a permit is within the horizon or the longest pause is over."""
+    Count 0: come back in `first_in_us`. That is the end of the longest pause, or the moment when what was asked for, or
+    half a horizon of it, is within the horizon: several permits for one call, and none of them due already."""
     paused = max(buckets, key=lambda bucket: bucket.until_us, default=Bucket())
     if paused.until_us > now_us:
         return Reservation(0, paused.until_us - now_us, 0, paused.reason, tuple(buckets))
@@ -90,7 +91,8 @@ def reserve(rates: Sequence[Rate], buckets: Sequence[Bucket], *, count: int, now
     remembered = _remember(rates, buckets, [_advance(rate, tat, granted, first_us, every_us) for rate, tat in limited])
     if granted:
         return Reservation(granted, first_us - now_us, every_us, None, remembered)
-    return Reservation(0, max(0, -room_us), 0, LIMIT_REASON, remembered)
+    gather_us = min(horizon_us // 2, max(0, count - 1) * max((rate.interval_us for rate, _ in limited), default=0))
+    return Reservation(0, max(0, gather_us - room_us), 0, LIMIT_REASON, remembered)
 
 
 def _spread(limited: Sequence[tuple[Rate, int]], count: int, first_us: int, room_us: int) -> tuple[int, int]:

@@ -200,6 +200,9 @@ class Tables(Protocol):
     def merge_schema(self, source_schema_json: str | None, blob: bytes) -> str:
         """The schema so far, widened by one more chunk."""
 
+    def empty_schema(self, columns: Sequence[str]) -> str:
+        """The schema of a source without rows."""
+
     def results(self, path: str, *, kind: str, source_schema_json: str) -> ResultsTable:
         """A new results file of kind parquet, csv or jsonl."""
 
@@ -295,11 +298,23 @@ class Ledger(Protocol):
     async def note_reason(self, batch_pk: int, reason: str | None) -> None:
         """Say why the batch waits, for people; None: it does not."""
 
+    async def known(self, run_key: str) -> bool:
+        """Whether a batch of this run key exists."""
+
     async def loaded_rows(self, batch_pk: int) -> int:
         """Rows already in, from an interrupted load: whole chunks, in order."""
 
     async def add_chunk(self, batch_pk: int, chunk: NewChunk) -> None:
         """Snapshot and items of one chunk; adding a chunk again changes nothing."""
+
+    async def release_holds(self, *, now: datetime) -> None:
+        """Every wake is due now: whoever held one has gone."""
+
+    async def oldest_out_at(self, batch_pk: int) -> datetime | None:
+        """When the oldest paid prediction not yet home was created (or completed, where known)."""
+
+    async def find(self, name: str) -> Batch:
+        """A batch by its id, the beginning of it, or its job's name (then the latest). Raises BadInput."""
 
     async def seal(self, batch_pk: int, *, total: int, source_schema_json: str, now: datetime) -> None:
         """Loading has ended: from now on rows may be bought."""

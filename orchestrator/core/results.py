@@ -6,7 +6,7 @@ from typing import Any
 
 from orchestrator.core.cost import to_usd
 from orchestrator.core.inputs import OutputShape
-from orchestrator.core.lifecycle import ItemState
+from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.records import Batch, Counts, ItemResult, ResultRow
 
 _FINAL = {ItemState.SUCCEEDED: "succeeded", ItemState.FAILED: "failed", ItemState.CANCELED: "canceled"}
@@ -43,7 +43,7 @@ def _output(output_json: str | None, shape: OutputShape) -> str | None:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def summary(batch: Batch, counts: Counts, *, results: str | None, now: datetime) -> dict[str, Any]:
+def summary(batch: Batch, counts: Counts, *, results: str | None, now: datetime, state: BatchState) -> dict[str, Any]:
     """The document that `--json` prints and `summary.json` keeps (money as decimal strings)."""
     by = counts.by_state
     final = {name: by.get(state, 0) for state, name in _FINAL.items()}
@@ -51,7 +51,7 @@ def summary(batch: Batch, counts: Counts, *, results: str | None, now: datetime)
         "batch": batch.id,
         "job": batch.job,
         "run_key": batch.run_key,
-        "state": batch.state.value,
+        "state": state.value,
         "items": {"total": counts.total, **final, "pending": counts.total - sum(final.values())},
         "cost_usd": format(counts.spent_usd, "f"),
         "cost_unknown_items": counts.cost_unknown_items,

@@ -171,7 +171,7 @@ async def _fill(rooms: Rooms, prepared: Prepared, batch: Batch) -> None:
         await rooms.ledger.discard(batch.pk)
         raise bad_rows(prepared, examined)
     await rooms.ledger.seal(batch.pk, total=examined.rows, now=rooms.clock.now(),
-                            source_schema_json=examined.source_schema_json or rooms.tables.merge_schema(None, b""))
+                            source_schema_json=examined.source_schema_json or rooms.tables.empty_schema(prepared.columns))
 
 
 def bad_rows(prepared: Prepared, examined: Examined) -> BadRows:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from orchestrator.core.job import Job
-from orchestrator.core.lifecycle import BatchState
+from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Wake
 from orchestrator.core.results import result_row, summary
@@ -22,21 +22,33 @@ async def report(rooms: Rooms, batch_id: str, _lane: int = 0) -> list[Wake]:
         return []
     if batch.state is BatchState.PAUSED or await rooms.ledger.unsettled(batch.pk):
         return [Wake("report", batch_id, due_at=rooms.clock.now() + timedelta(seconds=rooms.tempo.idle_s))]
-    await write_all(rooms, batch)
-    to = BatchState.CANCELED if batch.state is BatchState.CANCELING else BatchState.FINISHED
-    await rooms.ledger.set_state(batch.pk, to=to, allowed=frozenset({batch.state}), reason=None, now=rooms.clock.now())
+    to, reason = await _end_of(rooms, batch)
+    await write_all(rooms, batch, state=to)
+    await rooms.ledger.set_state(batch.pk, to=to, allowed=frozenset({batch.state}), reason=reason, now=rooms.clock.now())
     return []
 
 
-async def write_all(rooms: Rooms, batch: Batch) -> str:
-    """Results, manifest and summary into the output folder; the results' path."""
-    job = Job.model_validate_json(batch.job_json)
-    folder = Path(batch.output_to)
-    results = str(folder / f"results{SUFFIX[job.output.results]}")
-    await export(rooms, batch, path=results, kind=job.output.results)
+async def _end_of(rooms: Rooms, batch: Batch) -> tuple[BatchState, str | None]:
+    """Finished, canceled, or (with rows that a start limit kept back) only paused."""
+    if batch.state is BatchState.CANCELING:
+        return BatchState.CANCELED, None
+    pending = (await rooms.ledger.counts(batch.pk)).by_state.get(ItemState.PENDING, 0)
+    return (BatchState.PAUSED, "start limit") if pending else (BatchState.FINISHED, None)
+
+
+def results_path(batch: Batch) -> str:
+    """Where the results of a batch are, once written."""
+    kind = Job.model_validate_json(batch.job_json).output.results
+    return str(Path(batch.output_to) / f"results{SUFFIX[kind]}")
+
+
+async def write_all(rooms: Rooms, batch: Batch, *, state: BatchState | None = None) -> str:
+    """Results, manifest and summary into the output folder; the results' path. `state`: what the batch is about to be."""
+    folder, results = Path(batch.output_to), results_path(batch)
+    await export(rooms, batch, path=results, kind=Job.model_validate_json(batch.job_json).output.results)
     await _manifest(rooms, batch, str(folder / "manifest.jsonl"))
     counts = await rooms.ledger.counts(batch.pk)
-    document = summary(batch, counts, results=results, now=rooms.clock.now())
+    document = summary(batch, counts, results=results, now=rooms.clock.now(), state=state or batch.state)
     await asyncio.to_thread(rooms.tables.document, str(folder / "summary.json"), document)
     return results
 

@@ -15,6 +15,7 @@ from orchestrator.core.records import Batch, Claim, Fact, Wake
 from orchestrator.core.refusals import Kind, is_low_credit, judge
 from orchestrator.flow.record import FactsBuffer, buffered, fact_of
 
+AHEAD_S = 0.1  # the next permits are reserved a little before the last ones are used
 SHORT_WAIT_S = 1.0  # a wait up to this is slept through; a longer one goes back to the ledger as a due time
 
 
@@ -60,39 +61,39 @@ def _order(rooms: Rooms, batch: Batch) -> _Order:
 
 async def _slice(rooms: Rooms, order: _Order, facts: FactsBuffer) -> float:
     """Reserve, claim and send until the slice ends or there is reason to wait; seconds to wait."""
-    free = asyncio.Semaphore(rooms.tempo.submit_concurrency)
+    in_air: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as posts:
-        while rooms.clock.boottime() < order.ends_at:
-            await free.acquire()
-            free.release()
-            wait_s = await _round(rooms, order, facts=facts, free=free, posts=posts)
+        while rooms.clock.boottime() < order.ends_at and not rooms.stopping():
+            free = min(rooms.tempo.submit_chunk, rooms.tempo.submit_concurrency - len(in_air))
+            if free <= 0:
+                await asyncio.wait(in_air, return_when=asyncio.FIRST_COMPLETED)
+                continue
+            wait_s, claims = await _round(rooms, order, free=free)
+            for claim, at in claims:
+                post = posts.create_task(_post(rooms, order, claim, at=at, facts=facts))
+                in_air.add(post)
+                post.add_done_callback(in_air.discard)
             if wait_s > SHORT_WAIT_S:
                 return wait_s
             await rooms.clock.sleep(wait_s)
     return 0.0
 
 
-async def _round(rooms: Rooms, order: _Order, *, facts: FactsBuffer, free: asyncio.Semaphore,
-                 posts: asyncio.TaskGroup) -> float:
-    """One bulk of permits turned into one bulk of POSTs; seconds until the next."""
-    batch, tempo = order.batch, rooms.tempo
-    wanted = min(tempo.submit_chunk, free._value)  # noqa: SLF001 - asyncio offers no public count
-    room = await rooms.ledger.claimable(batch.pk, count=wanted, terms=_terms(rooms, order, Grant(0, 0, 0)))
+async def _round(rooms: Rooms, order: _Order, *, free: int) -> tuple[float, list[tuple[Claim, float]]]:
+    """One bulk of permits and the rows to use them: seconds until the next round, and each row with its moment."""
+    batch = order.batch
+    room = await rooms.ledger.claimable(batch.pk, count=free, terms=_terms(rooms, order, Grant(0, 0, 0)))
     if not room.count:
-        return await _no_row(rooms, batch, reason=room.reason, next_due_at=room.next_due_at)
+        return await _no_row(rooms, batch, reason=room.reason, next_due_at=room.next_due_at), []
     grant = await rooms.limiter.reserve(order.budgets, count=room.count)
+    await _say(rooms, batch, grant.reason if not grant.count and grant.reason != "limit" else None)
     if not grant.count:
-        await _say(rooms, batch, None if grant.reason == "limit" else grant.reason)
-        return grant.first_in_s
-    await _say(rooms, batch, None)
+        return grant.first_in_s, []
     start = rooms.clock.boottime() + grant.first_in_s
     ids = [rooms.clock.token() for _ in range(grant.count)]
     claims = await rooms.ledger.claim(batch.pk, attempt_ids=ids, terms=_terms(rooms, order, grant))
-    for n, claim in enumerate(claims):
-        await free.acquire()
-        post = posts.create_task(_post(rooms, order, claim, at=start + n * grant.every_s, facts=facts))
-        post.add_done_callback(lambda _: free.release())
-    return max(0.0, start + (grant.count - 1) * grant.every_s - rooms.clock.boottime() - 0.05)
+    wait_s = max(0.0, start + (grant.count - 1) * grant.every_s - rooms.clock.boottime() - AHEAD_S)
+    return wait_s, [(claim, start + n * grant.every_s) for n, claim in enumerate(claims)]
 
 
 def _terms(rooms: Rooms, order: _Order, grant: Grant) -> ClaimTerms:
@@ -128,6 +129,9 @@ async def _say(rooms: Rooms, batch: Batch, reason: str | None) -> None:
 async def _post(rooms: Rooms, order: _Order, claim: Claim, *, at: float, facts: FactsBuffer) -> None:
     """One purchase: wait for the permit's moment, POST once, turn the outcome into a fact."""
     await rooms.clock.sleep(max(0.0, at - rooms.clock.boottime()))
+    if rooms.stopping():
+        facts.add(Fact(Event.NOT_SENT, rooms.clock.now(), claim.attempt_id, error="handed back: the worker is stopping"))
+        return
     life_s = rooms.tempo.permit_life_s if rooms.tempo.creates_per_minute else 10 * rooms.tempo.permit_life_s
     answer = await rooms.predictions.create(
         order.batch.target, input_json=claim.input_json, post_by_s=at + life_s, cancel_after_s=order.cancel_after_s)

@@ -19,6 +19,7 @@ from contextlib import suppress
 from types import FrameType
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PASSED_ON = (signal.SIGTERM, signal.SIGINT)
 
 
 def die_with_parent(parent: int) -> None:
@@ -32,13 +33,19 @@ def die_with_parent(parent: int) -> None:
 def start(command: list[str], *, leash_fd: int) -> int:
     """Fork and exec the command in a process group of its own; 127 where it cannot be run."""
     parent = os.getpid()
+    # Blocked over the fork: a signal for the command must not end in the leash's own handler, inherited until exec.
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     child = os.fork()
     if child:
         with suppress(OSError):
             os.setpgid(child, child)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         return child
     try:
         os.setpgid(0, 0)
+        for number in (*PASSED_ON, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         os.close(leash_fd)
         die_with_parent(parent)
         os.execvp(command[0], command)  # noqa: S606
@@ -81,7 +88,7 @@ def main(arguments: list[str]) -> None:
             pending.append(number)
 
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in PASSED_ON:
         signal.signal(number, pass_on)
     child = start(command, leash_fd=leash_fd)
     for waiting in pending:

@@ -39,10 +39,11 @@ if verb == 'paused' or left > 0 then
 end
 
 local horizon, wanted, memory = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local first = now
+local first, slowest = now, 0
 for i, bucket in ipairs(buckets) do
   bucket.interval, bucket.burst = tonumber(ARGV[4 + 2 * i]), tonumber(ARGV[5 + 2 * i])
   if bucket.interval > 0 then
+    slowest = math.max(slowest, bucket.interval)
     local full = (bucket.burst - 1) * bucket.interval
     local emptiest = now + horizon + bucket.burst * bucket.interval
     if bucket.tat then
@@ -89,4 +90,5 @@ end
 if granted > 0 then
   return {granted, first - now, every, ''}
 end
-return {0, math.max(0, -room), 0, 'limit'}
+local gather = math.min(math.floor(horizon / 2), math.max(0, wanted - 1) * slowest)
+return {0, math.max(0, gather - room), 0, 'limit'}

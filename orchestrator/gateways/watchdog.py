@@ -13,10 +13,11 @@ import os
 import socket
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 ANSWER_S = 1.0
+SERVER_FILES = ("r.sock", "redis.pid", "redis.log")
 
 
 def ask_redis(socket_path: str, command: str, *, timeout_s: float = ANSWER_S) -> bytes:
@@ -40,15 +41,25 @@ def try_lock(fd: int) -> bool:
 
 
 def stop_redis(socket_path: str, *, patience_s: float = 5.0) -> None:
-    """End the server without saving, and wait until its socket answers no more."""
+    """End the server without saving, wait until its socket answers no more, and clear its folder away."""
     until = time.monotonic() + patience_s
     try:
         ask_redis(socket_path, "SHUTDOWN NOSAVE")
         while time.monotonic() < until:
             ask_redis(socket_path, "PING")
             time.sleep(0.005)
-    except OSError:
+    except TimeoutError:
         return
+    except OSError:
+        clear_folder(Path(socket_path).parent)
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove what a server leaves, by name, and the folder if nothing else is in it."""
+    with suppress(OSError):
+        for name in SERVER_FILES:
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _finished(lock_path: str, socket_path: str) -> bool:

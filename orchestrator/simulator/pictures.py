@@ -16,7 +16,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 SAVE: dict[str, tuple[str, dict[str, int]]] = {
     "png": ("PNG", {"compress_level": 1}),
     "jpg": ("JPEG", {"quality": 70}),
-    "webp": ("WEBP", {"quality": 60, "method": 0}),
+    "webp": ("WEBP", {"lossless": True, "quality": 0, "method": 0}),
 }
 
 

@@ -32,6 +32,7 @@ class Bench:
 
 @pytest.fixture(params=["memory", "redis"])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
+    """One limiter, its clock, and a way to make it forget."""
     clock = HandClock()
     clock.advance(1_000_000)
     if request.param == "memory":
@@ -51,9 +52,9 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 async def test_begins_empty(bench: Bench) -> None:
     """A budget never seen gives nothing at once, and says when to come back."""
-    assert await bench.take(TEN, count=5) == Grant(0, 0.1, 0.0, "limit")
-    bench.clock.advance(0.1)
-    assert await bench.take(TEN, count=5) == Grant(1, 0.5, 0.0, None)
+    assert await bench.take(TEN, count=5) == Grant(0, 0.35, 0.0, "limit")
+    bench.clock.advance(0.35)
+    assert await bench.take(TEN, count=5) == Grant(3, 0.25, 0.1, None)
 
 
 async def test_burst_then_rate(bench: Bench) -> None:
@@ -61,14 +62,14 @@ async def test_burst_then_rate(bench: Bench) -> None:
     await bench.fill(TEN)
     assert await bench.take(TEN, count=10) == Grant(10, 0.0, 0.0, None)
     assert await bench.take(TEN, count=10) == Grant(5, 0.1, 0.1, None)
-    assert await bench.take(TEN, count=10) == Grant(0, 0.1, 0.0, "limit")
+    assert await bench.take(TEN, count=10) == Grant(0, 0.35, 0.0, "limit")
 
 
 async def test_budgets_together(bench: Bench) -> None:
     """What one budget refuses is not taken from the other."""
     await bench.fill(TEN, SLOW)
     assert (await bench.take(TEN, SLOW, count=10)).count == 1
-    assert (await bench.take(TEN, SLOW, count=10)) == Grant(0, 9.5, 0.0, "limit")
+    assert (await bench.take(TEN, SLOW, count=10)) == Grant(0, 9.75, 0.0, "limit")
     assert (await bench.take(TEN, count=9)) == Grant(9, 0.0, 0.0, None)
 
 

@@ -26,9 +26,19 @@ def most_in_a_minute(times: list[int]) -> int:
 def test_unknown_bucket_is_empty() -> None:
     """A bucket nobody remembers gives its first permit one interval after the horizon."""
     answer = reserve([TEN_A_SECOND], [Bucket()], count=5, now_us=0)
-    assert (answer.count, answer.first_in_us, answer.reason) == (0, 100_000, "limit")
+    assert (answer.count, answer.first_in_us, answer.reason) == (0, 350_000, "limit")
     later = reserve([TEN_A_SECOND], answer.buckets, count=5, now_us=100_000)
     assert (later.count, later.first_in_us) == (1, 500_000)
+
+
+def test_come_back_for_several() -> None:
+    """Who is refused comes back when half a horizon of permits waits, or when there are as many as wanted."""
+    empty = reserve([TEN_A_SECOND], [Bucket()], count=1, now_us=0)
+    assert empty.first_in_us == 100_000
+    assert reserve([TEN_A_SECOND], empty.buckets, count=2, now_us=0).first_in_us == 200_000
+    at_us = reserve([TEN_A_SECOND], empty.buckets, count=90, now_us=0).first_in_us
+    later = reserve([TEN_A_SECOND], empty.buckets, count=90, now_us=at_us)
+    assert (at_us, later.count, later.first_in_us) == (350_000, 3, 250_000)
 
 
 def test_burst_after_idling() -> None:

@@ -14,6 +14,7 @@ from orchestrator.gateways.testing import HandClock, MemoryLimiter
 
 @pytest.fixture
 async def redis_url(tmp_path: Path) -> AsyncIterator[str]:
+    """The address of a Redis of this test's own."""
     async with private_redis(tmp_path) as redis:
         yield redis.url
 

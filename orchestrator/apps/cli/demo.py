@@ -1,7 +1,6 @@
 """`demo`: the main job on the stand-in for Replicate, from nothing, in one command."""
 
 import os
-import tempfile
 from pathlib import Path
 
 from orchestrator import wiring
@@ -9,20 +8,25 @@ from orchestrator.apps.cli import run as command
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.speech import say
 
-PER_MINUTE = 600
+RATE = ("--rate-limit", "600", "--latency", "1.5")
 
 
 async def demo(*, rows: int) -> Ending:
     """200 prompts, a simulated account at the usual 600 per minute, 200 pictures, a table of results."""
     folder = Path.cwd() / "out" / "demo"
     folder.mkdir(parents=True, exist_ok=True)
-    async with wiring.simulator(("--creates-per-minute", str(PER_MINUTE), "--latency", "1.5")) as url:
-        say(f"a stand-in for Replicate listens on {url}: nothing here costs money")
-        with tempfile.TemporaryDirectory(prefix="orchestrator-demo-") as home:
-            os.environ |= {"REPLICATE_API_TOKEN": "r8_simulator", "REPLICATE_BASE_URL": url, "ORCHESTRATOR_HOME": home,
-                           "ORCHESTRATOR_OUTPUT_HOSTS": url.removeprefix("http://")}
-            ending = await command.run(command.RunOptions(
-                job=str(wiring.demo_job()), output=str(folder / "{{ batch }}"), limit=rows, yes=True))
+    role, ready = wiring.simulator_role(folder, arguments=RATE)
+    stand_in = await wiring.start(role)
+    try:
+        url = await wiring.ready_url(ready, stand_in, clock=wiring.clock())
+        say(f"a stand-in for Replicate listens on {url}: nothing here costs money, and its pictures are drawn")
+        os.environ |= {"REPLICATE_API_TOKEN": "r8_simulator", "REPLICATE_BASE_URL": url,
+                       "ORCHESTRATOR_HOME": str(folder / ".orchestrator"),
+                       "ORCHESTRATOR_OUTPUT_HOSTS": url.removeprefix("http://")}
+        ending = await command.run(command.RunOptions(
+            job=str(wiring.demo_job()), output=str(folder / "{{ batch }}"), limit=rows, yes=True, fresh=True))
+    finally:
+        await stand_in.terminate(grace_s=5)
     return _with_next_steps(ending)
 
 
@@ -35,7 +39,7 @@ def _with_next_steps(ending: Ending) -> Ending:
         f"  pictures: {results.parent / 'files'}",
         "",
         "Now your own: copy jobs/parti-images.yaml, name your model and your file of rows in it, then",
-        "  export REPLICATE_API_TOKEN=r8_…       # from https://replicate.com/account/api-tokens",
-        "  orchestrator plan jobs/yours.yaml      # every row checked, time and cost estimated, nothing spent",
-        "  orchestrator run jobs/yours.yaml --limit 3",
+        "  export REPLICATE_API_TOKEN=r8_…              # from https://replicate.com/account/api-tokens",
+        "  .venv/bin/orchestrator plan jobs/yours.yaml  # every row checked, time and cost estimated, nothing spent",
+        "  .venv/bin/orchestrator run jobs/yours.yaml --limit 3",
     ))

@@ -13,8 +13,7 @@ from orchestrator.core.errors import BadInput, OrchestratorError
 from orchestrator.core.lifecycle import ItemState
 from orchestrator.core.results import summary
 from orchestrator.flow.report import results_path
-from orchestrator.gateways.clock import SystemClock
-from orchestrator.settings import Settings, home_of, read_settings
+from orchestrator.wiring import Settings, home_of, read_settings
 
 
 def here() -> Settings:
@@ -33,7 +32,7 @@ async def status(name: str | None) -> Ending:
             counts = await ledger.counts(batch.pk)
             results = results_path(batch)
             document = summary(batch, counts, results=results if Path(results).is_file() else None,
-                               now=SystemClock().now(), state=batch.state)
+                               now=wiring.clock().now(), state=batch.state)
             document |= {"reason": batch.reason, "by_state": {s.value: n for s, n in counts.by_state.items()},
                          "output": batch.output_to, "model": batch.target.name}
             failures = await ledger.failures(batch.pk)
@@ -42,7 +41,7 @@ async def status(name: str | None) -> Ending:
         documents = []
         for batch in await ledger.batches(limit=50):
             counts = await ledger.counts(batch.pk)
-            documents.append(summary(batch, counts, results=None, now=SystemClock().now(), state=batch.state))
+            documents.append(summary(batch, counts, results=None, now=wiring.clock().now(), state=batch.state))
     lines = [f"{d['batch']:<40} {d['state']:<9} {d['items']['succeeded']:>7,} of {d['items']['total']:>7,} done, "
              f"{d['items']['failed']:,} failed  ${d['cost_usd']}" for d in documents] or ["no batches yet"]
     return Ending(Exit.DONE, {"batches": documents}, tuple(lines))
@@ -62,8 +61,8 @@ def _lines(document: dict[str, Any]) -> list[str]:
 async def watch(name: str) -> Ending:
     """The panel of a batch that runs elsewhere."""
     settings = here()
-    async with wiring.redis(settings) as (redis_url, _), wiring.plan_rooms(settings, redis_url=redis_url) as rooms:
-        batch = await rooms.ledger.find(name)  # type: ignore[attr-defined]
+    async with wiring.redis(settings) as (redis_url, _), wiring.rooms(settings, redis_url=redis_url, token_needed=False) as rooms:
+        batch = await rooms.ledger.find(name)
         with screen() as shown:
             code = await Follower(rooms, batch.id, shown, None, 0, rooms.clock.now()).follow(asyncio.Event())
     return Ending(code or Exit.DONE, {"batch": batch.id})
@@ -90,7 +89,7 @@ async def jobs() -> Ending:
     documents, lines = [], []
     for path in wiring.discover_jobs(Path.cwd()):
         try:
-            job = wiring.load_job(path, changes={}, source=None).job
+            job = wiring.load_job(path, changes={}).job
             wrong = job.unsupported()
             documents.append({"job": path.stem, "path": str(path), "model": job.target_as_written(), "wrong": wrong})
             lines.append(f"{path.stem:<24} {job.target_as_written():<44} {'; '.join(wrong) or 'ready'}")

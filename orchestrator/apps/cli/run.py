@@ -27,7 +27,7 @@ from orchestrator.flow import control
 from orchestrator.flow.ingest import Examined, Order, Prepared, bad_rows, check, load, prepare
 from orchestrator.flow.record import record
 from orchestrator.flow.report import results_path
-from orchestrator.settings import Settings, home_of, read_settings
+from orchestrator.wiring import Settings, home_of, read_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ async def plan(options: RunOptions) -> Ending:
     """Every row read and checked, the time and the money estimated, nothing spent and nothing kept."""
     order, home = order_of(options)
     settings = read_settings(home)
-    async with wiring.plan_rooms(settings) as rooms:
+    async with wiring.rooms(settings, ledger_needed=False) as rooms:
         prepared = await prepare(rooms, order, book=wiring.price_book(settings))
         examined = await check(rooms, prepared)
         if examined.bad and order.job.source.bad_rows == "refuse":
@@ -146,7 +146,7 @@ async def _consent(rooms: Rooms, prepared: Prepared, options: RunOptions, *, ask
         return
     rows = min((await check(rooms, prepared)).rows, options.limit or 10**9)
     worst = estimate_usd(prepared, rows)
-    if worst is None or worst <= ask_above_usd or await wiring.known_batch(rooms, prepared.run_key):
+    if worst is None or worst <= ask_above_usd or await rooms.ledger.known(prepared.run_key):
         return
     question = f"{rows:,} rows of {prepared.model.name} may cost up to ${worst:f}."
     if not ask(f"{question} Buy them?"):

@@ -18,8 +18,8 @@ from orchestrator.flow.report import export as write_results
 @asynccontextmanager
 async def _batch(name: str, *, provider: bool = False) -> AsyncIterator[tuple[Rooms, Batch]]:
     settings = here()
-    async with wiring.plan_rooms(settings, token_needed=provider) as rooms:
-        yield rooms, await rooms.ledger.find(name)  # type: ignore[attr-defined]
+    async with wiring.rooms(settings, token_needed=provider) as rooms:
+        yield rooms, await rooms.ledger.find(name)
 
 
 async def pause(name: str) -> Ending:

@@ -14,7 +14,7 @@ from orchestrator.flow.collect import collect
 from orchestrator.flow.reconcile import sweep
 from orchestrator.flow.report import report
 from orchestrator.flow.submit import submit
-from orchestrator.settings import Settings
+from orchestrator.wiring import Settings
 
 Station = Callable[[Rooms, str, int], Awaitable[list[Wake]]]
 STATIONS: dict[str, Station] = {"submit": submit, "sweep": sweep, "collect": collect, "report": report}

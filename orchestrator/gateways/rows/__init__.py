@@ -2,19 +2,15 @@
 
 from orchestrator.gateways.rows.durable import ManifestWriter, write_json
 from orchestrator.gateways.rows.reading import columns_of, read
-from orchestrator.gateways.rows.results import RESULT_COLUMNS, ResultRow, ResultsWriter
+from orchestrator.gateways.rows.results import RESULT_COLUMNS, ResultsWriter
 from orchestrator.gateways.rows.schema import SourceSchema
-from orchestrator.gateways.rows.snapshot import Row, RowChunk, open_blob
-from orchestrator.gateways.rows.sources import SourceFile, fingerprint, resolve
+from orchestrator.gateways.rows.snapshot import open_blob
+from orchestrator.gateways.rows.sources import fingerprint, resolve
 
 __all__ = [
     "RESULT_COLUMNS",
     "ManifestWriter",
-    "ResultRow",
     "ResultsWriter",
-    "Row",
-    "RowChunk",
-    "SourceFile",
     "SourceSchema",
     "columns_of",
     "fingerprint",

@@ -1,19 +1,19 @@
 """Rows of CSV and TSV files: every cell text, only an empty cell empty (None).
 
-CSV is RFC 4180: quotes, doubled quotes, newlines within quotes. Blank lines are no rows, in a file with one column too (an
-empty cell there is written `""`). TSV has no quoting of its own: cells are what stands between tabs, so a cell that merely
-begins with a quote stays intact; a cell wholly enclosed in quotes, whose inner quotes are all doubled, is what a spreadsheet
-writes for a text with quotes, and is unwrapped. Tabs and newlines inside a cell need CSV.
+CSV is RFC 4180: quotes, doubled quotes, newlines within quotes. Blank lines are no rows, in a file with one column too
+(an empty cell there is written `""`). TSV has no quoting of its own: cells are what stands between tabs, so a cell that
+merely begins with a quote stays intact; a cell wholly enclosed in quotes, whose inner quotes are all doubled, is what a
+spreadsheet writes for a text with quotes, and is unwrapped. Tabs and newlines inside a cell need CSV.
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from orchestrator.core.errors import BadInput
+from orchestrator.core.records import Row
 from orchestrator.gateways.rows.lines import Lines, open_lines
-from orchestrator.gateways.rows.snapshot import Row
 from orchestrator.gateways.rows.sources import Format, format_of
 
 MAX_CELL_CHARACTERS = 10_000_000
@@ -67,8 +67,8 @@ def _csv_records(lines: Lines) -> Iterator[_Record]:
 
 def _malformed(lines: Lines, *, first: int, error: csv.Error) -> _Record:
     if "field limit" in str(error):
-        raise BadInput(f"source {lines.path}, line {first}: a cell of more than {MAX_CELL_CHARACTERS:,} characters begins in "
-                       "this row; most likely a quote opened there is never closed") from error
+        raise BadInput(f"source {lines.path}, line {first}: a cell of more than {MAX_CELL_CHARACTERS:,} characters "
+                       "begins in this row; most likely a quote opened there is never closed") from error
     if "end of data" in str(error):
         swallowed = f"; the file's lines up to {lines.number} are part of it" if lines.number > first else ""
         problem = f"the quote opened in the row of line {first} is never closed{swallowed}"
@@ -120,7 +120,7 @@ def _check_delimiter(only: str, *, path: Path) -> None:
 
 def _flaws(lines: Lines, *, first: int) -> str | None:
     """What is wrong with the bytes of the row that begins at `first`; forgets it."""
-    found: Sequence[str] = [lines.flaws.pop(number) for number in sorted(lines.flaws) if first <= number <= lines.number]
+    found = [lines.flaws.pop(number) for number in sorted(lines.flaws) if first <= number <= lines.number]
     return "; ".join(found[:3]) or None
 
 

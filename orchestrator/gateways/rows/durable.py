@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, Self
 class DurableFile:
     """A context manager: bytes go to a hidden name beside `path`, which takes the place of `path` at the end.
 
-    File and folder are fsynced. On an error the hidden file is removed and `path` stays as it was. Raises OSError when the
-    disk is full or not writable.
+    File and folder are fsynced. On an error the hidden file is removed and `path` stays as it was. Raises OSError when
+    the disk is full or not writable.
     """
 
     def __init__(self, path: Path) -> None:
@@ -26,7 +26,8 @@ class DurableFile:
         self._file = self._part.open("xb")
         return self._file
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         """Put the file in its place, or remove it after an error."""
         assert self._file is not None
         try:
@@ -53,7 +54,8 @@ class ManifestWriter:
         self._file = self._durable.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         """Put the manifest in its place, or remove it after an error."""
         self._durable.__exit__(kind, error, trace)
 

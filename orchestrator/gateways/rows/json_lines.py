@@ -6,8 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
+from orchestrator.core.records import Row
 from orchestrator.gateways.rows.lines import Lines, open_lines
-from orchestrator.gateways.rows.snapshot import Row
 
 SAMPLE_ROWS = 1000
 

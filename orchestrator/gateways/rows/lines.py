@@ -36,8 +36,8 @@ class Lines:
         for line in iter(partial(self._stream.readline, MAX_LINE_CHARACTERS), ""):
             self.number += 1
             if len(line) >= MAX_LINE_CHARACTERS:
-                raise BadInput(f"source {self.path}, line {self.number}: longer than {MAX_LINE_CHARACTERS:,} characters; "
-                               "is this a text file with one row per line?")
+                raise BadInput(f"source {self.path}, line {self.number}: longer than {MAX_LINE_CHARACTERS:,} "
+                               "characters; is this a text file with one row per line?")
             if "\0" in line or not line.isascii():
                 line = self._examined(line)
             self.last = line
@@ -51,11 +51,11 @@ class Lines:
         try:
             line.encode()
         except UnicodeEncodeError as error:
-            offset = len(line[:error.start].encode())
-            self.flaws[self.number] = (f"line {self.number}, byte {offset + 1} of the line (0x{ord(line[error.start]) & 0xff:02x}) "
-                                       "is not UTF-8; save the file as UTF-8")
-            return line.encode("utf-8", "surrogateescape" if self._stream.errors == "surrogateescape" else "replace") \
-                .decode("utf-8", "replace")
+            place, byte = len(line[:error.start].encode()) + 1, ord(line[error.start]) & 0xFF
+            self.flaws[self.number] = (f"line {self.number}, byte {place} of the line (0x{byte:02x}) is not UTF-8; "
+                                       "save the file as UTF-8")
+            escape = self._stream.errors == "surrogateescape"
+            return line.encode("utf-8", "surrogateescape" if escape else "replace").decode("utf-8", "replace")
         return line
 
 

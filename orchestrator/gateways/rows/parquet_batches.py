@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.core.errors import BadInput
+from orchestrator.core.records import Row, RowChunk
 from orchestrator.gateways.rows.arrow_values import UNREADABLE, in_microseconds
 from orchestrator.gateways.rows.lines import broken_files_named
-from orchestrator.gateways.rows.snapshot import CHUNK_BYTES, Row, RowChunk, sealed
+from orchestrator.gateways.rows.snapshot import CHUNK_BYTES, sealed
 
 _BUFFER = 1 << 20
 

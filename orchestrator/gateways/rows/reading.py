@@ -1,12 +1,12 @@
 """Source files as a stream of chunks of rows, in constant memory."""
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 
 from orchestrator.core.errors import BadInput
+from orchestrator.core.records import Row, RowChunk
 from orchestrator.gateways.rows import csv_lines, json_lines, parquet_batches
-from orchestrator.gateways.rows.snapshot import CHUNK_BYTES, Row, RowChunk, chunk_of
+from orchestrator.gateways.rows.snapshot import CHUNK_BYTES, chunk_of
 from orchestrator.gateways.rows.sources import Format, one_format
 
 _HEADERS = {
@@ -20,8 +20,8 @@ _HEADERS = {
 def columns_of(paths: Sequence[Path]) -> list[str]:
     """The source's column names, in order of appearance; of JSONL, the keys of each file's first thousand rows.
 
-    Raises BadInput for duplicate or empty names, for files whose columns differ (JSONL files may), and for files that cannot
-    be read or mix formats.
+    Raises BadInput for duplicate or empty names, for files whose columns differ (JSONL files may), and for files that
+    cannot be read or mix formats.
     """
     kind = one_format(paths)
     first: list[str] = []
@@ -36,8 +36,8 @@ def columns_of(paths: Sequence[Path]) -> list[str]:
 def read(paths: Sequence[Path], *, chunk_rows: int = 1000) -> Iterator[RowChunk]:
     """All rows of all files, in chunks of at most `chunk_rows`; reading the same files again gives the same chunks.
 
-    A row that cannot be read properly is a row with a `problem`. Raises BadInput where no row can be told from the next: a
-    damaged file, a header that is wrong, a cell without end.
+    A row that cannot be read properly is a row with a `problem`. Raises BadInput where no row can be told from the
+    next: a damaged file, a header that is wrong, a cell without end.
     """
     kind, columns = one_format(paths), columns_of(paths)
     if kind is Format.PARQUET:
@@ -93,6 +93,6 @@ def _check_alike(first: list[str], other: list[str], *, paths: tuple[Path, Path]
     missing, extra = [name for name in first if name not in other], [name for name in other if name not in first]
     if not missing and not extra:
         return
-    said = chain([f"lacks {', '.join(missing)}"] if missing else [], [f"has {', '.join(extra)} besides"] if extra else [])
+    said = [f"{verb} {', '.join(names)}" for verb, names in (("lacks", missing), ("adds", extra)) if names]
     raise BadInput(f"the files of one source must have the same columns: {paths[1]} {' and '.join(said)}, "
                    f"compared with {paths[0]}")

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +9,7 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
+from orchestrator.core.records import ResultRow
 from orchestrator.gateways.rows.durable import DurableFile
 from orchestrator.gateways.rows.schema import SourceSchema
 from orchestrator.gateways.rows.snapshot import open_blob
@@ -35,23 +35,6 @@ _TABLES: dict[ResultFormat, type[Table]] = {"parquet": ParquetTable, "csv": CsvT
 _PICO_USD = Decimal(1).scaleb(-12)
 
 
-@dataclass(frozen=True, slots=True)
-class ResultRow:
-    """What became of one row. `cost_usd` None: unknown. `output`: text as text, anything else as JSON text."""
-
-    index: int
-    prediction_id: str | None
-    status: str
-    output: str | None
-    files: tuple[str, ...]
-    error: str | None
-    error_class: str | None
-    cost_usd: Decimal | None
-    seconds: float | None
-    attempts: int
-    version: str | None
-
-
 class ResultsWriter:
     """A context manager that writes the results chunk by chunk; the file appears at `path`, whole, at the end."""
 
@@ -71,18 +54,21 @@ class ResultsWriter:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Finish the table and put it in its place, or remove it after an error."""
+        assert trace is None or isinstance(trace, TracebackType)
         self._stack.__exit__(kind, error, trace)
 
-    def write(self, blob: bytes, results: Sequence[ResultRow]) -> None:
-        """One snapshot chunk and the results of its rows, in the same order. Raises ValueError when their counts differ,
-        OSError when the disk is full."""
+    def write(self, blob: bytes, rows: Sequence[ResultRow]) -> None:
+        """One snapshot chunk and the results of its rows, in the same order.
+
+        Raises ValueError when their counts differ, OSError when the disk is full.
+        """
         assert self._table is not None, "write inside the with block"
         batch = open_blob(blob)
-        if batch.num_rows != len(results):
-            raise ValueError(f"a chunk of {batch.num_rows} rows cannot be joined with {len(results)} results")
-        columns = [*self._source.fit(batch), *_result_columns(results)]
+        if batch.num_rows != len(rows):
+            raise ValueError(f"a chunk of {batch.num_rows} rows cannot be joined with {len(rows)} results")
+        columns = [*self._source.fit(batch), *_result_columns(rows)]
         self._table.write(pa.RecordBatch.from_arrays(columns, schema=pa.schema(self._fields)))
 
 
@@ -106,8 +92,8 @@ def _result_columns(results: Sequence[ResultRow]) -> list[Any]:
 def _values(row: ResultRow) -> tuple[Any, ...]:
     cost = None if row.cost_usd is None else row.cost_usd.quantize(_PICO_USD)
     files = [sound(file) for file in row.files]
-    return (row.index, row.prediction_id, row.status, _sound(row.output), files, _sound(row.error), row.error_class, cost,
-            row.seconds, row.attempts, row.version)
+    return (row.index, row.prediction_id, row.status, _sound(row.output), files, _sound(row.error), row.error_class,
+            cost, row.seconds, row.attempts, row.version)
 
 
 def _sound(text: str | None) -> str | None:

@@ -83,7 +83,7 @@ def _common_type(one: Any, other: Any, *, wide: bool) -> Any:
     for same in (is_.is_signed_integer, is_.is_unsigned_integer, is_.is_floating):
         if same(one) and same(other):
             return one if one.bit_width >= other.bit_width else other
-    if {is_.is_integer(one), is_.is_integer(other)} == {True, False} and (is_.is_floating(one) or is_.is_floating(other)):
+    if (is_.is_integer(one) and is_.is_floating(other)) or (is_.is_floating(one) and is_.is_integer(other)):
         return None if wide else pa.float64()
     if {str(one), str(other)} == {"string", "large_string"}:
         return pa.large_string()

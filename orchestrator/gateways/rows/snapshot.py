@@ -1,35 +1,16 @@
-"""Rows, chunks of rows, and a chunk's cells as one compressed Arrow blob: what the ledger keeps of the source."""
+"""A chunk's cells as one compressed Arrow blob: what the ledger keeps of the source."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from orchestrator.core.records import Row, RowChunk
+
 CHUNK_BYTES = 8 << 20  # a chunk ends early where its rows are large: memory and SQL rows stay small
 JSON_MARK = {b"orchestrator": b"json"}
 EXACT_FLOAT = 2**53  # whole numbers up to here survive as float64
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of the source. `index` counts from 0 over all files; `line` is where it begins in its file, from 1 (None for
-    Parquet); `problem` says why it could not be read properly, with cells as far as readable. Empty cells are None."""
-
-    index: int
-    line: int | None
-    cells: dict[str, Any]
-    problem: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class RowChunk:
-    """Rows `first_index` and on; `blob` holds their cells as a zstd-compressed Arrow IPC stream."""
-
-    first_index: int
-    rows: list[Row]
-    blob: bytes
 
 
 def chunk_of(rows: list[Row], *, columns: Sequence[str], as_text: bool) -> RowChunk:

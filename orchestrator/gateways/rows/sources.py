@@ -6,12 +6,12 @@ import gzip
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from orchestrator.core.errors import BadInput
+from orchestrator.core.records import SourceFile
 
 SUPPORTED = ".csv, .tsv, .jsonl, .ndjson (each also with .gz) and .parquet"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -45,20 +45,11 @@ _REMEDIES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """One file of a source: `bytes` and `sha256` (hex) are of its raw content, compressed or not."""
-
-    path: str
-    bytes: int
-    sha256: str
-
-
 def resolve(pattern: str, *, base: Path) -> list[Path]:
     """The files that a path or glob means, sorted by path; a relative pattern starts at `base`.
 
-    Raises BadInput when nothing matches (naming the nearest file names), for folders, for files that cannot be read, for
-    formats that are not supported and for remote addresses.
+    Raises BadInput when nothing matches (naming the nearest file names), for folders, for files that cannot be read,
+    for formats that are not supported and for remote addresses.
     """
     if match := _URL.match(pattern):
         raise BadInput(f"source {pattern}: {match[1]}:// sources are not supported by this version yet; "

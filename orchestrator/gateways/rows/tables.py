@@ -27,7 +27,8 @@ class Table(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None: ...
 
     def write(self, batch: Any) -> None:
         """Add the rows of one record batch."""
@@ -45,7 +46,8 @@ class ParquetTable:
         """Nothing to prepare: Parquet has its head at the end."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         """Write what is held, and the footer."""
         if kind is None:
             self._write_group()
@@ -76,7 +78,8 @@ class CsvTable:
         self._text.write(_csv_line(self._names))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         """Leave the file to whoever opened it."""
         self._text.detach()
 
@@ -97,7 +100,8 @@ class JsonlTable:
         """JSONL has no head."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         """JSONL has no foot."""
 
     def write(self, batch: Any) -> None:

@@ -1,0 +1,216 @@
+"""Connections and transactions: how to reach the database, and what its errors mean for the program."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Connection, Table, event, inspect, make_url, text
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.postgresql.dml import Insert as PostgresqlInsert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.dialects.sqlite.dml import Insert as SqliteInsert
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from orchestrator.core.errors import BadInput, Unreachable
+from orchestrator.gateways.ledger.tables import HEAD, METADATA
+
+BUSY_S = 30  # how long a transaction waits for another one's lock
+TRIES = 5
+# serialization failure, deadlock, and a unique key taken by a transaction that ran at the same time: read again, decide again
+AGAIN = frozenset({"40001", "40P01", "23505"})
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def insert(connection: AsyncConnection, table: Table) -> PostgresqlInsert | SqliteInsert:
+    """An INSERT that knows ON CONFLICT, in this connection's dialect."""
+    return postgresql_insert(table) if is_postgresql(connection) else sqlite_insert(table)
+
+
+def is_postgresql(connection: AsyncConnection) -> bool:
+    """Which of the two engines this is."""
+    return connection.dialect.name == "postgresql"
+
+
+class Database:
+    """A ledger's database: `write` and `read` run a function in one transaction each.
+
+    On SQLite every write transaction is BEGIN IMMEDIATE, for a transaction that reads first and writes later loses
+    updates silently; writers of one process queue on a lock of their own, as SQLite's waiting is a blind sleep.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = _parsed(url)
+        self.where = _where(self._url)
+        self._engine = _engine(self._url)
+        self._writer = self._engine.execution_options(ledger_writes=True)
+        self._turn: asyncio.Lock | None = None if self._url.get_backend_name() == "postgresql" else asyncio.Lock()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str) -> AsyncIterator["Database"]:
+        """Connect, create or migrate the tables, and disconnect at the end.
+
+        `url`: `sqlite:////absolute/path` or `postgresql://user:password@host/name`. Raises BadInput for another URL or a
+        ledger of a newer program, Unreachable when there is no connection."""
+        database = cls(url)
+        try:
+            await database.prepare()
+            yield database
+        finally:
+            await database._engine.dispose()
+
+    async def prepare(self) -> None:
+        """Tables as this program knows them: a new SQLite from the metadata, anything older by migration."""
+        if await self.read(_revision) == HEAD:
+            return
+        if self._turn is not None and await self.write(_create):
+            return
+        await self.migrate()
+
+    async def migrate(self) -> None:
+        """Bring the tables to this program's revision. Raises BadInput for a ledger newer than the program."""
+        from orchestrator.gateways.ledger.migrations import upgrade
+
+        try:
+            await self.write(_upgraded, upgrade)
+        except LookupError as error:
+            raise BadInput(f"the ledger at {self.where} was written by a newer version of this program ({error}); "
+                           "install that version, or name another ledger with ORCHESTRATOR_DATABASE_URL") from None
+
+    async def write(self, step: Callable[Concatenate[AsyncConnection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `step(connection, …)` in one write transaction; it may run again if another transaction was in its way.
+
+        Raises Unreachable."""
+        if self._turn is None:
+            return await self._repeated(step, *args, **kwargs)
+        async with self._turn:
+            return await self._repeated(step, *args, **kwargs)
+
+    async def _repeated(self, step: Callable[Concatenate[AsyncConnection, P], Awaitable[T]], *args: P.args,
+                        **kwargs: P.kwargs) -> T:
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                async with self._translated(), self._writer.begin() as connection:
+                    return await step(connection, *args, **kwargs)
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) not in AGAIN or tries >= TRIES:
+                    raise
+
+    async def read(self, step: Callable[Concatenate[AsyncConnection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `step(connection, …)` in one transaction that only reads. Raises Unreachable."""
+        async with self._translated(), self._engine.begin() as connection:
+            return await step(connection, *args, **kwargs)
+
+    @asynccontextmanager
+    async def _translated(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except PoolTimeout as error:
+            raise Unreachable(f"the ledger at {self.where} had no free connection for {BUSY_S} s") from error
+        except DBAPIError as error:
+            if not _is_outage(error):
+                raise
+            raise Unreachable(f"the ledger at {self.where} cannot be used: {self._reason(error)}") from error
+        except OSError as error:
+            raise Unreachable(f"the ledger at {self.where} cannot be reached: {error}") from error
+
+    def _reason(self, error: DBAPIError) -> str:
+        """The driver's first line, without the password should it stand there."""
+        line = (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
+        return line.replace(str(self._url.password), "***") if self._url.password else line
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url)
+    except ArgumentError:
+        raise BadInput("the database's URL cannot be read; it looks like sqlite:////absolute/path or "
+                       "postgresql://user:password@host/name") from None
+    driver = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}.get(parsed.get_backend_name())
+    if driver is None:
+        raise BadInput(f"databases of kind {parsed.get_backend_name()!r} are not supported: use sqlite:////path or postgresql://…")
+    if driver.startswith("sqlite") and parsed.database in (None, "", ":memory:"):
+        raise BadInput("a ledger in memory would forget what was bought: give a path, sqlite:////absolute/path")
+    return parsed.set(drivername=driver)
+
+
+def _where(url: URL) -> str:
+    """Path, or host and name: never user or password."""
+    if url.get_backend_name() == "sqlite":
+        return str(url.database)
+    host = url.host or url.query.get("host") or "localhost"
+    return f"{host}{f':{url.port}' if url.port else ''}/{url.database or ''}"
+
+
+def _engine(url: URL) -> AsyncEngine:
+    shared: dict[str, Any] = {"hide_parameters": True, "pool_timeout": BUSY_S}  # errors must not quote rows
+    if url.get_backend_name() == "postgresql":
+        options = f"{url.query.get('options', '')} -c timezone=UTC -c synchronous_commit=on -c lock_timeout={BUSY_S}s"
+        return create_async_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=8,
+                                   connect_args={"options": options.strip(), "connect_timeout": 10}, **shared)
+    engine = create_async_engine(url, pool_size=4, max_overflow=4, connect_args={"timeout": BUSY_S}, **shared)
+    event.listen(engine.sync_engine, "connect", _on_sqlite_connect)
+    event.listen(engine.sync_engine, "begin", _on_sqlite_begin)
+    return engine
+
+
+def _on_sqlite_connect(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver must not begin transactions by itself: _on_sqlite_begin does
+    cursor = connection.cursor()
+    # FULL: with NORMAL a power cut can take the newest commits, and with them an attempt already paid for.
+    for pragma in (f"busy_timeout = {BUSY_S * 1000}", "journal_mode = WAL", "synchronous = FULL", "cache_size = -32000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _on_sqlite_begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("ledger_writes") else "BEGIN")
+
+
+# What SQLite says when the machine is at fault, not the statement (its errors share one class).
+_SQLITE_OUTAGES = ("locked", "full", "unable to open", "readonly", "disk I/O", "not a database", "malformed", "no active connection")
+
+
+def _is_outage(error: DBAPIError) -> bool:
+    if error.connection_invalidated:
+        return True
+    said, state = str(error.orig), getattr(error.orig, "sqlstate", None)
+    if type(error.orig).__module__.startswith("psycopg"):
+        # 08 connection, 53 resources, 57 operator's intervention, 58 system, 28 and 3D login; no state: never connected
+        is_refused = state is None and type(error.orig).__name__ == "OperationalError"
+        return is_refused or state == "55P03" or (state or "")[:2] in {"08", "28", "3D", "53", "57", "58"}
+    return isinstance(error, DatabaseError) and any(words in said for words in _SQLITE_OUTAGES)
+
+
+async def _revision(connection: AsyncConnection) -> str | None:
+    """The revision the tables are at; None: there are none."""
+    if not await connection.run_sync(lambda sync: inspect(sync).has_table("alembic_version")):
+        return None
+    found = (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar()
+    return None if found is None else str(found)
+
+
+async def _create(connection: AsyncConnection) -> bool:
+    """All tables of a new ledger, unless another process was first; False: there is an older one."""
+    found = await _revision(connection)
+    if found is not None:
+        return found == HEAD
+    await connection.run_sync(METADATA.create_all)
+    await connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "
+                                  "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"))
+    await connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
+    return True
+
+
+async def _upgraded(connection: AsyncConnection, upgrade: Callable[[Connection], None]) -> None:
+    if is_postgresql(connection):  # two programs starting at once: the second finds the work done
+        await connection.execute(text("SELECT pg_advisory_xact_lock(7201948305)"))
+    await connection.run_sync(upgrade)

@@ -1,0 +1,229 @@
+"""The tables, and nothing else: columns, types, indexes.
+
+There are no foreign keys: every write passes through this room, checks would cost a fifth of the loading speed, and on
+PostgreSQL their locks on the batch row would make claims wait for loads. Money is BIGINT in units of 10^-12 USD.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, DateTime, Dialect, Index, Integer, LargeBinary, MetaData, String, Table, UniqueConstraint, text
+from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlmodel import Field, SQLModel
+
+HEAD = "0001"  # the newest revision in migrations/versions; a test holds the two together
+
+# Partial indexes serve only queries that repeat their condition literally: SQLite compares the texts.
+PENDING = "state = 'pending'"
+COLLECTING = "state = 'collecting'"
+ALIVE = "state IN ('open', 'unsure', 'running')"
+UNPRICED = "charge_units IS NULL AND state IN ('succeeded', 'failed', 'canceled', 'aborted', 'lost')"
+
+# `items.due_at` of rows that may be bought at any time. Two values, so that one index range holds the rows never
+# started and another those to be bought again.
+FRESH_AT = datetime(1970, 1, 1, tzinfo=UTC)
+AGAIN_AT = datetime(1970, 1, 2, tzinfo=UTC)
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC: timestamptz on PostgreSQL, ISO text of fixed width on SQLite, where text must sort as time."""
+
+    impl = String(26)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """The column type of this engine."""
+        return dialect.type_descriptor(DateTime(timezone=True) if dialect.name == "postgresql" else String(26))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | str | None:  # type: ignore[override]
+        """Refuses naive datetimes: whose midnight they mean is not known."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a zone cannot be stored; use datetime.now(UTC)")
+        if dialect.name == "postgresql":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """Always UTC, whatever the session's zone."""
+        if value is None:
+            return None
+        return datetime.fromisoformat(value).replace(tzinfo=UTC) if isinstance(value, str) else value.astimezone(UTC)
+
+
+BIG_KEY = BigInteger().with_variant(Integer(), "sqlite")  # SQLite numbers rows itself only in INTEGER columns
+
+
+class _Model(SQLModel):
+    metadata = MetaData()
+
+
+class BatchRow(_Model, table=True):
+    """One run of a job over one source. `started` counts items that were ever attempted."""
+
+    __tablename__ = "batches"
+    pk: int | None = Field(default=None, primary_key=True, sa_type=BIG_KEY)
+    id: str = Field(unique=True)
+    job: str
+    run_key: str = Field(unique=True)
+    account: str
+    state: str
+    reason: str | None
+    created_at: datetime = Field(sa_type=UtcTime)
+    finished_at: datetime | None = Field(sa_type=UtcTime)
+    target_endpoint: str
+    target_name: str
+    target_version: str | None
+    job_json: str
+    schema_json: str
+    source_json: str
+    price_json: str
+    source_schema_json: str | None
+    output_to: str
+    in_flight: int
+    max_attempts: int
+    start_limit: int | None
+    started: int
+    total: int | None
+    cap_units: int | None = Field(sa_type=BigInteger)
+    spent_units: int = Field(sa_type=BigInteger)
+    reserved_units: int = Field(sa_type=BigInteger)
+
+
+class ItemRow(_Model, table=True):
+    """One row with a life. `due_at`: not to be touched before; of a collecting item also the end of its lease."""
+
+    __tablename__ = "items"
+    __table_args__ = (
+        UniqueConstraint("batch_pk", "idx", name="uq_items_batch_pk_idx"),
+        Index("ix_items_state", "batch_pk", "state"),
+        # Nothing else gives this order, so no planner with stale statistics prefers the wrong index.
+        Index("ix_items_pending", "batch_pk", "due_at", "idx", sqlite_where=text(PENDING), postgresql_where=text(PENDING)),
+        Index("ix_items_collecting", "batch_pk", "completed_at", "due_at", sqlite_where=text(COLLECTING),
+              postgresql_where=text(COLLECTING)),
+    )
+    pk: int | None = Field(default=None, primary_key=True, sa_type=BIG_KEY)
+    batch_pk: int = Field(sa_type=BigInteger)
+    idx: int = Field(sa_type=BigInteger)
+    row_id: str
+    input_json: str | None
+    input_hash: str | None
+    state: str
+    due_at: datetime = Field(sa_type=UtcTime)
+    failures: int
+    attempts: int
+    attempt_id: str | None
+    completed_at: datetime | None = Field(sa_type=UtcTime)
+    tries: int
+    error: str | None
+    error_class: str | None
+
+
+class AttemptRow(_Model, table=True):
+    """One try at buying an item. `model` and `version` are what the provider echoed; `reserved_units` is zero once released."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        Index("ix_attempts_item", "item_pk"),
+        Index("ix_attempts_alive", "account", "state", "created_at", sqlite_where=text(ALIVE), postgresql_where=text(ALIVE)),
+        Index("ix_attempts_answered", "batch_pk", "answered_at"),
+        Index("ix_attempts_completed", "account", "completed_at"),
+        Index("ix_attempts_unpriced", "batch_pk", "item_pk", sqlite_where=text(UNPRICED), postgresql_where=text(UNPRICED)),
+    )
+    id: str = Field(primary_key=True)
+    item_pk: int = Field(sa_type=BigInteger)
+    batch_pk: int = Field(sa_type=BigInteger)
+    account: str
+    n: int
+    state: str
+    owner: str
+    lease_until: datetime = Field(sa_type=UtcTime)
+    target_key: str
+    input_hash: str
+    created_at: datetime = Field(sa_type=UtcTime)
+    post_by_at: datetime = Field(sa_type=UtcTime)
+    sent_until_at: datetime | None = Field(sa_type=UtcTime)
+    answered_at: datetime | None = Field(sa_type=UtcTime)
+    next_check_at: datetime | None = Field(sa_type=UtcTime)
+    prediction_id: str | None = Field(unique=True)
+    status: str | None
+    model: str | None
+    version: str | None
+    provider_created_at: datetime | None = Field(sa_type=UtcTime)
+    completed_at: datetime | None = Field(sa_type=UtcTime)
+    output_json: str | None
+    metrics_json: str | None
+    logs_tail: str | None
+    seconds: float | None
+    error: str | None
+    error_class: str | None
+    reserved_units: int = Field(sa_type=BigInteger)
+    charge_units: int | None = Field(sa_type=BigInteger)
+    charge_basis: str | None
+
+
+class OutputRow(_Model, table=True):
+    """A file name granted, and once `stored_at` is set, a file at home. `name_key` is the stem as file systems without case see it."""
+
+    __tablename__ = "outputs"
+    __table_args__ = (UniqueConstraint("batch_pk", "name_key", name="uq_outputs_batch_pk_name_key"),)
+    item_pk: int = Field(primary_key=True, sa_type=BigInteger)
+    idx: int = Field(primary_key=True)
+    batch_pk: int = Field(sa_type=BigInteger)
+    attempt_id: str
+    name_key: str
+    stem: str
+    path: str | None
+    bytes: int | None = Field(sa_type=BigInteger)
+    sha256: str | None
+    media_type: str | None
+    source_url: str | None
+    stored_at: datetime | None = Field(sa_type=UtcTime)
+
+
+class SourceChunkRow(_Model, table=True):
+    """The snapshot of some rows' cells, as they were read."""
+
+    __tablename__ = "source_chunks"
+    batch_pk: int = Field(primary_key=True, sa_type=BigInteger)
+    first_index: int = Field(primary_key=True, sa_type=BigInteger)
+    rows: int
+    blob: bytes = Field(sa_type=LargeBinary)
+
+
+class WorkRow(_Model, table=True):
+    """A wake: a station is to look at something, not before `due_at`. `sent_at`: held back, as its message is out."""
+
+    __tablename__ = "work"
+    __table_args__ = (Index("ix_work_due_at", "due_at"),)
+    station: str = Field(primary_key=True)
+    key: str = Field(primary_key=True)
+    lane: int = Field(primary_key=True)
+    due_at: datetime = Field(sa_type=UtcTime)
+    sent_at: datetime | None = Field(sa_type=UtcTime)
+
+
+class AccountRow(_Model, table=True):
+    """What is known of a provider's account: its clock minus ours."""
+
+    __tablename__ = "accounts"
+    name: str = Field(primary_key=True)
+    offset_s: float
+    noted_at: datetime = Field(sa_type=UtcTime)
+
+
+METADATA: MetaData = _Model.metadata
+
+
+def _table(name: str) -> Table:
+    return METADATA.tables[name]
+
+
+batches = _table("batches")
+items = _table("items")
+attempts = _table("attempts")
+outputs = _table("outputs")
+source_chunks = _table("source_chunks")
+work = _table("work")
+accounts = _table("accounts")

@@ -1,0 +1,131 @@
+"""Whose is this prediction: adopting on evidence, buying again only when every doubt is explained."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from orchestrator.core.matching import Listing, Verdicts, last_moment, resolve
+from orchestrator.core.ports import OpenAttempt
+from orchestrator.core.records import Prediction
+from orchestrator.core.tempo import Tempo
+
+T0 = datetime(2026, 11, 20, 2, 0, tzinfo=UTC)
+TEMPO = Tempo(unsure_margin_s=120, unsure_confirm_s=30, unsure_no_canary_s=300, unsure_give_up_s=600)
+TARGET = "models/black-forest-labs/flux-schnell"
+ECHO = {TARGET: ("black-forest-labs/flux-schnell", "hidden")}
+
+
+def hash_of(value: dict[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def attempt(name: str = "a1", *, prompt: str = "a cat", state: str = "unsure", target: str = TARGET,
+            checked: datetime | None = None, age_s: float = 0.0) -> OpenAttempt:
+    text = json.dumps({"prompt": prompt})
+    return OpenAttempt(name, 1, state, None, target, text, hash_of({"prompt": prompt}), T0 - timedelta(seconds=age_s), None,
+                       T0 - timedelta(seconds=age_s), checked)
+
+
+def seen(name: str, *, prompt: str | None = "a cat", at_s: float = 1.0, version: str = "hidden", webhook: str | None = None,
+         model: str = "black-forest-labs/flux-schnell", removed: bool = False) -> Prediction:
+    value = None if prompt is None else {"prompt": prompt}
+    return Prediction(name, "succeeded", model=model, version=version, input=value, created_at=T0 + timedelta(seconds=at_s),
+                      data_removed=removed, webhook=webhook)
+
+
+def judge(attempts: list[OpenAttempt], predictions: list[Prediction], *, owned: set[str] = frozenset(), after_s: float = 10.0,  # type: ignore[assignment]
+          complete: bool = True, offset_s: float | None = 0.0) -> Verdicts:
+    return resolve(attempts, Listing(predictions, frozenset(owned), complete), now=T0 + timedelta(seconds=after_s),
+                   offset_s=offset_s, tempo=TEMPO, hash_of=hash_of, alive_targets=ECHO)
+
+
+def late_canary() -> Prediction:
+    return seen("canary", prompt="something else", at_s=200)
+
+
+def test_an_equal_unowned_prediction_is_adopted():
+    """Same target, same input, owned by nobody: it is ours."""
+    assert [(a, p.id) for a, p in judge([attempt()], [seen("p1")]).adopt] == [("a1", "p1")]
+
+
+def test_an_owned_prediction_is_nobodys_else():
+    """What another attempt owns is no candidate."""
+    assert judge([attempt()], [seen("p1")], owned={"p1"}).adopt == []
+
+
+def test_one_candidate_for_two_equal_rows_is_left_alone():
+    """Two equal rows, one answer lost, one in flight, one prediction: which it belongs to cannot be said yet."""
+    assert judge([attempt("a1"), attempt("a2", state="open")], [seen("p1")]).adopt == []
+
+
+def test_two_candidates_for_two_equal_rows_are_shared_out():
+    """With candidates enough for all, each gets its own."""
+    verdicts = judge([attempt("a1"), attempt("a2")], [seen("p1"), seen("p2", at_s=2)])
+    assert sorted((a, p.id) for a, p in verdicts.adopt) == [("a1", "p1"), ("a2", "p2")]
+
+
+def test_the_same_input_on_another_model_is_not_ours():
+    """The same file run on two models at once must not cross over."""
+    assert judge([attempt()], [seen("p1", model="stability-ai/sdxl", version="39ed")]).adopt == []
+
+
+def test_absence_needs_two_looks_and_a_canary():
+    """With something of ours created later in the list, absence is concluded at the second look."""
+    predictions, owned = [late_canary()], {"canary"}
+    first = judge([attempt()], predictions, owned=owned, after_s=210)
+    assert (first.absent_once, first.absent) == (["a1"], [])
+    looked = T0 + timedelta(seconds=240)
+    assert judge([attempt(checked=looked)], predictions, owned=owned, after_s=230).absent == []
+    assert judge([attempt(checked=looked)], predictions, owned=owned, after_s=240).absent == ["a1"]
+
+
+def test_nothing_is_concluded_before_the_last_moment():
+    """The POST may still create: end of our request plus the margin."""
+    assert judge([attempt()], [late_canary()], owned={"canary"}, after_s=119).absent_once == []
+
+
+def test_without_a_canary_absence_waits_longer():
+    """Lists lag: with nothing newer of ours to be seen, five more minutes pass."""
+    assert judge([attempt()], [], after_s=400).absent_once == []
+    assert judge([attempt()], [], after_s=421).absent_once == ["a1"]
+
+
+def test_an_unowned_canary_is_none():
+    """Somebody else's later prediction says nothing about the lag of ours."""
+    assert judge([attempt()], [late_canary()], after_s=300).absent_once == []
+
+
+def test_doubts_forbid_buying_again():
+    """One unexplained prediction, one with its data removed, a listing cut short, or no clock: nothing is concluded."""
+    owned = {"canary"}
+    unexplained = seen("p9", version="another")
+    assert judge([attempt()], [late_canary(), unexplained], owned=owned, after_s=300).absent_once == []
+    assert judge([attempt()], [late_canary(), seen("p9", prompt=None)], owned=owned, after_s=300).absent_once == []
+    assert judge([attempt()], [late_canary(), seen("p9", removed=True)], owned=owned, after_s=300).absent_once == []
+    assert judge([attempt()], [late_canary()], owned=owned, after_s=300, complete=False).absent_once == []
+    assert judge([attempt()], [late_canary()], owned=owned, after_s=300, offset_s=None).absent_once == []
+
+
+def test_explained_predictions_are_no_doubt():
+    """A different prompt, or a webhook that we never asked for, explains a prediction away."""
+    others = [late_canary(), seen("p8", prompt="a dog"), seen("p9", webhook="https://example.com/hook")]
+    assert judge([attempt()], others, owned={"canary"}, after_s=300).absent_once == ["a1"]
+
+
+def test_a_clock_ahead_shifts_the_canary():
+    """With the provider ten minutes ahead, its later timestamps are not later in truth."""
+    early = seen("canary", prompt="x", at_s=500)
+    assert judge([attempt()], [early], owned={"canary"}, after_s=300, offset_s=600).absent_once == []
+
+
+def test_doubt_ends_honestly():
+    """What is still in doubt long after the last moment is given up, not bought."""
+    verdicts = judge([attempt()], [seen("p9", removed=True)], after_s=721)
+    assert (verdicts.give_up, verdicts.absent, verdicts.adopt) == (["a1"], [], [])
+
+
+def test_a_killed_worker_leaves_the_longest_window():
+    """Without an end of the request on record, the last moment counts from the latest possible write."""
+    known, unknown = attempt(), attempt()
+    object.__setattr__(unknown, "sent_until_at", None)
+    assert last_moment(unknown, tempo=TEMPO) - last_moment(known, tempo=TEMPO) == timedelta(seconds=31.5)
