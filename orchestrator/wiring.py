@@ -85,17 +85,27 @@ def clock() -> Clock:
     return SystemClock()
 
 
-@asynccontextmanager
-async def redis(settings: Settings) -> AsyncIterator[tuple[str, bool]]:
-    """The Redis to use (private to the home unless one is named), and whether all earlier holders of leases are dead.
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A home that is held, and the Redis to use.
 
-    They are known to be dead only where home and ledger are on this machine: whoever held the home has let it go."""
+    `alone`: whoever held a lease before is dead. It can be known only where home and ledger are on this machine.
+    `lock_fd` is handed to workers, which hold the home until they end."""
+
+    redis_url: str
+    alone: bool
+    lock_fd: int
+
+
+@asynccontextmanager
+async def redis(settings: Settings) -> AsyncIterator[Hold]:
+    """Hold the home, with its private Redis unless another is named."""
     if settings.redis_url is None:
         async with private_redis(settings.home) as own:
-            yield own.url, own.first_in and _is_local(settings)
+            yield Hold(own.url, own.first_in and _is_local(settings), own.lock_fd)
     else:
-        async with hold_home(settings.home) as hold:
-            yield settings.redis_url.get_secret_value(), hold.first_in and _is_local(settings)
+        async with hold_home(settings.home) as home:
+            yield Hold(settings.redis_url.get_secret_value(), home.first_in and _is_local(settings), home.lock_fd)
 
 
 def _is_local(settings: Settings) -> bool:
@@ -127,26 +137,28 @@ class Role:
     argv: tuple[str, ...]
     env: dict[str, str]
     log_path: Path
+    keep_fds: tuple[int, ...] = ()
 
 
-def worker_role(settings: Settings, *, redis_url: str) -> Role:
+def worker_role(settings: Settings, hold: Hold) -> Role:
     """The command and environment of a worker for this home."""
     env = dict(os.environ) | {
         "ORCHESTRATOR_HOME": str(settings.home),
-        "ORCHESTRATOR_REDIS_URL": redis_url,
+        "ORCHESTRATOR_REDIS_URL": hold.redis_url,
         "ORCHESTRATOR_DATABASE_URL": settings.ledger_url,
         "REPLICATE_BASE_URL": settings.base_url,
         "ORCHESTRATOR_OUTPUT_HOSTS": settings.output_hosts,
     }
     if settings.api_token is not None:
         env["REPLICATE_API_TOKEN"] = settings.api_token.get_secret_value()
-    return Role((sys.executable, "-m", "orchestrator", "worker"), env, settings.home / "logs" / "worker.log")
+    return Role((sys.executable, "-m", "orchestrator", "worker"), env, settings.home / "logs" / "worker.log",
+                (hold.lock_fd,))
 
 
 async def start(role: Role) -> Child:
     """Start a child that cannot outlive this process."""
     role.log_path.parent.mkdir(parents=True, exist_ok=True)
-    return await spawn(role.argv, env=role.env, log_path=role.log_path)
+    return await spawn(role.argv, env=role.env, log_path=role.log_path, keep_fds=role.keep_fds)
 
 
 def simulator_role(folder: Path, *, arguments: tuple[str, ...]) -> tuple[Role, Path]:
@@ -177,9 +189,9 @@ def find_job(name_or_path: str, *, cwd: Path) -> Path:
     return jobfile.find(name_or_path, cwd=cwd)
 
 
-def load_job(path: Path, *, changes: Mapping[str, str]) -> LoadedJob:
-    """A job file, read and validated. Raises BadInput with all places."""
-    return jobfile.load(path, overrides=changes)
+def load_job(path: Path, *, changes: Mapping[str, str], source: str | None = None) -> LoadedJob:
+    """A job file, read and validated, with the command line's changes. Raises BadInput with all places."""
+    return jobfile.load(path, overrides=changes, source=source)
 
 
 def discover_jobs(cwd: Path) -> list[Path]:

@@ -74,9 +74,9 @@ class Machine:
 
 
 @asynccontextmanager
-async def machine(settings: Settings, rooms: Rooms, *, redis_url: str) -> AsyncIterator[Machine]:
+async def machine(settings: Settings, rooms: Rooms, *, hold: wiring.Hold) -> AsyncIterator[Machine]:
     """A worker and a tick while the block runs."""
-    one = Machine(rooms, wiring.queue(redis_url), wiring.worker_role(settings, redis_url=redis_url))
+    one = Machine(rooms, wiring.queue(hold.redis_url), wiring.worker_role(settings, hold))
     await one.start()
     try:
         yield one

@@ -6,9 +6,10 @@ every row into the ledger. All that is wrong with the rows is told at once.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from orchestrator.core.cost import Price, resolve, to_units, worst_case_usd
@@ -20,6 +21,7 @@ from orchestrator.core.naming import batch_id
 from orchestrator.core.ports import Model, Rooms
 from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Row, RowChunk, SourceFile, Target
 from orchestrator.core.runkey import hash_text, run_key
+from orchestrator.core.template import output_folder
 
 CHUNK_ROWS = 1000
 KEPT_PROBLEMS = 1000
@@ -32,7 +34,9 @@ class Order:
     job: Job
     name: str
     folder: str  # of the job file: sources are relative to it
-    output_to: str  # as asked, `{{ batch }}` not yet filled in; absolute or relative to the working folder
+    output_to: str  # as asked: a template of batch and date
+    output_base: str  # what a relative output folder is relative to
+    places: Mapping[str, str] = field(default_factory=dict)  # where each field stands in the job file, for messages
     run_key: str | None = None
     fresh: bool = False
     limit: int | None = None
@@ -74,7 +78,8 @@ async def prepare(rooms: Rooms, order: Order, *, book: dict[str, Any]) -> Prepar
     account = await rooms.predictions.account()
     target, model = await _target(rooms, job)
     schema = InputSchema.from_openapi(model.openapi_schema)
-    plan = plan_inputs(job.input, columns=columns, schema=schema, row_id_column=job.source.id)
+    plan = plan_inputs(job.input, columns=columns, schema=schema, row_id_column=job.source.id,
+                       places=order.places)
     price = resolve(model=model.name, official=model.is_official, deployment=job.deployment is not None, book=book,
                     given=job.price.model_dump(exclude_none=True) if job.price else None)
     files = await asyncio.to_thread(rooms.tables.fingerprint, paths)
@@ -144,8 +149,13 @@ def _new_batch(prepared: Prepared, *, now: datetime, token: str) -> NewBatch:
         target=prepared.target, job_json=job.model_dump_json(), schema_json=json.dumps(prepared.model.openapi_schema),
         source_json=json.dumps([{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in prepared.files]),
         price_json=json.dumps(prepared.price.to_json() if prepared.price else None),
-        output_to=order.output_to.replace("\0batch\0", new_id), in_flight=job.limits.in_flight,
+        output_to=_output_to(order, new_id, now), in_flight=job.limits.in_flight,
         max_attempts=job.retry.attempts, cap_units=prepared.cap_units)
+
+
+def _output_to(order: Order, new_id: str, now: datetime) -> str:
+    folder = output_folder(order.output_to, batch=new_id, date=f"{now:%Y-%m-%d}")
+    return str(Path(order.output_base) / folder)
 
 
 def _same_content(batch: Batch, prepared: Prepared) -> None:

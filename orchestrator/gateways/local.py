@@ -98,6 +98,14 @@ async def _finish(work: Callable[[], T]) -> T:
 
 
 def _come_in(home: Path, *, with_redis: bool, watch_every_s: float = WATCH_EVERY_S) -> tuple[HomeHold, str]:
+    try:
+        return _take(home, with_redis=with_redis, watch_every_s=watch_every_s)
+    except OSError as error:
+        raise BadInput(f"the home {home} cannot be used ({error}): it must be a writable folder on a disk with "
+                       "file locks; set ORCHESTRATOR_HOME to another one") from error
+
+
+def _take(home: Path, *, with_redis: bool, watch_every_s: float) -> tuple[HomeHold, str]:
     home.mkdir(parents=True, exist_ok=True)
     with _start_lock(home):
         fd = os.open(home / "redis.lock", os.O_RDWR | os.O_CREAT, 0o600)

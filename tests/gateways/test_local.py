@@ -1,5 +1,6 @@
 import asyncio
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -208,6 +209,28 @@ async def test_planted_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
             await private_redis(tmp_path).__aenter__()
     async with hold_home(tmp_path) as hold:
         assert hold.first_in
+
+
+async def test_unusable_home(tmp_path: Path) -> None:
+    """A home that is no folder is the user's to mend, and the message says how."""
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match="ORCHESTRATOR_HOME"):
+        await hold_home(tmp_path / "file").__aenter__()
+
+
+def test_deleted_home(tmp_path: Path) -> None:
+    """The server of a home that was deleted goes, and takes its folder with it."""
+    with command(tmp_path / "home") as one:
+        url, _ = said(one)
+        number_in(tmp_path / "home" / "redis.watch.lock")
+        time.sleep(0.1)
+        shutil.rmtree(tmp_path / "home")
+        until_gone(url)
+    folder = Path(url.removeprefix("unix://")).parent
+    end = time.monotonic() + 5
+    while folder.exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 async def test_no_server_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

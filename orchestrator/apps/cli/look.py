@@ -61,7 +61,7 @@ def _lines(document: dict[str, Any]) -> list[str]:
 async def watch(name: str) -> Ending:
     """The panel of a batch that runs elsewhere."""
     settings = here()
-    async with wiring.redis(settings) as (redis_url, _), wiring.rooms(settings, redis_url=redis_url, token_needed=False) as rooms:
+    async with wiring.redis(settings) as hold, wiring.rooms(settings, redis_url=hold.redis_url, token_needed=False) as rooms:
         batch = await rooms.ledger.find(name)
         with screen() as shown:
             code = await Follower(rooms, batch.id, shown, None, 0, rooms.clock.now()).follow(asyncio.Event())

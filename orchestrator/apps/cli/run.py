@@ -18,7 +18,6 @@ from orchestrator.apps.machine import Machine, machine
 from orchestrator.core.cost import worst_case_usd
 from orchestrator.core.errors import BadInput
 from orchestrator.core.inputs import most_outputs
-from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event, ItemState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Counts, Fact
@@ -48,25 +47,25 @@ class RunOptions:
 
 def order_of(options: RunOptions) -> tuple[Order, Path]:
     """The order that a job file and the command line make, and the home it belongs to."""
-    path = wiring.find_job(options.job, cwd=Path.cwd())
-    loaded = wiring.load_job(path, changes=options.changes, source=options.source, limit_to=None)
-    job: Job = loaded.job
-    refused = job.unsupported()
+    cwd = Path.cwd()
+    path = wiring.find_job(options.job, cwd=cwd)
+    source = None if options.source is None else str(cwd / options.source)
+    loaded = wiring.load_job(path, changes=options.changes, source=source)
+    refused = loaded.job.unsupported()
     if refused:
-        raise BadInput(f"{path}: " + "; ".join(refused))
-    output = options.output or job.output.to
-    base = Path.cwd() if options.output or options.source else loaded.folder.parent if loaded.folder.name == "jobs" else loaded.folder
-    order = Order(job=job, name=loaded.name, folder=str(loaded.folder if not options.source else Path.cwd()),
-                  output_to=wiring.output_template(output, base=base), run_key=options.run_key, fresh=options.fresh,
-                  limit=options.limit)
-    return order, home_of(path, cwd=Path.cwd())
+        raise BadInput("\n".join(f"{path}: {sentence}" for sentence in refused))
+    beside = loaded.folder.parent if loaded.folder.name == "jobs" else loaded.folder
+    order = Order(job=loaded.job, name=loaded.name, folder=str(loaded.folder), output_to=options.output or loaded.job.output.to,
+                  output_base=str(cwd if options.output else beside), places=loaded.places, run_key=options.run_key,
+                  fresh=options.fresh, limit=options.limit)
+    return order, home_of(path, cwd=cwd)
 
 
 @asynccontextmanager
-async def _open(settings: Settings) -> AsyncIterator[tuple[Rooms, str, bool]]:
-    """Redis (private unless told otherwise) and all rooms."""
-    async with wiring.redis(settings) as (redis_url, first_in), wiring.rooms(settings, redis_url=redis_url) as rooms:
-        yield rooms, redis_url, first_in
+async def _open(settings: Settings) -> AsyncIterator[tuple[Rooms, wiring.Hold]]:
+    """The home, its Redis (private unless told otherwise) and all rooms."""
+    async with wiring.redis(settings) as hold, wiring.rooms(settings, redis_url=hold.redis_url) as rooms:
+        yield rooms, hold
 
 
 async def plan(options: RunOptions) -> Ending:
@@ -124,10 +123,10 @@ async def run(options: RunOptions) -> Ending:
     order, home = order_of(options)
     settings = read_settings(home)
     new_ledger = wiring.is_new(settings)
-    async with _open(settings) as (rooms, redis_url, first_in):
+    async with _open(settings) as (rooms, hold):
         prepared = await prepare(rooms, order, book=wiring.price_book(settings))
         await _consent(rooms, prepared, options, ask_above_usd=settings.ask_above_usd)
-        if first_in:
+        if hold.alone:
             await _bury_the_dead(rooms)
         batch, new = await load(rooms, prepared)
         say(f"ledger: {settings.home} ({'new' if new_ledger else f'resuming {batch.id}' if not new else f'new batch {batch.id}'})")
@@ -137,7 +136,7 @@ async def run(options: RunOptions) -> Ending:
         ended = await _already_over(rooms, batch)
         if ended is not None:
             return ended
-        return await _to_the_end(rooms, batch, options=options, settings=settings, redis_url=redis_url)
+        return await _to_the_end(rooms, batch, options=options, settings=settings, hold=hold)
 
 
 async def _consent(rooms: Rooms, prepared: Prepared, options: RunOptions, *, ask_above_usd: float) -> None:
@@ -181,13 +180,13 @@ async def _verdict(follower: Follower) -> Exit:
     return code
 
 
-async def _to_the_end(rooms: Rooms, batch: Batch, *, options: RunOptions, settings: Settings, redis_url: str) -> Ending:
+async def _to_the_end(rooms: Rooms, batch: Batch, *, options: RunOptions, settings: Settings, hold: wiring.Hold) -> Ending:
     """Worker up, stations woken, followed to the end, everything taken down."""
     if batch.state is BatchState.PAUSED:
         await control.resume(rooms, batch)
     await control.wake_all(rooms, batch)
     with _signals() as heard:
-        async with machine(settings, rooms, redis_url=redis_url) as here:
+        async with machine(settings, rooms, hold=hold) as here:
             with screen(quiet=False) as shown:
                 follower = Follower(rooms, batch.id, shown, here, options.patience_s, rooms.clock.now())
                 code = await follower.follow(heard.first)

@@ -35,7 +35,7 @@ class UtcTime(TypeDecorator[datetime]):
         """The column type of this engine."""
         return dialect.type_descriptor(DateTime(timezone=True) if dialect.name == "postgresql" else String(26))
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | str | None:  # type: ignore[override]
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | str | None:
         """Refuses naive datetimes: whose midnight they mean is not known."""
         if value is None:
             return None
@@ -76,7 +76,7 @@ class BatchRow(_Model, table=True):
     target_name: str
     target_version: str | None
     job_json: str
-    schema_json: str
+    openapi_json: str
     source_json: str
     price_json: str
     source_schema_json: str | None

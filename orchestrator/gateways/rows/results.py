@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import pyarrow as pa
 
 from orchestrator.core.records import ResultRow
+from orchestrator.gateways.rows.arrow_values import array_of
 from orchestrator.gateways.rows.durable import DurableFile
 from orchestrator.gateways.rows.schema import SourceSchema
 from orchestrator.gateways.rows.snapshot import open_blob
@@ -86,7 +87,7 @@ def _output_fields(schema: SourceSchema) -> list[Any]:
 
 def _result_columns(results: Sequence[ResultRow]) -> list[Any]:
     values = zip(*(_values(result) for result in results), strict=True) if results else [()] * len(RESULT_COLUMNS)
-    return [pa.array(list(column), field.type) for column, field in zip(values, RESULT_SCHEMA, strict=True)]
+    return [array_of(column, field.type) for column, field in zip(values, RESULT_SCHEMA, strict=True)]
 
 
 def _values(row: ResultRow) -> tuple[Any, ...]:

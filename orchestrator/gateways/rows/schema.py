@@ -9,7 +9,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orchestrator.gateways.rows.arrow_values import python_values
+from orchestrator.gateways.rows.arrow_values import array_of, python_values
 from orchestrator.gateways.rows.snapshot import EXACT_FLOAT, is_json, json_field, open_blob
 from orchestrator.gateways.rows.values import json_text
 
@@ -96,5 +96,5 @@ def _fitted(batch: Any, field: Any) -> Any:
         return pa.nulls(batch.num_rows, field.type)
     column, found = batch.column(place), batch.schema.field(place)
     if is_json(field) and not is_json(found):
-        return pa.array([None if value is None else json_text(value) for value in python_values(column)], pa.string())
+        return array_of([None if value is None else json_text(value) for value in python_values(column)], pa.string())
     return column if column.type.equals(field.type) else column.cast(field.type)

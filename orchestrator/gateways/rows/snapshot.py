@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator.core.records import Row, RowChunk
+from orchestrator.gateways.rows.arrow_values import array_of
 
 CHUNK_BYTES = 8 << 20  # a chunk ends early where its rows are large: memory and SQL rows stay small
 JSON_MARK = {b"orchestrator": b"json"}
@@ -19,7 +20,7 @@ def chunk_of(rows: list[Row], *, columns: Sequence[str], as_text: bool) -> RowCh
     fields, arrays = [], []
     for name in names:
         values = [row.cells.get(name) for row in rows]
-        field, array = (pa.field(name, pa.string()), pa.array(values, pa.string())) if as_text else _typed(name, values)
+        field, array = (pa.field(name, pa.string()), array_of(values, pa.string())) if as_text else _typed(name, values)
         fields.append(field)
         arrays.append(array)
     batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)) if names else _columnless(len(rows))
@@ -54,9 +55,9 @@ def json_field(name: str) -> Any:
 def _typed(name: str, values: list[Any]) -> tuple[Any, Any]:
     kind = _shared_type(values)
     if kind is not None:
-        return pa.field(name, kind), pa.array(values, kind)
+        return pa.field(name, kind), array_of(values, kind)
     texts = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
-    return json_field(name), pa.array(texts, pa.string())
+    return json_field(name), array_of(texts, pa.string())
 
 
 def _shared_type(values: list[Any]) -> Any:
@@ -77,4 +78,4 @@ def _shared_type(values: list[Any]) -> Any:
 
 def _columnless(count: int) -> Any:
     """Rows of which not one cell could be read still count."""
-    return pa.RecordBatch.from_struct_array(pa.array([{}] * count, pa.struct([])))
+    return pa.RecordBatch.from_struct_array(pa.Array.from_buffers(pa.struct([]), count, [None]))

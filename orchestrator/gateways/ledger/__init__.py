@@ -1,0 +1,7 @@
+"""The ledger: all SQL of the program, on SQLite or PostgreSQL."""
+
+from orchestrator.gateways.ledger.ledger import SqlLedger
+from orchestrator.gateways.ledger.session import Database
+from orchestrator.gateways.ledger.views import FailureView, ItemView, LatencyView, WaitingView
+
+__all__ = ["Database", "FailureView", "ItemView", "LatencyView", "SqlLedger", "WaitingView"]

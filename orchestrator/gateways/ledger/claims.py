@@ -1,0 +1,129 @@
+"""Rows on their way to the provider: how many may go, which, and the attempts committed before any of them does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, Select, bindparam, func, select, text, update
+from sqlalchemy import insert as plain_insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.core.lifecycle import IN_AIR_ITEM, AttemptState, BatchState, ItemState
+from orchestrator.core.ports import Claimable, ClaimTerms
+from orchestrator.core.records import Batch, Claim
+from orchestrator.gateways.ledger.loading import batch_of
+from orchestrator.gateways.ledger.tables import FRESH_AT, PENDING, attempts, batches, items
+
+_ALIVE = [state.value for state in IN_AIR_ITEM]
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """How many rows may go, and of these how many that were never started; what holds back the rest."""
+
+    count: int
+    fresh: int
+    reason: str | None
+
+
+async def claimable(connection: AsyncConnection, batch_pk: int, *, count: int, terms: ClaimTerms) -> Claimable:
+    """What `claim` would give now, with the reason for giving no more."""
+    found = (await connection.execute(select(batches).where(batches.c.pk == batch_pk))).one_or_none()
+    if found is None or found.state != BatchState.RUNNING.value:
+        return Claimable(0, "not running")
+    room = await _room(connection, found, count=count, terms=terms)
+    again = await _many(connection, _again(batch_pk, now=terms.now), count)
+    fresh = await _many(connection, _fresh(batch_pk), count)
+    available = min(count, again + min(fresh, _fresh_room(found)))
+    if available == 0:
+        next_due_at = (await connection.execute(
+            select(func.min(items.c.due_at)).where(*_pending(batch_pk), items.c.due_at > terms.now))).scalar()
+        return Claimable(0, "start limit" if fresh else "none due", next_due_at)
+    if room.count < available:
+        return Claimable(room.count, room.reason)
+    return Claimable(available, None if available == count else "start limit" if fresh > available - again else "none due")
+
+
+async def claim(connection: AsyncConnection, batch_pk: int, *, attempt_ids: Sequence[str], terms: ClaimTerms) -> list[Claim]:
+    """Rows claimed, attempts committed, money reserved: one transaction, one batch at a time."""
+    found = (await connection.execute(
+        select(batches).where(batches.c.pk == batch_pk).with_for_update(key_share=True))).one_or_none()
+    if found is None or found.state != BatchState.RUNNING.value:
+        return []
+    room = await _room(connection, found, count=len(attempt_ids), terms=terms)
+    if room.count <= 0:
+        return []
+    rows = await _due(connection, batch_pk, room, now=terms.now)
+    if not rows:
+        return []
+    pairs = list(zip(attempt_ids, sorted(rows, key=lambda row: int(row.idx)), strict=False))
+    await _write(connection, batch_of(found), pairs, terms=terms)
+    return [Claim(i, row.pk, row.idx, row.row_id, row.input_json) for i, row in pairs]
+
+
+async def _room(connection: AsyncConnection, batch: Row[Any], *, count: int, terms: ClaimTerms) -> _Room:
+    alive = (await connection.execute(
+        select(func.count()).select_from(items).where(items.c.batch_pk == batch.pk, items.c.state.in_(_ALIVE)))).scalar_one()
+    limits: list[tuple[int, str]] = [(batch.in_flight - alive, "in flight")]
+    if batch.cap_units is not None:
+        left = batch.cap_units - batch.spent_units - batch.reserved_units
+        affordable = left // terms.reserve_units if terms.reserve_units else (count if left >= 0 else 0)
+        limits.append((affordable, "budget: waiting for running rows" if alive else "budget"))
+    least, reason = min(limits)
+    fresh = _fresh_room(batch)
+    return _Room(min(count, max(0, least)), fresh, reason if least < count else None)
+
+
+def _fresh_room(batch: Row[Any]) -> int:
+    return max(0, batch.start_limit - batch.started) if batch.start_limit is not None else 2**62
+
+
+def _pending(batch_pk: int) -> tuple[ColumnElement[bool], Any]:
+    return items.c.batch_pk == batch_pk, text(f"items.{PENDING}")
+
+
+def _again(batch_pk: int, *, now: datetime) -> Select[Any]:
+    """Rows tried before whose time has come, longest waiting first."""
+    return select(items).where(*_pending(batch_pk), items.c.due_at > FRESH_AT, items.c.due_at <= now).order_by(
+        items.c.due_at, items.c.idx)
+
+
+def _fresh(batch_pk: int) -> Select[Any]:
+    """Rows never tried, in row order."""
+    return select(items).where(*_pending(batch_pk), items.c.due_at == FRESH_AT).order_by(items.c.idx)
+
+
+async def _many(connection: AsyncConnection, query: Select[Any], count: int) -> int:
+    """How many rows a query has, counted up to `count`."""
+    some = query.with_only_columns(items.c.pk).limit(count).subquery()
+    return int((await connection.execute(select(func.count()).select_from(some))).scalar_one())
+
+
+async def _due(connection: AsyncConnection, batch_pk: int, room: _Room, *, now: datetime) -> list[Row[Any]]:
+    """The rows to claim, locked; a row that another transaction has in hand is passed over."""
+    columns = items.c.pk, items.c.idx, items.c.row_id, items.c.input_json, items.c.input_hash, items.c.attempts
+    rows: list[Row[Any]] = []
+    for query, limit in ((_again(batch_pk, now=now), room.count), (_fresh(batch_pk), room.fresh)):
+        wanted = min(limit, room.count - len(rows))
+        if wanted > 0:
+            locked = query.with_only_columns(*columns).limit(wanted).with_for_update(skip_locked=True)
+            rows += (await connection.execute(locked)).all()
+    return rows
+
+
+async def _write(connection: AsyncConnection, batch: Batch, pairs: Sequence[tuple[str, Row[Any]]], *, terms: ClaimTerms) -> None:
+    await connection.execute(_CLAIM, [{"b_pk": row.pk, "b_attempt": attempt_id} for attempt_id, row in pairs])
+    shared = {"batch_pk": batch.pk, "account": batch.account, "target_key": batch.target.key, "owner": terms.owner,
+              "state": AttemptState.OPEN.value, "created_at": terms.now, "post_by_at": terms.post_by_at,
+              "lease_until": terms.lease_until, "reserved_units": terms.reserve_units}
+    await connection.execute(plain_insert(attempts), [
+        shared | {"id": attempt_id, "item_pk": row.pk, "n": row.attempts + 1, "input_hash": row.input_hash}
+        for attempt_id, row in pairs])
+    await connection.execute(update(batches).where(batches.c.pk == batch.pk).values(
+        reserved_units=batches.c.reserved_units + terms.reserve_units * len(pairs),
+        started=batches.c.started + sum(1 for _, row in pairs if row.attempts == 0)))
+
+
+_CLAIM = (update(items).where(items.c.pk == bindparam("b_pk"), items.c.state == ItemState.PENDING.value)
+          .values(state=ItemState.CLAIMED.value, attempt_id=bindparam("b_attempt"), attempts=items.c.attempts + 1))

@@ -1,0 +1,237 @@
+"""The ledger as flow and apps meet it: `core.ports.Ledger`, each method one transaction over a function of this room."""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from orchestrator.core.lifecycle import BatchState, ItemState
+from orchestrator.core.ports import Claimable, ClaimTerms, Decide, OpenAttempt, OpenWindow
+from orchestrator.core.records import (
+    Batch,
+    Change,
+    Claim,
+    Counts,
+    Fact,
+    ItemResult,
+    NewBatch,
+    NewChunk,
+    OutputName,
+    StoredOutput,
+    ToCollect,
+    Wake,
+)
+from orchestrator.gateways.ledger import claims, collecting, loading, moves, steering, sweeping, views
+from orchestrator.gateways.ledger.session import Database
+
+
+class SqlLedger:
+    """All of SQL. Every method raises Unreachable when the database is away, full or locked for too long."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    # Loading and the batch itself
+
+    async def open_batch(self, new: NewBatch) -> tuple[Batch, bool]:
+        """As the port says."""
+        return await self._db.write(loading.open_batch, new)
+
+    async def batch(self, batch_id: str) -> Batch | None:
+        """As the port says."""
+        return await self._db.read(loading.batch, batch_id)
+
+    async def live_batches(self) -> list[Batch]:
+        """As the port says."""
+        return await self._db.read(loading.live_batches)
+
+    async def note_reason(self, batch_pk: int, reason: str | None) -> None:
+        """As the port says."""
+        await self._db.write(loading.note_reason, batch_pk, reason)
+
+    async def loaded_rows(self, batch_pk: int) -> int:
+        """As the port says."""
+        return await self._db.read(loading.loaded_rows, batch_pk)
+
+    async def add_chunk(self, batch_pk: int, chunk: NewChunk) -> None:
+        """As the port says."""
+        await self._db.write(loading.add_chunk, batch_pk, chunk)
+
+    async def seal(self, batch_pk: int, *, total: int, source_schema_json: str, now: datetime) -> None:
+        """As the port says; then statistics, in a transaction of their own."""
+        await self._db.write(loading.seal, batch_pk, total=total, source_schema_json=source_schema_json)
+        await self._db.write(loading.analyze)
+
+    async def discard(self, batch_pk: int) -> None:
+        """As the port says, chunk by chunk from the end."""
+        while await self._db.write(loading.discard_last, batch_pk):
+            pass
+
+    async def amend(self, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None,
+                    start_limit: int | None, job_json: str) -> None:
+        """As the port says."""
+        await self._db.write(loading.amend, batch_pk, in_flight=in_flight, max_attempts=max_attempts,
+                             cap_units=cap_units, start_limit=start_limit, job_json=job_json)
+
+    async def set_state(self, batch_pk: int, *, to: BatchState, allowed: frozenset[BatchState], reason: str | None,
+                        now: datetime) -> bool:
+        """As the port says."""
+        return await self._db.write(loading.set_state, batch_pk, to=to, allowed=allowed, reason=reason, now=now)
+
+    # Buying
+
+    async def claimable(self, batch_pk: int, *, count: int, terms: ClaimTerms) -> Claimable:
+        """As the port says."""
+        return await self._db.read(claims.claimable, batch_pk, count=count, terms=terms)
+
+    async def claim(self, batch_pk: int, *, attempt_ids: Sequence[str], terms: ClaimTerms) -> list[Claim]:
+        """As the port says."""
+        return await self._db.write(claims.claim, batch_pk, attempt_ids=attempt_ids, terms=terms)
+
+    async def move(self, facts: Sequence[Fact], *, decide: Decide) -> list[Change]:
+        """As the port says. Facts of one attempt are applied in order; `decide` must be pure: it may be asked again."""
+        return await self._db.write(moves.move, facts, decide=decide) if facts else []
+
+    async def expire_leases(self, *, now: datetime, owner_not: str | None) -> list[str]:
+        """As the port says."""
+        return await self._db.read(sweeping.expire_leases, now=now, owner_not=owner_not)
+
+    # Bringing home
+
+    async def to_collect(self, batch_pk: int, *, count: int, now: datetime, lease_until: datetime) -> list[ToCollect]:
+        """As the port says."""
+        return await self._db.write(collecting.to_collect, batch_pk, count=count, now=now, lease_until=lease_until)
+
+    async def grant_names(self, names: Sequence[OutputName]) -> list[str]:
+        """As the port says."""
+        return await self._db.write(collecting.grant_names, names)
+
+    async def store_outputs(self, outputs: Sequence[StoredOutput]) -> None:
+        """As the port says."""
+        await self._db.write(collecting.store_outputs, outputs)
+
+    async def delay_collect(self, item_pks: Sequence[int], *, due_at: datetime, error: str) -> None:
+        """As the port says."""
+        await self._db.write(collecting.delay_collect, item_pks, due_at=due_at, error=error)
+
+    # What is out
+
+    async def open_window(self, account: str) -> OpenWindow:
+        """As the port says."""
+        return await self._db.read(sweeping.open_window, account)
+
+    async def stragglers(self, account: str, *, older_than: datetime, now: datetime, count: int) -> list[OpenAttempt]:
+        """As the port says."""
+        return await self._db.read(sweeping.stragglers, account, older_than=older_than, now=now, count=count)
+
+    async def checked(self, attempt_ids: Sequence[str], *, next_check_at: datetime) -> None:
+        """As the port says."""
+        await self._db.write(sweeping.checked, attempt_ids, next_check_at=next_check_at)
+
+    async def unsure(self, account: str) -> list[OpenAttempt]:
+        """As the port says."""
+        return await self._db.read(sweeping.unsure, account)
+
+    async def echoes(self, account: str) -> dict[str, tuple[str | None, str | None]]:
+        """As the port says, over the account's newest batches."""
+        return await self._db.read(sweeping.echoes, account)
+
+    async def owned(self, prediction_ids: Sequence[str]) -> set[str]:
+        """As the port says."""
+        return await self._db.read(sweeping.owned, prediction_ids)
+
+    async def in_air(self, batch_pk: int, *, count: int) -> list[tuple[str, str]]:
+        """As the port says."""
+        return await self._db.read(sweeping.in_air, batch_pk, count=count)
+
+    async def oldest_out_at(self, batch_pk: int) -> datetime | None:
+        """Since when the batch's oldest paid prediction is out, alive or not yet brought home."""
+        return await self._db.read(views.oldest_out_at, batch_pk)
+
+    async def note_offset(self, account: str, *, offset_s: float, now: datetime) -> None:
+        """As the port says."""
+        await self._db.write(sweeping.note_offset, account, offset_s=offset_s, now=now)
+
+    async def offset(self, account: str) -> float | None:
+        """As the port says."""
+        return await self._db.read(sweeping.offset, account)
+
+    # An operator's verbs
+
+    async def cancel_pending(self, batch_pk: int) -> int:
+        """As the port says."""
+        return await self._db.write(steering.cancel_pending, batch_pk)
+
+    async def reopen_canceled(self, batch_pk: int) -> int:
+        """As the port says."""
+        return await self._db.write(steering.reopen_canceled, batch_pk)
+
+    async def reopen_failed(self, batch_pk: int, *, classes: frozenset[str]) -> int:
+        """As the port says. Class `unsure` must be named: its rows may have been bought already."""
+        return await self._db.write(steering.reopen_failed, batch_pk, classes=classes)
+
+    async def unsettled(self, batch_pk: int) -> bool:
+        """As the port says."""
+        return await self._db.read(steering.unsettled, batch_pk)
+
+    # Wakes
+
+    async def schedule(self, wakes: Sequence[Wake], *, now: datetime) -> None:
+        """As the port says."""
+        if wakes:
+            await self._db.write(steering.schedule, wakes, now=now)
+
+    async def take_due(self, *, now: datetime, hold_s: float) -> list[Wake]:
+        """As the port says; writes only when something is due."""
+        due = await self._db.read(steering.due, now=now)
+        return await self._db.write(steering.take, due, now=now, hold_s=hold_s) if due else []
+
+    async def release_holds(self, *, now: datetime) -> None:
+        """The only receiver died: wakes whose messages are out, and outputs it was fetching, are due now."""
+        await self._db.write(steering.release_holds, now=now)
+        await self._db.write(collecting.release_leases)
+
+    # Looking
+
+    async def counts(self, batch_pk: int) -> Counts:
+        """As the port says."""
+        return await self._db.read(views.counts, batch_pk)
+
+    async def results(self, batch_pk: int) -> AsyncIterator[tuple[bytes, list[ItemResult]]]:
+        """As the port says; each chunk is a transaction of its own, so that nothing waits for a slow reader."""
+        for first, end in await self._db.read(views.chunk_places, batch_pk):
+            yield await self._db.read(views.results_of_chunk, batch_pk, first, end)
+
+    async def manifest(self, batch_pk: int) -> AsyncIterator[dict[str, Any]]:
+        """As the port says, read chunk by chunk."""
+        for first, end in await self._db.read(views.chunk_places, batch_pk):
+            for line in await self._db.read(views.manifest_of_chunk, batch_pk, first, end):
+                yield line
+
+    async def batches(self, *, limit: int = 50) -> list[Batch]:
+        """The latest batches, newest first."""
+        return await self._db.read(views.newest_batches, limit=limit)
+
+    async def find(self, name: str) -> Batch:
+        """The batch meant by an id, a unique beginning of one, or a job's name (its latest). Raises BadInput."""
+        return await self._db.read(views.find, name)
+
+    async def items(self, batch_pk: int, *, state: ItemState | None = None, after_idx: int = -1,
+                    limit: int = 1000) -> list[views.ItemView]:
+        """A page of rows in order, those behind `after_idx`."""
+        return await self._db.read(views.items_of, batch_pk, state=state, after_idx=after_idx, limit=limit)
+
+    async def failures(self, batch_pk: int) -> list[views.FailureView]:
+        """Failed rows by class, the most frequent first."""
+        return await self._db.read(views.failures, batch_pk)
+
+    async def recent_rate(self, batch_pk: int, *, since: datetime) -> int:
+        """Predictions created since then."""
+        return await self._db.read(views.recent_rate, batch_pk, since=since)
+
+    async def waiting(self, batch_pk: int, *, now: datetime) -> views.WaitingView:
+        """Rows that wait: due, not yet due, and the next due time."""
+        return await self._db.read(views.waiting, batch_pk, now=now)
+
+    async def latencies(self, batch_pk: int) -> views.LatencyView | None:
+        """Provider time of the latest ended predictions; None where none has ended."""
+        return await self._db.read(views.latencies, batch_pk)

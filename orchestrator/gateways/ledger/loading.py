@@ -1,0 +1,150 @@
+"""A batch's way into the ledger: opened, filled chunk by chunk, sealed, or forgotten again."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, bindparam, delete, func, select, text, update
+from sqlalchemy import insert as plain_insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.core.lifecycle import BatchState, ItemState
+from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Target
+from orchestrator.gateways.ledger.session import insert, is_postgresql
+from orchestrator.gateways.ledger.tables import FRESH_AT, batches, items, source_chunks
+from orchestrator.gateways.ledger.text import clean
+
+ITEM_COLUMNS = ("batch_pk", "idx", "row_id", "input_json", "input_hash", "state", "due_at", "failures", "attempts",
+                "tries", "error", "error_class")
+
+
+def batch_of(row: Row[Any]) -> Batch:
+    """A row of `batches` as the rest of the program knows it."""
+    return Batch(
+        pk=row.pk, id=row.id, job=row.job, run_key=row.run_key, account=row.account, state=BatchState(row.state),
+        reason=row.reason, created_at=row.created_at, finished_at=row.finished_at,
+        target=Target(row.target_endpoint, row.target_name, row.target_version), job_json=row.job_json,
+        schema_json=row.openapi_json, source_json=row.source_json, price_json=row.price_json,
+        source_schema_json=row.source_schema_json, output_to=row.output_to, in_flight=row.in_flight,
+        max_attempts=row.max_attempts, start_limit=row.start_limit, total=row.total, cap_units=row.cap_units,
+        spent_units=row.spent_units, reserved_units=row.reserved_units)
+
+
+async def open_batch(connection: AsyncConnection, new: NewBatch) -> tuple[Batch, bool]:
+    """The batch of this run key, made if there is none."""
+    values = {
+        "id": new.id, "job": new.job, "run_key": new.run_key, "account": new.account, "state": BatchState.LOADING.value,
+        "created_at": new.created_at, "target_endpoint": new.target.endpoint, "target_name": new.target.name,
+        "target_version": new.target.version, "job_json": clean(new.job_json), "openapi_json": clean(new.schema_json),
+        "source_json": clean(new.source_json), "price_json": new.price_json, "output_to": new.output_to,
+        "in_flight": new.in_flight, "max_attempts": new.max_attempts, "cap_units": new.cap_units, "started": 0,
+        "spent_units": 0, "reserved_units": 0}
+    made = await connection.execute(
+        insert(connection, batches).values(values).on_conflict_do_nothing(index_elements=["run_key"]))
+    row = (await connection.execute(select(batches).where(batches.c.run_key == new.run_key))).one()
+    return batch_of(row), made.rowcount == 1
+
+
+async def batch(connection: AsyncConnection, batch_id: str) -> Batch | None:
+    """One batch by its full id."""
+    row = (await connection.execute(select(batches).where(batches.c.id == batch_id))).one_or_none()
+    return None if row is None else batch_of(row)
+
+
+async def live_batches(connection: AsyncConnection) -> list[Batch]:
+    """Batches that have not ended, oldest first."""
+    live = [s.value for s in (BatchState.LOADING, BatchState.RUNNING, BatchState.PAUSED, BatchState.CANCELING)]
+    rows = await connection.execute(select(batches).where(batches.c.state.in_(live)).order_by(batches.c.pk))
+    return [batch_of(row) for row in rows]
+
+
+async def loaded_rows(connection: AsyncConnection, batch_pk: int) -> int:
+    """Rows already in; chunks are whole and come in order."""
+    end = select(func.max(source_chunks.c.first_index + source_chunks.c.rows)).where(source_chunks.c.batch_pk == batch_pk)
+    return int((await connection.execute(end)).scalar() or 0)
+
+
+async def add_chunk(connection: AsyncConnection, batch_pk: int, chunk: NewChunk) -> None:
+    """Snapshot and items; the snapshot's key makes a second time harmless."""
+    snapshot = {"batch_pk": batch_pk, "first_index": chunk.first_index, "rows": len(chunk.items), "blob": chunk.blob}
+    made = await connection.execute(insert(connection, source_chunks).values(snapshot).on_conflict_do_nothing())
+    if made.rowcount != 1 or not chunk.items:
+        return
+    rows = (_item_values(batch_pk, item) for item in chunk.items)
+    if is_postgresql(connection):
+        await _copy(connection, rows)
+    else:
+        await connection.execute(plain_insert(items), [dict(zip(ITEM_COLUMNS, row, strict=True)) for row in rows])
+
+
+def _item_values(batch_pk: int, item: NewItem) -> tuple[Any, ...]:
+    is_bad = item.error is not None or item.input_json is None
+    state, error_class = (ItemState.FAILED, "invalid_input") if is_bad else (ItemState.PENDING, None)
+    return (batch_pk, item.index, clean(item.row_id), clean(item.input_json), item.input_hash, state.value, FRESH_AT,
+            0, 0, 0, clean(item.error), error_class)
+
+
+async def _copy(connection: AsyncConnection, rows: Iterator[tuple[Any, ...]]) -> None:
+    """COPY, on the driver's own connection and in the transaction that is already open there."""
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    async with driver.cursor() as cursor:
+        async with cursor.copy(f"COPY items ({', '.join(ITEM_COLUMNS)}) FROM STDIN") as copy:
+            for row in rows:
+                await copy.write_row(row)
+
+
+async def seal(connection: AsyncConnection, batch_pk: int, *, total: int, source_schema_json: str) -> None:
+    """Loading has ended: the batch runs."""
+    await connection.execute(
+        update(batches).where(batches.c.pk == batch_pk, batches.c.state == BatchState.LOADING.value)
+        .values(state=BatchState.RUNNING.value, total=total, source_schema_json=clean(source_schema_json)))
+
+
+async def analyze(connection: AsyncConnection) -> None:
+    """Fresh statistics after a load; without them PostgreSQL may walk all of a large batch for one claim."""
+    if not is_postgresql(connection):
+        await connection.execute(text("PRAGMA analysis_limit = 400"))
+    await connection.execute(text("ANALYZE items"))
+
+
+async def discard_last(connection: AsyncConnection, batch_pk: int) -> bool:
+    """Take out the last chunk of a batch that is loading, or the empty batch itself; whether anything is left.
+
+    From the end, and one chunk at a time: transactions stay short, and a death in between leaves a loadable batch."""
+    state = (await connection.execute(
+        select(batches.c.state).where(batches.c.pk == batch_pk).with_for_update())).scalar_one_or_none()
+    if state != BatchState.LOADING.value:
+        return False
+    last = (await connection.execute(
+        select(func.max(source_chunks.c.first_index)).where(source_chunks.c.batch_pk == batch_pk))).scalar()
+    if last is None:
+        await connection.execute(delete(batches).where(batches.c.pk == batch_pk))
+        return False
+    await connection.execute(delete(items).where(items.c.batch_pk == batch_pk, items.c.idx >= last))
+    await connection.execute(
+        delete(source_chunks).where(source_chunks.c.batch_pk == batch_pk, source_chunks.c.first_index == last))
+    return True
+
+
+async def amend(connection: AsyncConnection, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None,
+                start_limit: int | None, job_json: str) -> None:
+    """What may change between two runs of one batch."""
+    await connection.execute(update(batches).where(batches.c.pk == batch_pk).values(
+        in_flight=in_flight, max_attempts=max_attempts, cap_units=cap_units, start_limit=start_limit,
+        job_json=clean(job_json)))
+
+
+async def note_reason(connection: AsyncConnection, batch_pk: int, reason: str | None) -> None:
+    """Why the batch waits."""
+    await connection.execute(update(batches).where(batches.c.pk == batch_pk).values(reason=clean(reason)))
+
+
+async def set_state(connection: AsyncConnection, batch_pk: int, *, to: BatchState, allowed: frozenset[BatchState],
+                    reason: str | None, now: datetime) -> bool:
+    """A guarded move of the batch itself; an ended batch knows when it ended."""
+    is_end = to in (BatchState.FINISHED, BatchState.CANCELED)
+    moved = await connection.execute(
+        update(batches).where(batches.c.pk == batch_pk, batches.c.state.in_(bindparam("allowed", expanding=True)))
+        .values(state=to.value, reason=clean(reason), finished_at=now if is_end else None),
+        {"allowed": [state.value for state in allowed]})
+    return moved.rowcount == 1

@@ -1,0 +1,102 @@
+"""An operator's verbs on the rows of a batch, the question whether anything still moves, and wakes with their due times."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, bindparam, case, or_, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.core.lifecycle import REOPEN, RETRY, WITHDRAW, BatchState, ItemState, Step
+from orchestrator.core.records import Wake
+from orchestrator.gateways.ledger.session import insert
+from orchestrator.gateways.ledger.tables import AGAIN_AT, FRESH_AT, PENDING, batches, items, work
+
+# Reopening these needs them named: the one cannot be bought at all, the other may have been bought already.
+NOT_BY_DEFAULT = ("invalid_input", "unsure")
+_MOVING = [state.value for state in (ItemState.CLAIMED, ItemState.UNSURE, ItemState.RUNNING, ItemState.COLLECTING)]
+
+
+async def cancel_pending(connection: AsyncConnection, batch_pk: int) -> int:
+    """Rows that wait are withdrawn."""
+    return await _step(connection, WITHDRAW, items.c.batch_pk == batch_pk)
+
+
+async def reopen_canceled(connection: AsyncConnection, batch_pk: int) -> int:
+    """Canceled rows wait again."""
+    return await _step(connection, REOPEN, items.c.batch_pk == batch_pk)
+
+
+async def reopen_failed(connection: AsyncConnection, batch_pk: int, *, classes: frozenset[str]) -> int:
+    """Failed rows of these classes wait again; without classes, all that can be tried again without a doubt."""
+    which = (items.c.error_class.in_(sorted(classes)) if classes else
+             or_(items.c.error_class.is_(None), items.c.error_class.not_in(NOT_BY_DEFAULT)))
+    return await _step(connection, RETRY, items.c.batch_pk == batch_pk, which, items.c.input_json.is_not(None))
+
+
+async def _step(connection: AsyncConnection, step: Step, *which: ColumnElement[bool]) -> int:
+    values = {"state": step.item_to.value, "due_at": case((items.c.attempts == 0, FRESH_AT), else_=AGAIN_AT)}
+    if step.item_to is ItemState.PENDING:
+        values |= {"failures": 0, "error": None, "error_class": None}
+    moved = await connection.execute(
+        update(items).where(*which, items.c.state.in_([state.value for state in step.item_from])).values(**values))
+    return moved.rowcount
+
+
+async def unsettled(connection: AsyncConnection, batch_pk: int) -> bool:
+    """Whether a row can still move by itself: on its way, or waiting in a batch that would start it."""
+    moving = select(items.c.pk).where(items.c.batch_pk == batch_pk, items.c.state.in_(_MOVING)).limit(1)
+    if (await connection.execute(moving)).first() is not None:
+        return True
+    batch = (await connection.execute(
+        select(batches.c.state, batches.c.start_limit, batches.c.started).where(batches.c.pk == batch_pk))).one_or_none()
+    if batch is None or batch.state != BatchState.RUNNING.value:
+        return batch is not None and batch.state == BatchState.LOADING.value
+    waiting = select(items.c.pk).where(items.c.batch_pk == batch_pk, text(f"items.{PENDING}")).limit(1)
+    if batch.start_limit is not None and batch.started >= batch.start_limit:
+        waiting = waiting.where(items.c.due_at > FRESH_AT)
+    return (await connection.execute(waiting)).first() is not None
+
+
+async def schedule(connection: AsyncConnection, wakes: Sequence[Wake], *, now: datetime) -> None:
+    """A wake sooner than what is set wins; a later one replaces only a time that has passed."""
+    if not wakes:
+        return
+    new = insert(connection, work).values(
+        station=bindparam("b_station"), key=bindparam("b_key"), lane=bindparam("b_lane"), due_at=bindparam("b_due_at"))
+    statement = new.on_conflict_do_update(
+        index_elements=["station", "key", "lane"], set_={"due_at": new.excluded.due_at, "sent_at": None},
+        where=or_(new.excluded.due_at < work.c.due_at, work.c.due_at <= now))
+    ordered = sorted(wakes, key=lambda wake: (wake.station, wake.key, wake.lane, -(wake.due_at or now).timestamp()))
+    await connection.execute(statement, [
+        {"b_station": wake.station, "b_key": wake.key, "b_lane": wake.lane, "b_due_at": wake.due_at or now}
+        for wake in ordered])
+
+
+async def due(connection: AsyncConnection, *, now: datetime) -> list[Wake]:
+    """Wakes whose time has come, longest due first. Reads only: most ticks find nothing."""
+    rows = await connection.execute(select(work).where(work.c.due_at <= now).order_by(work.c.due_at))
+    return [Wake(row.station, row.key, row.lane, row.due_at) for row in rows]
+
+
+async def take(connection: AsyncConnection, found: Sequence[Wake], *, now: datetime, hold_s: float) -> list[Wake]:
+    """Those of `found` that nobody else took in the meantime, held back for `hold_s`."""
+    taken = []
+    for wake in sorted(found, key=lambda wake: (wake.station, wake.key, wake.lane)):
+        held = await connection.execute(_HOLD, {
+            "b_station": wake.station, "b_key": wake.key, "b_lane": wake.lane, "b_due_at": wake.due_at, "b_now": now,
+            "b_until": now + timedelta(seconds=hold_s)})
+        if held.rowcount == 1:
+            taken.append(wake)
+    return taken
+
+
+_HOLD = (update(work)
+         .where(work.c.station == bindparam("b_station"), work.c.key == bindparam("b_key"),
+                work.c.lane == bindparam("b_lane"), work.c.due_at == bindparam("b_due_at"))
+         .values(due_at=bindparam("b_until"), sent_at=bindparam("b_now")))
+
+
+async def release_holds(connection: AsyncConnection, *, now: datetime) -> None:
+    """Wakes whose messages are out come due now: their receiver is gone."""
+    await connection.execute(
+        update(work).where(work.c.sent_at.is_not(None), work.c.due_at > now).values(due_at=now, sent_at=None))

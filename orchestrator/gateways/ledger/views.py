@@ -1,0 +1,245 @@
+"""Reads for pages, commands and reports: straight SQL, each function named for the question it answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from difflib import get_close_matches
+from statistics import quantiles
+from typing import Any
+
+from sqlalchemy import Row, and_, case, func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.core.cost import to_usd
+from orchestrator.core.errors import BadInput
+from orchestrator.core.lifecycle import IN_AIR_ITEM, ItemState
+from orchestrator.core.records import Batch, Counts, ItemResult
+from orchestrator.gateways.ledger.loading import batch_of
+from orchestrator.gateways.ledger.tables import (
+    ALIVE,
+    PENDING,
+    UNPRICED,
+    attempts,
+    batches,
+    items,
+    outputs,
+    source_chunks,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemView:
+    """One line of `items`: where a row stands. `charge_units` as in `ItemResult`; `due_at` only of a row that waits."""
+
+    index: int
+    row_id: str
+    state: ItemState
+    prediction_id: str | None
+    error: str | None
+    error_class: str | None
+    charge_units: int | None
+    seconds: float | None
+    attempts: int
+    due_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class FailureView:
+    """Failed rows of one class, and one of their errors."""
+
+    error_class: str
+    count: int
+    sample: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingView:
+    """Rows that wait: those that may go now, those that may not yet, and when the first of these may."""
+
+    due: int
+    later: int
+    next_due_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyView:
+    """How long ended predictions took at the provider, seconds: half of them at most `p50_s`, nine in ten `p90_s`."""
+
+    count: int
+    p50_s: float
+    p90_s: float
+
+
+async def newest_batches(connection: AsyncConnection, *, limit: int) -> list[Batch]:
+    """The latest batches, newest first."""
+    rows = await connection.execute(select(batches).order_by(batches.c.pk.desc()).limit(limit))
+    return [batch_of(row) for row in rows]
+
+
+async def find(connection: AsyncConnection, name: str) -> Batch:
+    """The batch meant by an id, by a unique beginning of one, or by a job's name (its latest). Raises BadInput."""
+    exact = (await connection.execute(select(batches).where(batches.c.id == name))).one_or_none()
+    if exact is not None:
+        return batch_of(exact)
+    of_job = (await connection.execute(
+        select(batches).where(batches.c.job == name).order_by(batches.c.pk.desc()).limit(1))).one_or_none()
+    if of_job is not None:
+        return batch_of(of_job)
+    begin = (await connection.execute(
+        select(batches).where(func.substr(batches.c.id, 1, len(name)) == name).order_by(batches.c.pk.desc()).limit(6))).all()
+    if name and len(begin) == 1:
+        return batch_of(begin[0])
+    if name and begin:
+        raise BadInput(f"{name!r} begins several batches: {', '.join(row.id for row in begin[:5])}"
+                       f"{' and more' if len(begin) > 5 else ''}; type more of the id")
+    raise BadInput(await _unknown(connection, name))
+
+
+async def _unknown(connection: AsyncConnection, name: str) -> str:
+    rows = (await connection.execute(select(batches.c.id, batches.c.job).order_by(batches.c.pk.desc()).limit(1000))).all()
+    if not rows:
+        return f"there is no batch {name!r}: this ledger is empty; `orchestrator run JOB` starts one"
+    known = list(dict.fromkeys([row.job for row in rows] + [row.id for row in rows]))
+    near = get_close_matches(name, known, n=3) or [rows[0].id]
+    return f"there is no batch or job {name!r} in this ledger; the nearest: {', '.join(near)}"
+
+
+async def counts(connection: AsyncConnection, batch_pk: int) -> Counts:
+    """Items by state, and money. Unknown is what ended at the provider without a price, and what may have been bought."""
+    rows = await connection.execute(
+        select(items.c.state, func.count().label("many")).where(items.c.batch_pk == batch_pk).group_by(items.c.state))
+    by_state = {ItemState(row.state): int(row.many) for row in rows}
+    money = (await connection.execute(
+        select(batches.c.spent_units, batches.c.reserved_units).where(batches.c.pk == batch_pk))).one()
+    unknown = (await connection.execute(select(func.count(attempts.c.item_pk.distinct())).where(
+        attempts.c.batch_pk == batch_pk, text(UNPRICED)))).scalar_one()
+    return Counts(by_state, to_usd(money.spent_units), to_usd(money.reserved_units), int(unknown))
+
+
+async def items_of(connection: AsyncConnection, batch_pk: int, *, state: ItemState | None, after_idx: int,
+                   limit: int) -> list[ItemView]:
+    """A page of rows in order, those behind `after_idx` (-1: from the first)."""
+    query = _with_attempt().where(items.c.batch_pk == batch_pk, items.c.idx > after_idx)
+    if state is not None:
+        query = query.where(items.c.state == state.value)
+    rows = (await connection.execute(query.order_by(items.c.idx).limit(limit))).all()
+    charges = await _charges(connection, [row.pk for row in rows])
+    return [ItemView(row.idx, row.row_id, ItemState(row.state), row.prediction_id, row.error, row.error_class,
+                     charges.get(row.pk), row.seconds, row.attempts,
+                     row.due_at if row.state == ItemState.PENDING.value and row.attempts else None) for row in rows]
+
+
+def _with_attempt() -> Any:
+    return select(
+        items.c.pk, items.c.idx, items.c.row_id, items.c.state, items.c.error, items.c.error_class, items.c.attempts,
+        items.c.due_at, attempts.c.prediction_id, attempts.c.output_json, attempts.c.seconds, attempts.c.version,
+    ).outerjoin(attempts, attempts.c.id == items.c.attempt_id)
+
+
+async def _charges(connection: AsyncConnection, item_pks: Sequence[int]) -> dict[int, int | None]:
+    """Per item the sum over its attempts; None where one of them has no price (yet)."""
+    found: dict[int, int | None] = {}
+    for start in range(0, len(item_pks), 1000):
+        rows = await connection.execute(
+            select(attempts.c.item_pk, func.sum(attempts.c.charge_units).label("units"),
+                   (func.count() - func.count(attempts.c.charge_units)).label("unknown"))
+            .where(attempts.c.item_pk.in_(item_pks[start:start + 1000])).group_by(attempts.c.item_pk))
+        found |= {row.item_pk: None if row.unknown else int(row.units) for row in rows}
+    return found
+
+
+async def chunk_places(connection: AsyncConnection, batch_pk: int) -> list[tuple[int, int]]:
+    """(first index, one behind the last) of every chunk of the source, in order."""
+    rows = await connection.execute(
+        select(source_chunks.c.first_index, source_chunks.c.rows).where(source_chunks.c.batch_pk == batch_pk)
+        .order_by(source_chunks.c.first_index))
+    return [(row.first_index, row.first_index + row.rows) for row in rows]
+
+
+async def results_of_chunk(connection: AsyncConnection, batch_pk: int, first: int, end: int) -> tuple[bytes, list[ItemResult]]:
+    """One chunk's snapshot, and how its items stand."""
+    blob = (await connection.execute(select(source_chunks.c.blob).where(
+        source_chunks.c.batch_pk == batch_pk, source_chunks.c.first_index == first))).scalar_one()
+    here = and_(items.c.batch_pk == batch_pk, items.c.idx >= first, items.c.idx < end)
+    rows = (await connection.execute(_with_attempt().where(here).order_by(items.c.idx))).all()
+    charges = await _charges(connection, [row.pk for row in rows])
+    files: dict[int, list[str]] = {}
+    for row in await connection.execute(_files(outputs.c.item_pk, outputs.c.path).where(here)):
+        files.setdefault(row.item_pk, []).append(row.path)
+    return bytes(blob), [_result(row, files=files, charges=charges) for row in rows]
+
+
+def _files(*columns: Any) -> Any:
+    """Files at home that the current attempt of their item brought, in order."""
+    return (select(*columns).select_from(outputs).join(items, items.c.pk == outputs.c.item_pk)
+            .where(outputs.c.stored_at.is_not(None), outputs.c.attempt_id == items.c.attempt_id)
+            .order_by(items.c.idx, outputs.c.idx))
+
+
+def _result(row: Row[Any], *, files: dict[int, list[str]], charges: dict[int, int | None]) -> ItemResult:
+    return ItemResult(
+        index=row.idx, prediction_id=row.prediction_id, state=ItemState(row.state), output_json=row.output_json,
+        files=tuple(files.get(row.pk, ())), error=row.error, error_class=row.error_class,
+        charge_units=charges.get(row.pk), seconds=row.seconds, attempts=row.attempts, version=row.version)
+
+
+async def manifest_of_chunk(connection: AsyncConnection, batch_pk: int, first: int, end: int) -> list[dict[str, Any]]:
+    """The manifest's lines for the rows of one chunk."""
+    query = _files(outputs.c.path, items.c.row_id.label("id"), outputs.c.idx.label("index"), outputs.c.bytes,
+                   outputs.c.sha256, outputs.c.media_type, attempts.c.prediction_id, outputs.c.source_url)
+    rows = await connection.execute(query.join(attempts, attempts.c.id == outputs.c.attempt_id).where(
+        items.c.batch_pk == batch_pk, items.c.idx >= first, items.c.idx < end))
+    return [dict(row) for row in rows.mappings()]
+
+
+async def failures(connection: AsyncConnection, batch_pk: int) -> list[FailureView]:
+    """Failed rows by class, the most frequent first, with a sample of what was said."""
+    many = func.count()
+    rows = await connection.execute(
+        select(items.c.error_class, many.label("many"), func.min(items.c.error).label("sample"))
+        .where(items.c.batch_pk == batch_pk, items.c.state == ItemState.FAILED.value)
+        .group_by(items.c.error_class).order_by(many.desc(), items.c.error_class))
+    return [FailureView(row.error_class or "unknown", int(row.many), row.sample) for row in rows]
+
+
+async def recent_rate(connection: AsyncConnection, batch_pk: int, *, since: datetime) -> int:
+    """Predictions of this batch that were created since then."""
+    return int((await connection.execute(select(func.count()).select_from(attempts).where(
+        attempts.c.batch_pk == batch_pk, attempts.c.answered_at > since))).scalar_one())
+
+
+async def waiting(connection: AsyncConnection, batch_pk: int, *, now: datetime) -> WaitingView:
+    """Rows that wait to be bought, by whether they may be by now."""
+    is_due = items.c.due_at <= now
+    row = (await connection.execute(
+        select(func.count(case((is_due, 1))).label("due"), func.count(case((~is_due, 1))).label("later"),
+               func.min(case((~is_due, items.c.due_at), else_=None)).label("next_due_at"))
+        .where(items.c.batch_pk == batch_pk, text(f"items.{PENDING}")))).one()
+    return WaitingView(int(row.due), int(row.later), row.next_due_at)
+
+
+async def latencies(connection: AsyncConnection, batch_pk: int, *, limit: int = 1000) -> LatencyView | None:
+    """Provider time of the predictions answered last; None where none has ended."""
+    rows = await connection.execute(
+        select(attempts.c.completed_at, attempts.c.provider_created_at)
+        .where(attempts.c.batch_pk == batch_pk, attempts.c.answered_at.is_not(None), attempts.c.completed_at.is_not(None),
+               attempts.c.provider_created_at.is_not(None))
+        .order_by(attempts.c.answered_at.desc()).limit(limit))
+    took = [(row.completed_at - row.provider_created_at).total_seconds() for row in rows]
+    if not took:
+        return None
+    tenths = quantiles(took, n=10, method="inclusive") if len(took) > 1 else took * 9
+    return LatencyView(len(took), tenths[4], tenths[8])
+
+
+async def oldest_out_at(connection: AsyncConnection, batch_pk: int) -> datetime | None:
+    """Since when the oldest paid prediction of this batch is out: alive there, or ended and not yet home.
+
+    Of an ended one it is the time of completion, as the provider keeps outputs for an hour from then."""
+    alive = (await connection.execute(
+        select(func.min(attempts.c.created_at)).join(items, items.c.attempt_id == attempts.c.id)
+        .where(items.c.batch_pk == batch_pk, items.c.state.in_([state.value for state in IN_AIR_ITEM]),
+               text(f"attempts.{ALIVE}")))).scalar()
+    ended = (await connection.execute(select(func.min(items.c.completed_at)).where(
+        items.c.batch_pk == batch_pk, items.c.state == ItemState.COLLECTING.value))).scalar()
+    return min((at for at in (alive, ended) if at is not None), default=None)
