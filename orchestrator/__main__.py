@@ -1,6 +1,6 @@
 """`python -m orchestrator`: the same as the command `orchestrator`."""
 
-from orchestrator.apps.cli import main
+from orchestrator.apps.cli.commands import main
 
 if __name__ == "__main__":
     main()

@@ -20,7 +20,7 @@ class Host:
 
     @staticmethod
     def parse(text: str) -> "Host":
-        """`host`, `host:port` or `[address]:port`; a scheme before it is ignored. Raises ValueError for anything else."""
+        """`host`, `host:port` or `[address]:port`; a scheme before it is ignored. Raises ValueError for the rest."""
         rest = text.strip().lower().rpartition("://")[2].rstrip("/")
         if rest.startswith("["):
             name, _, port = rest[1:].partition("]")

@@ -107,8 +107,14 @@ def _by_name(columns: Sequence[str], *, schema: InputSchema, problems: list[str]
             f"the job has no `input`, so each column feeds the input of its name: {lack}.\n"
             f"  columns: {listed(columns)}\n  inputs: {listed(schema.fields)}\n"
             "Add to the job, for instance,\n"
-            f"  input: {{ {(missing or list(schema.fields) or ['prompt'])[0]}: \"{{{{ {(list(columns) or ['column'])[0]} }}}}\" }}")
+            f"  input: {{ {(missing or list(schema.fields) or ['prompt'])[0]}: \"{_example(columns)}\" }}")
     return InputPlan({}, tuple(_column_step(schema.fields[name]) for name in fed))
+
+
+def _example(columns: Sequence[str]) -> str:
+    """The first column as a template."""
+    name = columns[0] if columns else "column"
+    return f"{{{{ {name} }}}}" if name.isidentifier() else f"{{{{ row[{name!r}] }}}}"
 
 
 def _column_step(spec: FieldSpec) -> _Step:
@@ -139,7 +145,7 @@ class _Planner:
         for name in self.schema.required:
             if name not in given:
                 self.problems.append(f"{self.places.get('input', 'input')}: the model requires {name!r}; add a line for it, "
-                                     f"such as {name}: \"{{{{ {(list(self.columns) or ['column'])[0]} }}}}\"")
+                                     f"such as {name}: \"{_example(self.columns)}\"")
         return InputPlan(constants, tuple(steps))
 
     def _where(self, name: str) -> str:

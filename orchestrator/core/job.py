@@ -79,6 +79,16 @@ def _cancel_after(seconds: float) -> float:
     return seconds
 
 
+def _model(text: str) -> str:
+    parse_version_or_model(text)
+    return text
+
+
+def _deployment(text: str) -> str:
+    parse_deployment(text)
+    return text
+
+
 def _folder(text: str) -> str:
     _checked(lambda: check_output_folder(text))
     return text
@@ -108,7 +118,7 @@ Whole = Annotated[int, Field(strict=True)]
 class _Part(BaseModel):
     """Every part of a job is frozen and knows all its fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Source(_Part):
@@ -219,8 +229,10 @@ class Job(_Part):
         frozen=True, extra="forbid", title="Job file of the Replicate orchestrator",
         json_schema_extra={"oneOf": [{"required": [name]} for name in _TARGETS]})
 
-    model: Text | None = Field(None, description="owner/name, owner/name:version, or a version of 64 hex digits.")
-    deployment: Text | None = Field(None, description="owner/name of a deployment, instead of a model.")
+    model: Annotated[Text, AfterValidator(_model)] | None = Field(
+        None, description="owner/name, owner/name:version, or a version of 64 hex digits.")
+    deployment: Annotated[Text, AfterValidator(_deployment)] | None = Field(
+        None, description="owner/name of a deployment, instead of a model.")
     cog: Text | None = Field(None, description="The URL of a Cog server, instead of a model.")
     training: Text | None = Field(None, description="owner/name:version to train, instead of a model.")
     destination: Text | None = Field(None, description="owner/name of the model that a training writes to.")
@@ -244,7 +256,8 @@ class Job(_Part):
             raise ValueError(f"say exactly one of {', '.join(_TARGETS)}: {found}")
         if (self.training is None) != (self.destination is None):
             raise ValueError("training and destination go together")
-        self.target()
+        if self.training is not None:
+            parse_training(self.training, destination=self.destination or "")
         return self
 
     def target(self) -> TargetRef:
@@ -278,3 +291,8 @@ class Job(_Part):
             (bool(_REMOTE.match(self.output.to)),
              f"output.to: buckets are not written yet ({self.output.to}); name a folder"),
         ) if used]
+
+
+def job_schema() -> dict[str, Any]:
+    """The JSON Schema of job files, for editors: what `config/job.schema.json` holds."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Job.model_json_schema()}

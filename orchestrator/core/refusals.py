@@ -67,7 +67,8 @@ def retry_after(headers: Mapping[str, str], body: Any, text: str) -> float | Non
 
     Which of them the provider sends differs (Replicate docs: rate limits). `headers` are looked up in lower case;
     absurd values count as absent, and an hour is the most."""
-    hints = (_of_header(headers), _number(body.get("retry_after")) if isinstance(body, Mapping) else None, _of_text(text))
+    of_body = _number(body.get("retry_after")) if isinstance(body, Mapping) else None
+    hints = (_of_header(headers), of_body, _of_text(text))
     return next((min(hint, LONGEST_HINT_S) for hint in hints if hint is not None), None)
 
 

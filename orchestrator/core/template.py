@@ -122,7 +122,8 @@ def parse(text: str, *, where: str, columns: Collection[str] = ()) -> nodes.Temp
         tree = _ENVIRONMENT.parse(text)
         _ENVIRONMENT.compile(tree)
     except TemplateSyntaxError as error:
-        hint = _quoted_column(text, columns) or "; a column whose name has spaces or signs is written {{ row['Image URL'] }}"
+        spaces = "; a column whose name has spaces is written {{ row['Image URL'] }}" if "end of print" in str(error) else ""
+        hint = _quoted_column(text, columns) or spaces
         raise BadInput(f"{where}: {error.message} in the template {_short(text)!r}{hint}") from error
     except (TemplateError, RecursionError) as error:
         raise BadInput(f"{where}: {error} in the template {_short(text)!r}") from error

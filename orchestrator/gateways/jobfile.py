@@ -206,8 +206,9 @@ def _sentence(error: Any, *, places: Mapping[str, str], shown: str) -> str:
 
 def _plain(error: Any) -> str:
     given = error["input"]
-    shown = f"{given!r}" if isinstance(given, str | int | float | bool) or given is None else f"a {type(given).__name__}"
-    message = str(error["msg"]).removeprefix("Input should be ")
+    words = {dict: "a mapping", list: "a list", type(None): "nothing"}
+    shown = words.get(type(given), repr(given))
+    message = str(error["msg"]).removeprefix("Input should be ").replace("a valid string", "text")
     if error["type"] == "literal_error":
         near = did_you_mean(str(given), [part.strip("' ") for part in message.replace(" or ", ",").split(",")])
         return f"{shown} is not {message}{near}"

@@ -33,5 +33,8 @@ async def repeat(call: Callable[[], Awaitable[T]], *, on: tuple[type[Exception],
     def enough(state: RetryCallState) -> bool:
         return stop_after_attempt(attempts)(state) or (hinted_s(state) or 0.0) > max_wait_s
 
+    async def awaited() -> T:  # tenacity takes a lambda for a plain function and would not await what it gives
+        return await call()
+
     retrying = AsyncRetrying(retry=retry_if_exception_type(on), stop=enough, wait=wait, sleep=sleep, reraise=True)
-    return await retrying(call)
+    return await retrying(awaited)

@@ -36,7 +36,7 @@ async def status(name: str | None) -> Ending:
             document |= {"reason": batch.reason, "by_state": {s.value: n for s, n in counts.by_state.items()},
                          "output": batch.output_to, "model": batch.target.name}
             failures = await ledger.failures(batch.pk)
-            document["failures"] = [{"class": c, "count": n, "example": e} for c, n, e in failures]
+            document["failures"] = [{"class": f.error_class, "count": f.count, "example": f.sample} for f in failures]
             return Ending(Exit.DONE, document, tuple(_lines(document)))
         documents = []
         for batch in await ledger.batches(limit=50):
@@ -74,7 +74,7 @@ async def items(name: str, *, state: str | None, limit: int) -> Ending:
         raise BadInput(f"--state {state!r}: one of {', '.join(ItemState)}")
     async with wiring.ledger(here()) as ledger:
         batch = await ledger.find(name)
-        rows = await ledger.items(batch.pk, state=ItemState(state) if state else None, after_index=-1, limit=limit)
+        rows = await ledger.items(batch.pk, state=ItemState(state) if state else None, after_idx=-1, limit=limit)
     documents = [{"index": r.index, "id": r.row_id, "state": r.state.value, "prediction_id": r.prediction_id, "error": r.error,
                   "error_class": r.error_class, "attempts": r.attempts, "seconds": r.seconds,
                   "cost_usd": None if r.charge_units is None else format(to_usd(r.charge_units), "f")} for r in rows]
@@ -86,7 +86,8 @@ async def items(name: str, *, state: str | None, limit: int) -> Ending:
 
 async def jobs() -> Ending:
     """Every job file that can be found from here."""
-    documents, lines = [], []
+    documents: list[dict[str, Any]] = []
+    lines = []
     for path in wiring.discover_jobs(Path.cwd()):
         try:
             job = wiring.load_job(path, changes={}).job

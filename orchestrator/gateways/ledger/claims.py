@@ -42,10 +42,13 @@ async def claimable(connection: AsyncConnection, batch_pk: int, *, count: int, t
         return Claimable(0, "start limit" if fresh else "none due", next_due_at)
     if room.count < available:
         return Claimable(room.count, room.reason)
-    return Claimable(available, None if available == count else "start limit" if fresh > available - again else "none due")
+    if available == count:
+        return Claimable(available, None)
+    return Claimable(available, "start limit" if again + fresh > available else "none due")
 
 
-async def claim(connection: AsyncConnection, batch_pk: int, *, attempt_ids: Sequence[str], terms: ClaimTerms) -> list[Claim]:
+async def claim(connection: AsyncConnection, batch_pk: int, *, attempt_ids: Sequence[str],
+                terms: ClaimTerms) -> list[Claim]:
     """Rows claimed, attempts committed, money reserved: one transaction, one batch at a time."""
     found = (await connection.execute(
         select(batches).where(batches.c.pk == batch_pk).with_for_update(key_share=True))).one_or_none()
@@ -63,8 +66,8 @@ async def claim(connection: AsyncConnection, batch_pk: int, *, attempt_ids: Sequ
 
 
 async def _room(connection: AsyncConnection, batch: Row[Any], *, count: int, terms: ClaimTerms) -> _Room:
-    alive = (await connection.execute(
-        select(func.count()).select_from(items).where(items.c.batch_pk == batch.pk, items.c.state.in_(_ALIVE)))).scalar_one()
+    alive = (await connection.execute(select(func.count()).select_from(items).where(
+        items.c.batch_pk == batch.pk, items.c.state.in_(_ALIVE)))).scalar_one()
     limits: list[tuple[int, str]] = [(batch.in_flight - alive, "in flight")]
     if batch.cap_units is not None:
         left = batch.cap_units - batch.spent_units - batch.reserved_units
@@ -103,16 +106,17 @@ async def _many(connection: AsyncConnection, query: Select[Any], count: int) -> 
 async def _due(connection: AsyncConnection, batch_pk: int, room: _Room, *, now: datetime) -> list[Row[Any]]:
     """The rows to claim, locked; a row that another transaction has in hand is passed over."""
     columns = items.c.pk, items.c.idx, items.c.row_id, items.c.input_json, items.c.input_hash, items.c.attempts
-    rows: list[Row[Any]] = []
+    rows: list[Any] = []
     for query, limit in ((_again(batch_pk, now=now), room.count), (_fresh(batch_pk), room.fresh)):
         wanted = min(limit, room.count - len(rows))
         if wanted > 0:
             locked = query.with_only_columns(*columns).limit(wanted).with_for_update(skip_locked=True)
-            rows += (await connection.execute(locked)).all()
+            rows.extend((await connection.execute(locked)).all())
     return rows
 
 
-async def _write(connection: AsyncConnection, batch: Batch, pairs: Sequence[tuple[str, Row[Any]]], *, terms: ClaimTerms) -> None:
+async def _write(connection: AsyncConnection, batch: Batch, pairs: Sequence[tuple[str, Row[Any]]], *,
+                 terms: ClaimTerms) -> None:
     await connection.execute(_CLAIM, [{"b_pk": row.pk, "b_attempt": attempt_id} for attempt_id, row in pairs])
     shared = {"batch_pk": batch.pk, "account": batch.account, "target_key": batch.target.key, "owner": terms.owner,
               "state": AttemptState.OPEN.value, "created_at": terms.now, "post_by_at": terms.post_by_at,

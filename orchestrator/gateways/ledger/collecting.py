@@ -1,6 +1,6 @@
 """Outputs on their way home: which are due, under which names, and what has arrived."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import count, islice
 
@@ -26,9 +26,11 @@ async def to_collect(connection: AsyncConnection, batch_pk: int, *, count: int, 
     rows = (await connection.execute(due)).all()
     if not rows:
         return []
-    await connection.execute(_DUE, [{"b_pk": row.pk, "b_due_at": lease_until, "b_more": 0, "b_error": None} for row in rows])
-    of = select(attempts.c.id, attempts.c.prediction_id, attempts.c.output_json)
-    found = {row.id: row for row in await connection.execute(of.where(attempts.c.id.in_([row.attempt_id for row in rows])))}
+    await connection.execute(_DUE, [
+        {"b_pk": row.pk, "b_due_at": lease_until, "b_more": 0, "b_error": None} for row in rows])
+    bought = await connection.execute(select(attempts.c.id, attempts.c.prediction_id, attempts.c.output_json).where(
+        attempts.c.id.in_([row.attempt_id for row in rows])))
+    found = {row.id: row for row in bought}
     return [ToCollect(row.attempt_id, row.pk, row.batch_pk, row.idx, row.row_id, found[row.attempt_id].prediction_id,
                       found[row.attempt_id].output_json or "null", row.completed_at, row.tries) for row in rows]
 
@@ -46,7 +48,8 @@ async def delay_collect(connection: AsyncConnection, item_pks: Sequence[int], *,
 
 async def release_leases(connection: AsyncConnection) -> None:
     """Every collecting item is due now: whoever held some of them is gone."""
-    await connection.execute(update(items).where(text(f"items.{COLLECTING}"), items.c.due_at > AGAIN_AT).values(due_at=AGAIN_AT))
+    await connection.execute(
+        update(items).where(text(f"items.{COLLECTING}"), items.c.due_at > AGAIN_AT).values(due_at=AGAIN_AT))
 
 
 async def grant_names(connection: AsyncConnection, names: Sequence[OutputName]) -> list[str]:
@@ -92,10 +95,11 @@ async def _taken(connection: AsyncConnection, names: Sequence[OutputName]) -> se
     return taken
 
 
-def _variants(name: OutputName) -> "map[str]":
-    """`dog`, `dog~7`, `dog~7-0`, `dog~7-0-2`, `dog~7-0-3` … The last two are for rows that spell such names themselves."""
-    marks = ("", f"~{name.row_index}", f"~{name.row_index}-{name.index}")
-    return map(lambda n: name.stem + (marks[n] if n < 3 else f"{marks[2]}-{n - 1}"), count())  # noqa: C417
+def _variants(name: OutputName) -> Iterator[str]:
+    """`dog`, `dog~7`, `dog~7-0`, `dog~7-0-2`, … The later ones are for rows that spell such names themselves."""
+    own = f"{name.stem}~{name.row_index}"
+    yield from (name.stem, own, f"{own}-{name.index}")
+    yield from (f"{own}-{name.index}-{n}" for n in count(2))
 
 
 def _key(stem: str) -> str:

@@ -1,4 +1,4 @@
-"""The ledger as flow and apps meet it: `core.ports.Ledger`, each method one transaction over a function of this room."""
+"""The ledger as flow and apps meet it: `core.ports.Ledger`, a transaction around each function of this room."""
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
@@ -47,6 +47,10 @@ class SqlLedger:
     async def note_reason(self, batch_pk: int, reason: str | None) -> None:
         """As the port says."""
         await self._db.write(loading.note_reason, batch_pk, reason)
+
+    async def known(self, run_key: str) -> bool:
+        """As the port says."""
+        return await self._db.read(loading.known, run_key)
 
     async def loaded_rows(self, batch_pk: int) -> int:
         """As the port says."""

@@ -51,6 +51,11 @@ async def batch(connection: AsyncConnection, batch_id: str) -> Batch | None:
     return None if row is None else batch_of(row)
 
 
+async def known(connection: AsyncConnection, run_key: str) -> bool:
+    """Whether there is a batch of this run key."""
+    return (await connection.execute(select(batches.c.pk).where(batches.c.run_key == run_key))).first() is not None
+
+
 async def live_batches(connection: AsyncConnection) -> list[Batch]:
     """Batches that have not ended, oldest first."""
     live = [s.value for s in (BatchState.LOADING, BatchState.RUNNING, BatchState.PAUSED, BatchState.CANCELING)]
@@ -60,8 +65,8 @@ async def live_batches(connection: AsyncConnection) -> list[Batch]:
 
 async def loaded_rows(connection: AsyncConnection, batch_pk: int) -> int:
     """Rows already in; chunks are whole and come in order."""
-    end = select(func.max(source_chunks.c.first_index + source_chunks.c.rows)).where(source_chunks.c.batch_pk == batch_pk)
-    return int((await connection.execute(end)).scalar() or 0)
+    end = func.max(source_chunks.c.first_index + source_chunks.c.rows)
+    return int((await connection.execute(select(end).where(source_chunks.c.batch_pk == batch_pk))).scalar() or 0)
 
 
 async def add_chunk(connection: AsyncConnection, batch_pk: int, chunk: NewChunk) -> None:

@@ -1,4 +1,4 @@
-"""The guarded writes behind every fact: read where things stand, under lock; let the rules decide; write what they say."""
+"""The guarded writes behind every fact: read where things stand, under lock; let the rules decide; write their word."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,7 +39,7 @@ async def move(connection: AsyncConnection, facts: Sequence[Fact], *, decide: De
 
 
 async def _scene(connection: AsyncConnection, facts: Sequence[Fact]) -> _Scene:
-    """By prediction id first, by attempt id second; locked in one order, so that two calls never wait for each other."""
+    """By prediction id first, by attempt id second; locked in one order, so that two calls cannot deadlock."""
     predictions = sorted({fact.prediction.id for fact in facts if fact.prediction is not None})
     owners: dict[str, str] = {}
     for part in _parts(predictions):
@@ -73,7 +73,7 @@ _STANDINGS = (
 
 
 def _apply(scene: _Scene, fact: Fact, decide: Decide) -> Change | None:
-    """One fact: routed, decided, and noted for writing. A prediction never changes hands, nor an attempt its prediction."""
+    """One fact: routed, decided, noted for writing. No prediction changes hands, nor an attempt its prediction."""
     named = fact.prediction.id if fact.prediction is not None else None
     attempt_id = scene.owners.get(named, fact.attempt_id) if named is not None else fact.attempt_id
     standing = scene.standings.get(attempt_id) if attempt_id is not None else None
@@ -133,7 +133,8 @@ def _prediction_values(prediction: Prediction, *, at: datetime, has_ended: bool)
 
 
 def _item_values(change: Change) -> dict[str, Any]:
-    values: dict[str, Any] = {"state": change.item_to.value, "error": clean(change.error), "error_class": change.error_class}
+    values: dict[str, Any] = {
+        "state": change.item_to.value, "error": clean(change.error), "error_class": change.error_class}
     if change.failures is not None:
         values["failures"] = change.failures
     if change.item_to is ItemState.PENDING:
@@ -145,8 +146,8 @@ def _item_values(change: Change) -> dict[str, Any]:
 
 
 # Columns that keep their value where a fact has none to give.
-_KEPT = ("prediction_id", "status", "model", "version", "provider_created_at", "completed_at", "output_json", "metrics_json",
-         "logs_tail", "seconds", "sent_until_at", "charge_units", "charge_basis", "reserved_units")
+_KEPT = ("prediction_id", "status", "model", "version", "provider_created_at", "completed_at", "output_json",
+         "metrics_json", "logs_tail", "seconds", "sent_until_at", "charge_units", "charge_basis", "reserved_units")
 _WRITE_ATTEMPT = update(attempts).where(
     attempts.c.id == bindparam("b_id"), attempts.c.state == bindparam("b_from"),
 ).values(

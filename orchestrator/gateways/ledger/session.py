@@ -20,7 +20,7 @@ from orchestrator.gateways.ledger.tables import HEAD, METADATA
 
 BUSY_S = 30  # how long a transaction waits for another one's lock
 TRIES = 5
-# serialization failure, deadlock, and a unique key taken by a transaction that ran at the same time: read again, decide again
+# serialization failure, deadlock, and a unique key that another transaction took meanwhile: read again, decide again
 AGAIN = frozenset({"40001", "40P01", "23505"})
 
 P = ParamSpec("P")
@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 def insert(connection: AsyncConnection, table: Table) -> PostgresqlInsert | SqliteInsert:
     """An INSERT that knows ON CONFLICT, in this connection's dialect."""
-    return postgresql_insert(table) if is_postgresql(connection) else sqlite_insert(table)
+    made = postgresql_insert(table) if is_postgresql(connection) else sqlite_insert(table)
+    return made.execution_options(preserve_rowcount=True)  # without it `rowcount` is -1 on some drivers
 
 
 def is_postgresql(connection: AsyncConnection) -> bool:
@@ -56,8 +57,8 @@ class Database:
     async def open(cls, url: str) -> AsyncIterator["Database"]:
         """Connect, create or migrate the tables, and disconnect at the end.
 
-        `url`: `sqlite:////absolute/path` or `postgresql://user:password@host/name`. Raises BadInput for another URL or a
-        ledger of a newer program, Unreachable when there is no connection."""
+        `url`: `sqlite:////absolute/path` or `postgresql://user:password@host/name`. Raises BadInput for another URL or
+        a ledger of a newer program, Unreachable when there is no connection."""
         database = cls(url)
         try:
             await database.prepare()
@@ -83,7 +84,8 @@ class Database:
             raise BadInput(f"the ledger at {self.where} was written by a newer version of this program ({error}); "
                            "install that version, or name another ledger with ORCHESTRATOR_DATABASE_URL") from None
 
-    async def write(self, step: Callable[Concatenate[AsyncConnection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def write(self, step: Callable[Concatenate[AsyncConnection, P], Awaitable[T]], *args: P.args,
+                    **kwargs: P.kwargs) -> T:
         """Run `step(connection, …)` in one write transaction; it may run again if another transaction was in its way.
 
         Raises Unreachable."""
@@ -104,7 +106,8 @@ class Database:
                 if getattr(error.orig, "sqlstate", None) not in AGAIN or tries >= TRIES:
                     raise
 
-    async def read(self, step: Callable[Concatenate[AsyncConnection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def read(self, step: Callable[Concatenate[AsyncConnection, P], Awaitable[T]], *args: P.args,
+                   **kwargs: P.kwargs) -> T:
         """Run `step(connection, …)` in one transaction that only reads. Raises Unreachable."""
         async with self._translated(), self._engine.begin() as connection:
             return await step(connection, *args, **kwargs)
@@ -162,21 +165,25 @@ def _engine(url: URL) -> AsyncEngine:
     return engine
 
 
+# FULL: with NORMAL a power cut can take the newest commits, and with them an attempt already paid for.
+_SQLITE_SETTINGS = (f"busy_timeout = {BUSY_S * 1000}", "journal_mode = WAL", "synchronous = FULL")
+
+
 def _on_sqlite_connect(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver must not begin transactions by itself: _on_sqlite_begin does
     cursor = connection.cursor()
-    # FULL: with NORMAL a power cut can take the newest commits, and with them an attempt already paid for.
-    for pragma in (f"busy_timeout = {BUSY_S * 1000}", "journal_mode = WAL", "synchronous = FULL", "cache_size = -32000"):
-        cursor.execute(f"PRAGMA {pragma}")
+    for setting in _SQLITE_SETTINGS:
+        cursor.execute(f"PRAGMA {setting}")
     cursor.close()
 
 
 def _on_sqlite_begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("ledger_writes") else "BEGIN")
+    writes = connection.get_execution_options().get("ledger_writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 # What SQLite says when the machine is at fault, not the statement (its errors share one class).
-_SQLITE_OUTAGES = ("locked", "full", "unable to open", "readonly", "disk I/O", "not a database", "malformed", "no active connection")
+_SQLITE_OUTAGES = ("locked", "full", "unable to open", "readonly", "disk I/O", "not a database", "malformed")
 
 
 def _is_outage(error: DBAPIError) -> bool:

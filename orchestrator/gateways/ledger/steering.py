@@ -1,7 +1,8 @@
-"""An operator's verbs on the rows of a batch, the question whether anything still moves, and wakes with their due times."""
+"""An operator's verbs on the rows of a batch, whether anything still moves, and wakes with their due times."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import ColumnElement, bindparam, case, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -34,7 +35,8 @@ async def reopen_failed(connection: AsyncConnection, batch_pk: int, *, classes: 
 
 
 async def _step(connection: AsyncConnection, step: Step, *which: ColumnElement[bool]) -> int:
-    values = {"state": step.item_to.value, "due_at": case((items.c.attempts == 0, FRESH_AT), else_=AGAIN_AT)}
+    due_at = case((items.c.attempts == 0, FRESH_AT), else_=AGAIN_AT)
+    values: dict[str, Any] = {"state": step.item_to.value, "due_at": due_at}
     if step.item_to is ItemState.PENDING:
         values |= {"failures": 0, "error": None, "error_class": None}
     moved = await connection.execute(
@@ -44,11 +46,11 @@ async def _step(connection: AsyncConnection, step: Step, *which: ColumnElement[b
 
 async def unsettled(connection: AsyncConnection, batch_pk: int) -> bool:
     """Whether a row can still move by itself: on its way, or waiting in a batch that would start it."""
-    moving = select(items.c.pk).where(items.c.batch_pk == batch_pk, items.c.state.in_(_MOVING)).limit(1)
-    if (await connection.execute(moving)).first() is not None:
+    moving = select(items.c.pk).where(items.c.batch_pk == batch_pk, items.c.state.in_(_MOVING))
+    if (await connection.execute(moving.limit(1))).first() is not None:
         return True
-    batch = (await connection.execute(
-        select(batches.c.state, batches.c.start_limit, batches.c.started).where(batches.c.pk == batch_pk))).one_or_none()
+    of_batch = select(batches.c.state, batches.c.start_limit, batches.c.started).where(batches.c.pk == batch_pk)
+    batch = (await connection.execute(of_batch)).one_or_none()
     if batch is None or batch.state != BatchState.RUNNING.value:
         return batch is not None and batch.state == BatchState.LOADING.value
     waiting = select(items.c.pk).where(items.c.batch_pk == batch_pk, text(f"items.{PENDING}")).limit(1)
@@ -97,6 +99,5 @@ _HOLD = (update(work)
 
 
 async def release_holds(connection: AsyncConnection, *, now: datetime) -> None:
-    """Wakes whose messages are out come due now: their receiver is gone."""
-    await connection.execute(
-        update(work).where(work.c.sent_at.is_not(None), work.c.due_at > now).values(due_at=now, sent_at=None))
+    """Every wake comes due now."""
+    await connection.execute(update(work).where(work.c.due_at > now).values(due_at=now, sent_at=None))

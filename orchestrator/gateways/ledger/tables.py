@@ -7,7 +7,19 @@ PostgreSQL their locks on the batch row would make claims wait for loads. Money 
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Dialect, Index, Integer, LargeBinary, MetaData, String, Table, UniqueConstraint, text
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlmodel import Field, SQLModel
 
@@ -26,7 +38,7 @@ AGAIN_AT = datetime(1970, 1, 2, tzinfo=UTC)
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """An aware datetime in UTC: timestamptz on PostgreSQL, ISO text of fixed width on SQLite, where text must sort as time."""
+    """An aware datetime in UTC: timestamptz on PostgreSQL; on SQLite text of fixed width, which sorts as time does."""
 
     impl = String(26)
     cache_ok = True
@@ -53,6 +65,10 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 BIG_KEY = BigInteger().with_variant(Integer(), "sqlite")  # SQLite numbers rows itself only in INTEGER columns
+
+
+def _partial(name: str, *columns: str, where: str) -> Index:
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
 class _Model(SQLModel):
@@ -99,9 +115,8 @@ class ItemRow(_Model, table=True):
         UniqueConstraint("batch_pk", "idx", name="uq_items_batch_pk_idx"),
         Index("ix_items_state", "batch_pk", "state"),
         # Nothing else gives this order, so no planner with stale statistics prefers the wrong index.
-        Index("ix_items_pending", "batch_pk", "due_at", "idx", sqlite_where=text(PENDING), postgresql_where=text(PENDING)),
-        Index("ix_items_collecting", "batch_pk", "completed_at", "due_at", sqlite_where=text(COLLECTING),
-              postgresql_where=text(COLLECTING)),
+        _partial("ix_items_pending", "batch_pk", "due_at", "idx", where=PENDING),
+        _partial("ix_items_collecting", "batch_pk", "completed_at", "due_at", where=COLLECTING),
     )
     pk: int | None = Field(default=None, primary_key=True, sa_type=BIG_KEY)
     batch_pk: int = Field(sa_type=BigInteger)
@@ -121,15 +136,15 @@ class ItemRow(_Model, table=True):
 
 
 class AttemptRow(_Model, table=True):
-    """One try at buying an item. `model` and `version` are what the provider echoed; `reserved_units` is zero once released."""
+    """One try at buying an item. `model` and `version` are the provider's echo; `reserved_units` is 0 once released."""
 
     __tablename__ = "attempts"
     __table_args__ = (
         Index("ix_attempts_item", "item_pk"),
-        Index("ix_attempts_alive", "account", "state", "created_at", sqlite_where=text(ALIVE), postgresql_where=text(ALIVE)),
+        _partial("ix_attempts_alive", "account", "state", "created_at", where=ALIVE),
         Index("ix_attempts_answered", "batch_pk", "answered_at"),
         Index("ix_attempts_completed", "account", "completed_at"),
-        Index("ix_attempts_unpriced", "batch_pk", "item_pk", sqlite_where=text(UNPRICED), postgresql_where=text(UNPRICED)),
+        _partial("ix_attempts_unpriced", "batch_pk", "item_pk", where=UNPRICED),
     )
     id: str = Field(primary_key=True)
     item_pk: int = Field(sa_type=BigInteger)
@@ -164,7 +179,7 @@ class AttemptRow(_Model, table=True):
 
 
 class OutputRow(_Model, table=True):
-    """A file name granted, and once `stored_at` is set, a file at home. `name_key` is the stem as file systems without case see it."""
+    """A file name granted, and with `stored_at` a file at home. `name_key`: the stem, as it is without case."""
 
     __tablename__ = "outputs"
     __table_args__ = (UniqueConstraint("batch_pk", "name_key", name="uq_outputs_batch_pk_name_key"),)

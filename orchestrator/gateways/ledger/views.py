@@ -85,8 +85,8 @@ async def find(connection: AsyncConnection, name: str) -> Batch:
         select(batches).where(batches.c.job == name).order_by(batches.c.pk.desc()).limit(1))).one_or_none()
     if of_job is not None:
         return batch_of(of_job)
-    begin = (await connection.execute(
-        select(batches).where(func.substr(batches.c.id, 1, len(name)) == name).order_by(batches.c.pk.desc()).limit(6))).all()
+    begins = func.substr(batches.c.id, 1, len(name)) == name
+    begin = (await connection.execute(select(batches).where(begins).order_by(batches.c.pk.desc()).limit(6))).all()
     if name and len(begin) == 1:
         return batch_of(begin[0])
     if name and begin:
@@ -96,7 +96,8 @@ async def find(connection: AsyncConnection, name: str) -> Batch:
 
 
 async def _unknown(connection: AsyncConnection, name: str) -> str:
-    rows = (await connection.execute(select(batches.c.id, batches.c.job).order_by(batches.c.pk.desc()).limit(1000))).all()
+    newest = select(batches.c.id, batches.c.job).order_by(batches.c.pk.desc()).limit(1000)
+    rows = (await connection.execute(newest)).all()
     if not rows:
         return f"there is no batch {name!r}: this ledger is empty; `orchestrator run JOB` starts one"
     known = list(dict.fromkeys([row.job for row in rows] + [row.id for row in rows]))
@@ -105,7 +106,7 @@ async def _unknown(connection: AsyncConnection, name: str) -> str:
 
 
 async def counts(connection: AsyncConnection, batch_pk: int) -> Counts:
-    """Items by state, and money. Unknown is what ended at the provider without a price, and what may have been bought."""
+    """Items by state, and money. Unknown: what ended at the provider without a price, and what may have been bought."""
     rows = await connection.execute(
         select(items.c.state, func.count().label("many")).where(items.c.batch_pk == batch_pk).group_by(items.c.state))
     by_state = {ItemState(row.state): int(row.many) for row in rows}
@@ -156,7 +157,8 @@ async def chunk_places(connection: AsyncConnection, batch_pk: int) -> list[tuple
     return [(row.first_index, row.first_index + row.rows) for row in rows]
 
 
-async def results_of_chunk(connection: AsyncConnection, batch_pk: int, first: int, end: int) -> tuple[bytes, list[ItemResult]]:
+async def results_of_chunk(connection: AsyncConnection, batch_pk: int, first: int,
+                           end: int) -> tuple[bytes, list[ItemResult]]:
     """One chunk's snapshot, and how its items stand."""
     blob = (await connection.execute(select(source_chunks.c.blob).where(
         source_chunks.c.batch_pk == batch_pk, source_chunks.c.first_index == first))).scalar_one()
@@ -222,8 +224,8 @@ async def latencies(connection: AsyncConnection, batch_pk: int, *, limit: int = 
     """Provider time of the predictions answered last; None where none has ended."""
     rows = await connection.execute(
         select(attempts.c.completed_at, attempts.c.provider_created_at)
-        .where(attempts.c.batch_pk == batch_pk, attempts.c.answered_at.is_not(None), attempts.c.completed_at.is_not(None),
-               attempts.c.provider_created_at.is_not(None))
+        .where(attempts.c.batch_pk == batch_pk, attempts.c.answered_at.is_not(None),
+               attempts.c.completed_at.is_not(None), attempts.c.provider_created_at.is_not(None))
         .order_by(attempts.c.answered_at.desc()).limit(limit))
     took = [(row.completed_at - row.provider_created_at).total_seconds() for row in rows]
     if not took:

@@ -1,0 +1,175 @@
+"""Rows are claimed once, in order, and only as many as in-flight cap, start limit and budget allow."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from orchestrator.core.lifecycle import BatchState, Event
+from orchestrator.gateways.ledger import Database
+
+NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
+
+DOLLAR = 10**12
+LATER = NOW + timedelta(hours=1)
+
+
+async def test_in_row_order(acts: Any) -> None:
+    """The first rows are claimed first, each with its input and an attempt of its own."""
+    batch = await acts.loaded(6)
+    claims = await acts.claim(batch, 4)
+    assert [(c.attempt_id, c.index, c.row_id, c.input_json) for c in claims] == [
+        (f"a{n}", n, f"sku-{n}", f'{{"seed":{n}}}') for n in range(4)]
+    assert [c.index for c in await acts.claim(batch, 4, prefix="b")] == [4, 5]
+    assert await acts.claim(batch, 4, prefix="c") == []
+
+
+@pytest.mark.parametrize("state", [BatchState.PAUSED, BatchState.CANCELING, BatchState.FINISHED])
+async def test_only_running_batches(acts: Any, state: BatchState) -> None:
+    """Nothing is claimed from a batch that does not run."""
+    batch = await acts.loaded(2)
+    await acts.ledger.set_state(batch.pk, to=state, allowed=frozenset(BatchState), reason=None, now=NOW)
+    assert (await acts.ledger.claimable(batch.pk, count=2, terms=acts.terms())).reason == "not running"
+    assert await acts.claim(batch, 2) == []
+
+
+async def test_not_while_loading(acts: Any) -> None:
+    """A batch that is still being read buys nothing."""
+    batch, _ = await acts.ledger.open_batch(acts.new())
+    await acts.ledger.add_chunk(batch.pk, acts.chunk(4))
+    assert await acts.claim(batch, 2) == []
+
+
+async def test_in_flight(acts: Any) -> None:
+    """Claimed, unsure and running rows count as in flight; ended ones make room."""
+    batch = await acts.loaded(8, in_flight=3)
+    assert len(await acts.claim(batch, 8)) == 3
+    await acts.tell(acts.said(Event.ANSWER_LOST, "a0"), acts.answered("a1", "p1"))
+    full = await acts.ledger.claimable(batch.pk, count=8, terms=acts.terms())
+    assert (full.count, full.reason) == (0, "in flight")
+    await acts.tell(acts.ended("p1"))
+    assert (await acts.ledger.claimable(batch.pk, count=8, terms=acts.terms())).count == 1
+    assert len(await acts.claim(batch, 8, prefix="b")) == 1
+
+
+async def test_start_limit(acts: Any) -> None:
+    """With a start limit only so many rows are ever begun; a row already begun is tried again beyond it."""
+    batch = await acts.loaded(8, start_limit=2)
+    assert [c.index for c in await acts.claim(batch, 8)] == [0, 1]
+    held = await acts.ledger.claimable(batch.pk, count=8, terms=acts.terms())
+    assert (held.count, held.reason) == (0, "start limit")
+    await acts.tell(acts.said(Event.THROTTLED, "a1"))
+    assert (await acts.ledger.claimable(batch.pk, count=8, terms=acts.terms())).count == 1
+    assert [c.index for c in await acts.claim(batch, 8, prefix="b")] == [1]
+    await acts.ledger.amend(batch.pk, in_flight=9, max_attempts=3, cap_units=None, start_limit=3, job_json="{}")
+    assert [c.index for c in await acts.claim(batch, 8, prefix="c")] == [2]
+
+
+async def test_budget(acts: Any) -> None:
+    """Under a cap only as many rows go as fit with their worst case; what they do not use is there for others."""
+    batch = await acts.loaded(8, cap_units=5 * DOLLAR)
+    assert len(await acts.claim(batch, 8, reserve_units=2 * DOLLAR)) == 2
+    held = await acts.ledger.claimable(batch.pk, count=8, terms=acts.terms(reserve_units=2 * DOLLAR))
+    assert (held.count, held.reason) == (0, "budget: waiting for running rows")
+    await acts.tell(acts.ended("p0", attempt_id="a0", seconds=1), acts.ended("p1", attempt_id="a1", seconds=1))
+    assert len(await acts.claim(batch, 8, prefix="b", reserve_units=2 * DOLLAR)) == 2
+    await acts.tell(acts.ended("p2", attempt_id="b0", seconds=3), acts.ended("p3", attempt_id="b1", seconds=3))
+    spent = await acts.ledger.claimable(batch.pk, count=8, terms=acts.terms(reserve_units=2 * DOLLAR))
+    assert (spent.count, spent.reason) == (0, "budget")
+
+
+async def test_charge_above_reservation(acts: Any) -> None:
+    """A charge that breaks the cap is recorded as it is, and ends buying, also of rows that reserve nothing."""
+    batch = await acts.loaded(4, cap_units=2 * DOLLAR)
+    await acts.claim(batch, 1, reserve_units=DOLLAR)
+    await acts.tell(acts.ended("p0", attempt_id="a0", seconds=10))
+    assert (await acts.again(batch)).spent_units == 5 * DOLLAR
+    assert await acts.claim(batch, 3, prefix="b", reserve_units=0) == []
+
+
+async def test_free_rows_under_a_cap(acts: Any) -> None:
+    """Rows that can cost nothing are not held back by a cap of nothing."""
+    batch = await acts.loaded(4, cap_units=0)
+    assert len(await acts.claim(batch, 4)) == 4
+
+
+async def test_all_bought_is_not_a_budget_stop(acts: Any) -> None:
+    """With no row left the reason is that none is due, whatever is left of the budget."""
+    batch = await acts.loaded(1, cap_units=DOLLAR)
+    await acts.claim(batch, 1, reserve_units=DOLLAR)
+    assert (await acts.ledger.claimable(batch.pk, count=4, terms=acts.terms(reserve_units=DOLLAR))).reason == "none due"
+
+
+async def test_waiting_rows(acts: Any) -> None:
+    """A row that waits is passed over until its time, and its time is told."""
+    batch = await acts.loaded(1)
+    await acts.claim(batch, 1)
+    (change,) = await acts.tell(acts.said(Event.NOT_SENT, "a0"))
+    waits = await acts.ledger.claimable(batch.pk, count=4, terms=acts.terms())
+    assert (waits.count, waits.reason, waits.next_due_at) == (0, "none due", change.due_at)
+    assert await acts.claim(batch, 1, prefix="b") == []
+    assert (await acts.ledger.claimable(batch.pk, count=4, terms=acts.terms(now=LATER))).count == 1
+    assert len(await acts.claim(batch, 1, prefix="b", now=LATER)) == 1
+
+
+async def test_tried_rows_go_first(acts: Any) -> None:
+    """A row whose waiting is over does not queue behind all those that never went."""
+    batch = await acts.loaded(8)
+    await acts.claim(batch, 2)
+    await acts.tell(acts.said(Event.NOT_SENT, "a1"))
+    assert [c.index for c in await acts.claim(batch, 2, prefix="b", now=LATER)] == [1, 2]
+
+
+async def test_claimable_foretells_claim(acts: Any) -> None:
+    """What is promised is what a claim then gives, and promising it changes nothing."""
+    batch = await acts.loaded(8, in_flight=6, start_limit=5)
+    promised = await acts.ledger.claimable(batch.pk, count=100, terms=acts.terms())
+    assert (promised.count, promised.reason) == (5, "start limit")
+    assert len(await acts.claim(batch, 100)) == promised.count
+
+
+async def test_leases(acts: Any) -> None:
+    """An open attempt is given up on when its lease is over, or at once when its owner is known to be dead."""
+    batch = await acts.loaded(3)
+    await acts.claim(batch, 1, owner="dead")
+    await acts.claim(batch, 2, prefix="b", owner="me")
+    await acts.tell(acts.answered("b1", "p1"))
+    assert await acts.ledger.expire_leases(now=NOW, owner_not=None) == []
+    assert await acts.ledger.expire_leases(now=NOW, owner_not="me") == ["a0"]
+    assert sorted(await acts.ledger.expire_leases(now=LATER, owner_not=None)) == ["a0", "b0"]
+
+
+async def _money(database: Database) -> tuple[int, int]:
+    """(spent + reserved by the batch, reserved by its attempts), as one committed instant shows them."""
+    async def read(connection: Any) -> tuple[int, int]:
+        row = (await connection.execute(text(
+            "SELECT (SELECT spent_units + reserved_units FROM batches), "
+            "(SELECT reserved_units FROM batches) - (SELECT COALESCE(SUM(reserved_units), 0) FROM attempts)"))).one()
+        return int(row[0]), int(row[1])
+
+    return await database.read(read)
+
+
+async def test_many_claim_at_once(acts: Any, database: Database) -> None:
+    """Twelve lanes claiming and ending at once: no row twice, cap and in-flight kept at every instant, sums agree."""
+    batch = await acts.loaded(60, cap_units=20 * DOLLAR, in_flight=15)
+    claimed: list[int] = []
+    seen: list[tuple[int, int]] = []
+
+    async def lane(name: str) -> None:
+        for turn in range(4):
+            claims = await acts.claim(batch, 3, prefix=f"{name}-{turn}-", reserve_units=DOLLAR)
+            claimed.extend(c.index for c in claims)
+            facts = [acts.ended(f"p-{c.attempt_id}", attempt_id=c.attempt_id, seconds=1) for c in claims]
+            seen.append(await _money(database))
+            alive = [s for s in await acts.states(batch) if s == "claimed"]
+            assert len(alive) <= 15
+            await acts.tell(*facts)
+
+    await asyncio.gather(*(lane(f"l{n}") for n in range(12)))
+    assert len(claimed) == len(set(claimed))
+    assert max(total for total, _ in seen) <= 20 * DOLLAR
+    assert {gap for _, gap in seen} == {0}
+    assert (await acts.again(batch)).spent_units == len(claimed) * DOLLAR // 2
