@@ -137,7 +137,11 @@ _BY_ERRNO = {
 
 def cause_in_words(error: BaseException) -> str:
     """What went wrong below, in a few words, without addresses or secrets."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
     cause = error.__cause__ or error
+    if isinstance(cause, BodyTooLarge):
+        return str(cause)
     if isinstance(cause, aiohttp.ClientConnectorCertificateError):
         return f"its certificate is not trusted ({cause.certificate_error})"
     if isinstance(cause, aiohttp.ClientConnectorDNSError):
@@ -148,8 +152,6 @@ def cause_in_words(error: BaseException) -> str:
         return "no connection in time"
     if isinstance(cause, aiohttp.ServerDisconnectedError):
         return "it closed the connection without an answer"
-    if isinstance(cause, TimeoutError):
-        return "no answer in time"
     if isinstance(cause, OSError):
         return _BY_ERRNO.get(cause.errno or 0) or cause.strerror or type(cause).__name__
     return f"unreadable answer ({type(cause).__name__})"

@@ -141,35 +141,42 @@ async def test_leases(acts: Any) -> None:
     assert sorted(await acts.ledger.expire_leases(now=LATER, owner_not=None)) == ["a0", "b0"]
 
 
-async def _money(database: Database) -> tuple[int, int]:
-    """(spent + reserved by the batch, reserved by its attempts), as one committed instant shows them."""
-    async def read(connection: Any) -> tuple[int, int]:
+async def _instant(database: Database) -> tuple[int, int, int]:
+    """What one committed instant shows: spent and reserved, reserved by the batch less by attempts, rows in flight."""
+    async def read(connection: Any) -> tuple[int, int, int]:
         row = (await connection.execute(text(
             "SELECT (SELECT spent_units + reserved_units FROM batches), "
-            "(SELECT reserved_units FROM batches) - (SELECT COALESCE(SUM(reserved_units), 0) FROM attempts)"))).one()
-        return int(row[0]), int(row[1])
+            "(SELECT reserved_units FROM batches) - (SELECT COALESCE(SUM(reserved_units), 0) FROM attempts), "
+            "(SELECT COUNT(*) FROM items WHERE state IN ('claimed', 'unsure', 'running'))"))).one()
+        return int(row[0]), int(row[1]), int(row[2])
 
     return await database.read(read)
+
+
+async def test_in_flight_is_shared(acts: Any) -> None:
+    """Twelve claims at once for more than may fly get exactly as many together as one alone would."""
+    batch = await acts.loaded(60, in_flight=15)
+    claims = await asyncio.gather(*(acts.claim(batch, 3, prefix=f"l{n}-") for n in range(12)))
+    assert sorted(c.index for some in claims for c in some) == list(range(15))
 
 
 async def test_many_claim_at_once(acts: Any, database: Database) -> None:
     """Twelve lanes claiming and ending at once: no row twice, cap and in-flight kept at every instant, sums agree."""
     batch = await acts.loaded(60, cap_units=20 * DOLLAR, in_flight=15)
     claimed: list[int] = []
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, int]] = []
 
     async def lane(name: str) -> None:
         for turn in range(4):
             claims = await acts.claim(batch, 3, prefix=f"{name}-{turn}-", reserve_units=DOLLAR)
             claimed.extend(c.index for c in claims)
+            seen.append(await _instant(database))
             facts = [acts.ended(f"p-{c.attempt_id}", attempt_id=c.attempt_id, seconds=1) for c in claims]
-            seen.append(await _money(database))
-            alive = [s for s in await acts.states(batch) if s == "claimed"]
-            assert len(alive) <= 15
             await acts.tell(*facts)
 
     await asyncio.gather(*(lane(f"l{n}") for n in range(12)))
     assert len(claimed) == len(set(claimed))
-    assert max(total for total, _ in seen) <= 20 * DOLLAR
-    assert {gap for _, gap in seen} == {0}
+    assert max(total for total, _, _ in seen) <= 20 * DOLLAR
+    assert {gap for _, gap, _ in seen} == {0}
+    assert max(alive for _, _, alive in seen) <= 15
     assert (await acts.again(batch)).spent_units == len(claimed) * DOLLAR // 2
