@@ -4,6 +4,7 @@ Replicate's API has no cost field, so a charge is computed from a price and from
 What cannot be known is None, never zero (Replicate docs: billing).
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -36,6 +37,34 @@ class Price:
         out = value.get("usd_out")
         return Price(value["id"], value["unit"], Decimal(value["usd"]), None if out is None else Decimal(out),
                      bool(value.get("official")))
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """What a batch keeps about money from its start: its price, and the most outputs that one row can give."""
+
+    price: Price | None
+    most_outputs: int
+
+    def to_json(self) -> str:
+        """As JSON text."""
+        return json.dumps({"price": self.price.to_json() if self.price else None, "most_outputs": self.most_outputs})
+
+    @staticmethod
+    def from_json(text: str) -> "Pricing":
+        """The inverse of `to_json`."""
+        value = json.loads(text)
+        return Pricing(Price.from_json(value["price"]), value["most_outputs"])
+
+    def worst_case_usd(self, *, cancel_after_s: float | None, per_row_usd: Decimal | None) -> Decimal | None:
+        """The most that one row can cost, or None where it is not finite: then a cap cannot be kept."""
+        if per_row_usd is not None:
+            return per_row_usd
+        if self.price is None or self.price.unit == "token":
+            return None
+        if self.price.unit == "second":
+            return None if cancel_after_s is None else self.price.usd * Decimal(str(cancel_after_s))
+        return self.price.usd * (self.most_outputs if self.price.unit == "output" else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +145,9 @@ def resolve(*, model: str, official: bool, given: Mapping[str, Any] | None, book
     if deployment:
         return None
     entry = book.get("models", {}).get(model)
-    return None if entry is None else _entry(entry, book=book, official=official, id_=f"{model}@{entry.get('as_of', '?')}")
+    if entry is None:
+        return None
+    return _entry(entry, book=book, official=official, id_=f"{model}@{entry.get('as_of', '?')}")
 
 
 def _given(given: Mapping[str, Any], *, book: Mapping[str, Any], official: bool) -> Price:
@@ -140,14 +171,3 @@ def _entry(entry: Mapping[str, Any], *, book: Mapping[str, Any], official: bool,
             return Price(id_, unit, Decimal(str(entry[name])), None if out is None else Decimal(str(out)), official)
     raise BadInput(f"price: say one of hardware, {', '.join(_UNITS)}")
 
-
-def worst_case_usd(price: Price | None, *, cancel_after_s: float | None, most_outputs: int,
-                   per_row_usd: Decimal | None) -> Decimal | None:
-    """The most that one row can cost, or None where it is not finite: then a cap cannot be kept."""
-    if per_row_usd is not None:
-        return per_row_usd
-    if price is None or price.unit == "token":
-        return None
-    if price.unit == "second":
-        return None if cancel_after_s is None else price.usd * Decimal(str(cancel_after_s))
-    return price.usd * (most_outputs if price.unit == "output" else 1)

@@ -23,8 +23,8 @@ class Host:
         """`host`, `host:port` or `[address]:port`; a scheme before it is ignored. Raises ValueError for the rest."""
         rest = text.strip().lower().rpartition("://")[2].rstrip("/")
         if rest.startswith("["):
-            name, _, port = rest[1:].partition("]")
-            port = port.removeprefix(":")
+            name, closed, port = rest[1:].partition("]")
+            port = port.removeprefix(":") if closed else "unclosed"
         elif rest.count(":") > 1:
             name, port = rest, ""
         else:

@@ -77,5 +77,5 @@ def suffix(url: str) -> str | None:
 
 def batch_id(job: str, *, when: datetime, token: str) -> str:
     """`product-shots-20261120-x7k2`: the job, the day (UTC), and the last four characters of a random token."""
-    slug = re.sub(r"[\s_]+", "-", safe_name(job)).strip("-").encode()[:60].decode(errors="ignore")
+    slug = re.sub(r"[\s_]+", "-", safe_name(job)).strip("-.").encode()[:60].decode(errors="ignore")
     return f"{slug or 'batch'}-{when:%Y%m%d}-{token[-4:]}"

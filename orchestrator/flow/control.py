@@ -1,13 +1,10 @@
 """An operator's verbs: pause, resume, cancel, retry."""
 
-from dataclasses import dataclass
-
-from orchestrator.core.errors import BadInput, NotFound, ProviderRefusal
+from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Rooms
-from orchestrator.core.prediction import TERMINAL
 from orchestrator.core.records import Batch, Wake
-from orchestrator.flow.record import fact_of, record
+from orchestrator.flow.ending import Ended, wind_up
 
 
 async def pause(rooms: Rooms, batch: Batch, *, reason: str = "paused by an operator") -> bool:
@@ -28,38 +25,15 @@ async def resume(rooms: Rooms, batch: Batch) -> bool:
     return moved
 
 
-@dataclass(frozen=True, slots=True)
-class Canceled:
-    """What canceling did: rows never bought, predictions ended at the provider, and those it had ended before."""
-
-    pending: int
-    ended: int
-    still_out: int
-
-
-async def cancel(rooms: Rooms, batch: Batch) -> Canceled:
+async def cancel(rooms: Rooms, batch: Batch) -> Ended:
     """Buy nothing more, and end at the provider what is out."""
     allowed = frozenset({BatchState.RUNNING, BatchState.PAUSED, BatchState.CANCELING})
     if not await rooms.ledger.set_state(batch.pk, to=BatchState.CANCELING, allowed=allowed,
                                         reason="canceled by an operator", now=rooms.clock.now()):
         raise BadInput(f"batch {batch.id} is {batch.state.value}: there is nothing to cancel")
-    pending = await rooms.ledger.cancel_pending(batch.pk)
-    ended, out = 0, await rooms.ledger.in_air(batch.pk, count=100_000)
-    for attempt_id, prediction_id in out:
-        ended += await _cancel_one(rooms, attempt_id, prediction_id)
+    ended = await wind_up(rooms, batch)
     await wake_all(rooms, batch)
-    return Canceled(pending, ended, len(out) - ended)
-
-
-async def _cancel_one(rooms: Rooms, attempt_id: str, prediction_id: str) -> int:
-    try:
-        prediction = await rooms.predictions.cancel(prediction_id)
-    except (NotFound, ProviderRefusal):
-        return 0  # ended in the meantime, or unknown there: the sweep says which
-    if prediction.status not in TERMINAL:
-        return 0
-    await record(rooms, [fact_of(prediction, at=rooms.clock.now(), attempt_id=attempt_id)])
-    return 1
+    return ended
 
 
 async def retry(rooms: Rooms, batch: Batch, *, classes: frozenset[str]) -> int:

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.core.cost import Price, resolve, to_units, worst_case_usd
+from orchestrator.core.cost import Pricing, resolve, to_units
 from orchestrator.core.errors import BadInput, BadRows, NotFound, RowProblem
 from orchestrator.core.inputs import InputPlan, InputSchema, canonical, most_outputs, plan_inputs
 from orchestrator.core.job import Job
@@ -54,7 +54,7 @@ class Prepared:
     files: list[SourceFile]
     columns: list[str]
     plan: InputPlan
-    price: Price | None
+    pricing: Pricing
     run_key: str
     cap_units: int | None
     warnings: list[str]
@@ -87,8 +87,9 @@ async def prepare(rooms: Rooms, order: Order, *, book: dict[str, Any]) -> Prepar
                                    input_mapping=job.input, source_hashes=[f.sha256 for f in files])
     if order.fresh:
         key = f"{key}-{rooms.clock.token()[:8]}"
-    cap_units, warnings = _money(job, price=price, model=model)
-    return Prepared(order, account, target, model, paths, files, columns, plan, price, key, cap_units, warnings)
+    pricing = Pricing(price, most_outputs(model.openapi_schema, plan.constants))
+    cap_units, warnings = _money(job, pricing=pricing, model=model)
+    return Prepared(order, account, target, model, paths, files, columns, plan, pricing, key, cap_units, warnings)
 
 
 async def _target(rooms: Rooms, job: Job) -> tuple[Target, Model]:
@@ -105,13 +106,12 @@ async def _target(rooms: Rooms, job: Job) -> tuple[Target, Model]:
     return Target("predictions", ref.name, ref.version or model.version), model
 
 
-def _money(job: Job, *, price: Price | None, model: Model) -> tuple[int | None, list[str]]:
+def _money(job: Job, *, pricing: Pricing, model: Model) -> tuple[int | None, list[str]]:
     """The cap in units, and what has to be said about money before anything is spent."""
     if job.budget is None or job.budget.usd is None:
         unknown = f"no price is known for {model.name}: the cost of this batch will be unknown, not zero"
-        return None, [unknown] if price is None else []
-    worst = worst_case_usd(price, cancel_after_s=job.limits.cancel_after, per_row_usd=job.budget.per_row_usd,
-                           most_outputs=most_outputs(model.openapi_schema))
+        return None, [unknown] if pricing.price is None else []
+    worst = pricing.worst_case_usd(cancel_after_s=job.limits.cancel_after, per_row_usd=job.budget.per_row_usd)
     if worst is None:
         raise BadInput(f"budget: what one row of {model.name} may cost at worst is not known, so a cap cannot be kept.\n"
                        "Add to the job either\n  budget: { usd: …, per_row_usd: 0.05 }\nor, where the price is per second,"
@@ -148,7 +148,7 @@ def _new_batch(prepared: Prepared, *, now: datetime, token: str) -> NewBatch:
         id=new_id, job=order.name, run_key=prepared.run_key, account=prepared.account, created_at=now,
         target=prepared.target, job_json=job.model_dump_json(), schema_json=json.dumps(prepared.model.openapi_schema),
         source_json=json.dumps([{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in prepared.files]),
-        price_json=json.dumps(prepared.price.to_json() if prepared.price else None),
+        price_json=prepared.pricing.to_json(),
         output_to=_output_to(order, new_id, now), in_flight=job.limits.in_flight,
         max_attempts=job.retry.attempts, cap_units=prepared.cap_units)
 
@@ -224,6 +224,6 @@ def _item(prepared: Prepared, row: Row, examined: Examined) -> NewItem:
         examined.bad += 1
         placed = [replace(problem, line=row.line) for problem in problems]
         examined.problems.extend(placed[: max(0, KEPT_PROBLEMS - len(examined.problems))])
-        return NewItem(row.index, row_id, None, None, "; ".join(p.reason for p in placed))
+        return NewItem(row.index, row_id, None, None, "; ".join(str(p) for p in placed))
     text = canonical(value)
     return NewItem(row.index, row_id, text, hash_text(text))

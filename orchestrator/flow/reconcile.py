@@ -6,11 +6,12 @@ from datetime import datetime, timedelta
 
 from orchestrator.core.errors import NotFound, OrchestratorError
 from orchestrator.core.inputs import input_hash
-from orchestrator.core.lifecycle import Event
+from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.matching import Listing, Verdicts, resolve
 from orchestrator.core.ports import Budget, OpenAttempt, OpenWindow, Rooms
 from orchestrator.core.prediction import TERMINAL
 from orchestrator.core.records import Fact, Prediction, Wake
+from orchestrator.flow.ending import wind_up
 from orchestrator.flow.record import fact_of, record
 
 CLOCK_MARGIN_S = 60.0  # around every window in the provider's time
@@ -27,8 +28,12 @@ async def sweep(rooms: Rooms, account: str, _lane: int = 0) -> list[Wake]:
     if window.unsure:
         wakes += await _resolve_unsure(rooms, account, now)
     live = [batch for batch in await rooms.ledger.live_batches() if batch.account == account]
+    for batch in live:
+        if batch.state is BatchState.CANCELING:
+            await wind_up(rooms, batch)
     if live or window.running or window.unsure:
-        wakes.append(Wake("sweep", account, due_at=now + timedelta(seconds=interval_s(window, sweep_min_s=rooms.tempo.sweep_min_s))))
+        again_s = interval_s(window, sweep_min_s=rooms.tempo.sweep_min_s)
+        wakes.append(Wake("sweep", account, due_at=now + timedelta(seconds=again_s)))
     return wakes
 
 

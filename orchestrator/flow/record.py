@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 
-from orchestrator.core.cost import Price
+from orchestrator.core.cost import Pricing
 from orchestrator.core.inputs import OutputShape
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Rooms
@@ -42,7 +42,7 @@ def policy_of(batch: Batch, *, retry_first_s: float) -> Policy:
         max_attempts=batch.max_attempts,
         retry_first_s=retry_first_s,
         canceling=batch.state is BatchState.CANCELING,
-        price=Price.from_json(json.loads(batch.price_json)),
+        price=Pricing.from_json(batch.price_json).price,
         count_files=lambda output: len(shape.files(output)),
     )
 

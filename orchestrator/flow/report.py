@@ -5,12 +5,12 @@ import json
 from datetime import timedelta
 from pathlib import Path
 
+from orchestrator.core.inputs import OutputShape
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Wake
 from orchestrator.core.results import result_row, summary
-from orchestrator.core.inputs import OutputShape
 
 SUFFIX = {"parquet": ".parquet", "csv": ".csv", "jsonl": ".jsonl"}
 

@@ -1,13 +1,11 @@
 """Buy: permits, then rows, then POSTs. Every attempt is committed before its POST, and no POST is ever repeated."""
 
 import asyncio
-import json
 import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from orchestrator.core.cost import Price, to_units, worst_case_usd
-from orchestrator.core.inputs import most_outputs
+from orchestrator.core.cost import Pricing, to_units
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import Budget, ClaimTerms, CreateAnswer, Grant, Proof, Rooms
@@ -49,12 +47,8 @@ def _order(rooms: Rooms, batch: Batch) -> _Order:
     if job.limits.per_minute is not None and job.limits.per_minute < (tempo.creates_per_minute or math.inf):
         burst = max(1, min(tempo.create_burst, int(job.limits.per_minute // 60) or 1))
         budgets.append(Budget(f"batch:{batch.id}", float(job.limits.per_minute), burst))
-    worst = worst_case_usd(
-        Price.from_json(json.loads(batch.price_json)),
-        cancel_after_s=job.limits.cancel_after,
-        most_outputs=most_outputs(json.loads(batch.schema_json)),
-        per_row_usd=job.budget.per_row_usd if job.budget else None,
-    )
+    worst = Pricing.from_json(batch.price_json).worst_case_usd(
+        cancel_after_s=job.limits.cancel_after, per_row_usd=job.budget.per_row_usd if job.budget else None)
     reserve = to_units(worst) if worst is not None else 0
     return _Order(batch, tuple(budgets), job.limits.cancel_after, reserve, rooms.clock.boottime() + tempo.slice_s)
 

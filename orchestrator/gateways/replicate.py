@@ -4,6 +4,7 @@ Facts about the API are from Replicate's docs (HTTP API, rate limits, prediction
 """
 
 import json
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -71,9 +72,9 @@ class ReplicateApi:
         try:
             answer = await self._wire.exchange("POST", self._create_url(target), headers=headers, content=content,
                                                write_by_s=post_by_s)
+            return self._answered(answer)
         except Exception as error:  # whatever it is: only an allow-list proves that nothing was sent
             return self._unanswered(error)
-        return self._answered(answer)
 
     def _create_url(self, target: Target) -> httpx.URL:
         if target not in self._create_urls:
@@ -292,9 +293,10 @@ def _hint(error: BaseException) -> float | None:
 
 def _float(text: str | None) -> float | None:
     try:
-        return float(text) if text is not None else None
+        number = float(text or "")
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def _iso(moment: datetime) -> str:

@@ -109,7 +109,7 @@ class Creating:
         return Target(model, model.versions[0])
 
     def _by_version(self, version: Any) -> Target:
-        """Resolve 64 hex digits, owner/name:64 hex digits, or owner/name of an official model (Replicate changelog, 2025-08)."""  # noqa: E501
+        """Resolve 64 hex digits, owner/name:64 hex digits, or owner/name of an official model (Replicate changelog, 2025-08)."""
         if version is None:
             raise Refused(_invalid([Problem("required", "(root)", "version is required")]))
         slug, _, wanted = str(version).rpartition(":")

@@ -192,3 +192,18 @@ class Acts:
 def acts(ledger: SqlLedger) -> Acts:
     """The ledger, and what is done with it."""
     return Acts(ledger)
+
+
+@pytest.fixture
+def acts_of() -> type[Acts]:
+    """The same, for a ledger the test opened itself."""
+    return Acts
+
+
+@pytest.fixture
+def empty_postgresql(postgresql_url: Callable[[str], str]) -> Iterator[str]:
+    """The URL of a database without any table."""
+    name = f"empty_{next(_numbers)}"
+    _administer(postgresql_url, f"CREATE DATABASE {name}")
+    yield postgresql_url(name)
+    _administer(postgresql_url, f"DROP DATABASE {name} WITH (FORCE)")

@@ -160,6 +160,17 @@ async def test_in_flight_is_shared(acts: Any) -> None:
     assert sorted(c.index for some in claims for c in some) == list(range(15))
 
 
+async def test_claim_against_cancel(acts: Any) -> None:
+    """Rows claimed while an operator cancels are either sent or canceled, never both."""
+    for n in range(10):
+        batch = await acts.loaded(12, f"b{n}")
+        claims, canceled = await asyncio.gather(
+            acts.claim(batch, 6, prefix=f"{n}-"), acts.ledger.cancel_pending(batch.pk))
+        states = await acts.states(batch)
+        assert (states.count("claimed"), states.count("canceled")) == (len(claims), canceled)
+        assert len(claims) + canceled == 12
+
+
 async def test_many_claim_at_once(acts: Any, database: Database) -> None:
     """Twelve lanes claiming and ending at once: no row twice, cap and in-flight kept at every instant, sums agree."""
     batch = await acts.loaded(60, cap_units=20 * DOLLAR, in_flight=15)

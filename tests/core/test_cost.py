@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.cost import Price, charge, resolve, to_units, to_usd, worst_case_usd
+from orchestrator.core.cost import Price, Pricing, charge, resolve, to_units, to_usd
 from orchestrator.core.errors import BadInput
 from orchestrator.core.records import Prediction
 
@@ -103,11 +103,11 @@ def test_finer_than_a_unit_rounds_up():
 def test_worst_cases():
     """Finite where price and deadline make it so, else None."""
     per_second, per_output = price_of("stability-ai/sdxl"), price_of("black-forest-labs/flux-schnell")
-    assert worst_case_usd(per_second, cancel_after_s=60, most_outputs=1, per_row_usd=None) == Decimal("0.0585")
-    assert worst_case_usd(per_second, cancel_after_s=None, most_outputs=1, per_row_usd=None) is None
-    assert worst_case_usd(per_output, cancel_after_s=None, most_outputs=4, per_row_usd=None) == Decimal("0.012")
-    assert worst_case_usd(price_of("meta/llama"), cancel_after_s=60, most_outputs=1, per_row_usd=None) is None
-    assert worst_case_usd(None, cancel_after_s=None, most_outputs=1, per_row_usd=Decimal("0.05")) == Decimal("0.05")
+    assert Pricing(per_second, 1).worst_case_usd(cancel_after_s=60, per_row_usd=None) == Decimal("0.0585")
+    assert Pricing(per_second, 1).worst_case_usd(cancel_after_s=None, per_row_usd=None) is None
+    assert Pricing(per_output, 4).worst_case_usd(cancel_after_s=None, per_row_usd=None) == Decimal("0.012")
+    assert Pricing(price_of("meta/llama"), 1).worst_case_usd(cancel_after_s=60, per_row_usd=None) is None
+    assert Pricing(None, 1).worst_case_usd(cancel_after_s=None, per_row_usd=Decimal("0.05")) == Decimal("0.05")
 
 
 def test_prices_survive_json():
@@ -115,5 +115,5 @@ def test_prices_survive_json():
     for model in BOOK["models"]:
         price = price_of(model, official=True)
         assert price is not None
-        assert Price.from_json(price.to_json()) == price
+        assert Pricing.from_json(Pricing(price, 3).to_json()) == Pricing(price, 3)
     assert Price.from_json(None) is None

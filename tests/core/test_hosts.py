@@ -76,7 +76,8 @@ def test_media_types_settle(declared: str | None, head: bytes, suffix: str | Non
 
 @pytest.mark.parametrize(("declared", "head", "suffix"), [
     ("image/png", b"<html>sorry</html>", ".png"), ("image/webp", b"", ".webp"), ("image/jpeg", b"\0\1\2", None),
-    ("text/html", b"<html>", ".png"), ("application/json", b'{"detail":"gone"}', ".mp4"), ("application/xml", b"<Error>", ".jpg")])
+    ("text/html", b"<html>", ".png"), ("application/json", b'{"detail":"gone"}', ".mp4"),
+    ("application/xml", b"<Error>", ".jpg")])
 def test_error_pages_are_no_outputs(declared: str, head: bytes, suffix: str | None) -> None:
     """A page in an image's place is asked for again, never stored under the row's name."""
     with pytest.raises(ValueError, match="came where"):

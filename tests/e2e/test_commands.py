@@ -112,7 +112,7 @@ def test_jobs_lists_what_is_wrong(desk: Desk):
 
 def test_every_shape_of_output(desk: Desk, provider: Provider):
     """Lists, nested values, data URIs, text and nothing: files come home, the rest stands in the results."""
-    shapes = ["file", "files", "nested", "data", "text", "number", "object", "null", "empty", "https-text"]
+    shapes = ["uri", "uris", "nested", "data", "text", "number", "object", "null", "empty", "https-text"]
     desk.job('model: simulator/shapes\nsource: { path: rows.csv }\ninput: { shape: "{{ shape }}" }\n'
              'output: { to: "out/{{ batch }}" }\n', rows=[{"shape": shape} for shape in shapes])
     done = desk("run", "shots", "--yes", "--json")
@@ -121,6 +121,6 @@ def test_every_shape_of_output(desk: Desk, provider: Provider):
     folder = Path(done.json["results"]).parent
     for row in rows.values():
         assert all((folder / file).stat().st_size for file in row["prediction_files"])
-    assert [len(rows[s]["prediction_files"]) > 0 for s in ("file", "files", "nested", "data")] == [True] * 4
+    assert [len(rows[s]["prediction_files"]) > 0 for s in ("uri", "uris", "nested", "data")] == [True] * 4
     assert [len(rows[s]["prediction_files"]) for s in ("text", "number", "object", "null", "empty")] == [0] * 5
     assert rows["null"]["prediction_output"] is None and json.loads(rows["number"]["prediction_output"]) is not None

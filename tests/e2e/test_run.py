@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from tests.e2e.desk import Desk, Provider, interrupt, wait_until
 
 ECHO = """\
@@ -138,13 +139,13 @@ def test_the_provider_throttles(desk: Desk, provider: Provider):
 
 def test_credit_runs_out(desk: Desk, provider: Provider):
     """402 stops the batch with nothing in the air, exit 3 and the reason; with new credit the same command goes on."""
-    provider.put("credit", {"usd": "0.002"})
+    provider.put("faults", {"error_before": {"p": 1.0, "status": 402}})
     desk.job(ECHO, rows=texts(60))
     done = desk("run", "shots", "--yes", "--json")
     assert done.code == 3, f"{done}\n{desk.log()}"
     assert "credit" in done.err
-    assert done.json["items"]["succeeded"] == len(provider.purchases()) < 60
-    provider.put("credit", {"usd": "10"})
+    assert provider.purchases() == []
+    provider.put("faults", {"error_before": None})
     again = desk("run", "shots", "--yes", "--json")
     assert again.json["items"]["succeeded"] == 60, f"{again}\n{desk.log()}"
     bought_once(provider, 60)

@@ -68,7 +68,9 @@ async def talking(reply: Callable[[str], Reply] | Reply, *, base_path: str = "",
         listener.close()
 
 
-MODEL, PINNED, DEPLOYED = Target("models", SLUG, None), Target("predictions", SLUG, VERSION), Target("deployments", "me/mine", None)
+MODEL = Target("models", SLUG, None)
+PINNED = Target("predictions", SLUG, VERSION)
+DEPLOYED = Target("deployments", "me/mine", None)
 
 
 @pytest.mark.parametrize(("target", "path", "version"), [
@@ -124,6 +126,15 @@ async def test_answer_of_a_create_is_understood() -> None:
     assert (got.proof, got.prediction.id) == (Proof.CREATED, "hdwst0bb05rgp0cf0p29mzk2am")
     assert got.prediction.created_at == datetime(2024, 4, 22, 11, 15, 15, 329000, tzinfo=UTC)
     assert (got.provider_offset_s, got.rate_remaining, got.rate_reset_s, got.sent_until_at) == (180.5, 599, 1.0, EPOCH)
+
+
+@pytest.mark.parametrize("headers", [
+    {"date": "soon", "ratelimit-remaining": "nan", "ratelimit-reset": "inf"}, {"date": "", "ratelimit-remaining": "many"}, {}])
+async def test_odd_headers_spoil_no_purchase(headers: dict[str, str]) -> None:
+    """What cannot be read is unknown; the prediction stays bought."""
+    async with talking((201, CREATED, headers)) as (api, _):
+        got = await api.create(MODEL, input_json="{}", post_by_s=1)
+    assert (got.proof, got.provider_offset_s, got.rate_remaining, got.rate_reset_s) == (Proof.CREATED, None, None, None)
 
 
 async def test_throttled_create_brings_its_hint() -> None:

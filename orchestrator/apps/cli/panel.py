@@ -117,7 +117,7 @@ class PlainLines:
         self._last_s, self._said = now_s, look.reason
         parts = ", ".join(f"{value:,} {name}" for name, value in _parts(look).items() if value)
         waiting = f"; waiting: {look.reason}" if look.reason else ""
-        print(f"{clock_text(look.elapsed_s)}  {parts}; {_rate_text(look)}; {money_text(look)}{waiting}",  # noqa: T201
+        print(f"{clock_text(look.elapsed_s)}  {parts}; {_rate_text(look)}; {money_text(look)}{waiting}",
               file=self._stream, flush=True)
 
 

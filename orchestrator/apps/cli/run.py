@@ -15,9 +15,7 @@ from orchestrator.apps.cli.follow import Follower
 from orchestrator.apps.cli.panel import clock_text, screen
 from orchestrator.apps.cli.speech import ask, say
 from orchestrator.apps.machine import Machine, machine
-from orchestrator.core.cost import worst_case_usd
 from orchestrator.core.errors import BadInput
-from orchestrator.core.inputs import most_outputs
 from orchestrator.core.lifecycle import BatchState, Event, ItemState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Counts, Fact
@@ -112,9 +110,8 @@ def _per_minute(rooms: Rooms, prepared: Prepared) -> float:
 def estimate_usd(prepared: Prepared, rows: int) -> Any:
     """The worst case of so many rows in USD (Decimal), or None where it is not finite."""
     job = prepared.order.job
-    worst = worst_case_usd(prepared.price, cancel_after_s=job.limits.cancel_after,
-                           per_row_usd=job.budget.per_row_usd if job.budget else None,
-                           most_outputs=most_outputs(prepared.model.openapi_schema, prepared.plan.constants))
+    worst = prepared.pricing.worst_case_usd(cancel_after_s=job.limits.cancel_after,
+                                            per_row_usd=job.budget.per_row_usd if job.budget else None)
     return None if worst is None else worst * rows
 
 

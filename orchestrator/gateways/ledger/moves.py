@@ -107,8 +107,8 @@ def _note(scene: _Scene, change: Change, prediction_id: str | None) -> None:
 
 
 def _attempt_values(change: Change, *, lease_until: datetime) -> dict[str, Any]:
-    values: dict[str, Any] = {"state": change.attempt_to.value, "error": clean(change.error),
-                              "error_class": change.error_class, "next_check_at": None}
+    values: dict[str, Any] = {
+        "state": change.attempt_to.value, "error": clean(change.error), "error_class": change.error_class}
     if change.event is Event.ANSWER_LOST:
         # The request cannot have lasted beyond its lease, however late somebody noticed.
         values["sent_until_at"] = min(change.at, lease_until)

@@ -1,8 +1,9 @@
 """Connections and transactions: how to reach the database, and what its errors mean for the program."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Table, event, inspect, make_url, text
@@ -64,15 +65,29 @@ class Database:
             await database.prepare()
             yield database
         finally:
-            await database._engine.dispose()
+            await database.close()
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._engine.dispose()
 
     async def prepare(self) -> None:
         """Tables as this program knows them: a new SQLite from the metadata, anything older by migration."""
+        if self._turn is not None:
+            await asyncio.to_thread(self._probe)
         if await self.read(_revision) == HEAD:
             return
         if self._turn is not None and await self.write(_create):
             return
         await self.migrate()
+
+    def _probe(self) -> None:
+        """Open the file once without the asynchronous driver, whose thread outlives an opening that fails."""
+        try:
+            with closing(sqlite3.connect(self.where, timeout=BUSY_S)) as connection:
+                connection.execute("PRAGMA schema_version").fetchone()
+        except sqlite3.Error as error:
+            raise Unreachable(f"the ledger at {self.where} cannot be used: {error}") from error
 
     async def migrate(self) -> None:
         """Bring the tables to this program's revision. Raises BadInput for a ledger newer than the program."""
@@ -171,10 +186,14 @@ _SQLITE_SETTINGS = (f"busy_timeout = {BUSY_S * 1000}", "journal_mode = WAL", "sy
 
 def _on_sqlite_connect(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver must not begin transactions by itself: _on_sqlite_begin does
-    cursor = connection.cursor()
-    for setting in _SQLITE_SETTINGS:
-        cursor.execute(f"PRAGMA {setting}")
-    cursor.close()
+    try:
+        cursor = connection.cursor()
+        for setting in _SQLITE_SETTINGS:
+            cursor.execute(f"PRAGMA {setting}")
+        cursor.close()
+    except BaseException:
+        connection.close()  # the pool does not know it yet, and its thread would live on
+        raise
 
 
 def _on_sqlite_begin(connection: Connection) -> None:

@@ -1,0 +1,151 @@
+"""An operator's verbs, the question whether a batch still moves, and wakes."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from orchestrator.core.lifecycle import BatchState, Event, ItemState
+from orchestrator.core.records import Batch, Wake
+
+NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
+
+
+def at(seconds: float) -> datetime:
+    """So long after noon."""
+    return NOW + timedelta(seconds=seconds)
+
+
+async def _to(acts: Any, batch: Batch, state: BatchState) -> None:
+    await acts.ledger.set_state(batch.pk, to=state, allowed=frozenset(BatchState), reason=None, now=NOW)
+
+
+async def test_cancel_and_reopen(acts: Any) -> None:
+    """Canceling takes only rows that wait; reopening gives them back, never-started ones as such."""
+    batch = await acts.loaded(4, start_limit=3)
+    await acts.claim(batch, 2)
+    await acts.tell(acts.said(Event.THROTTLED, "a1"))
+    assert await acts.ledger.cancel_pending(batch.pk) == 3
+    assert await acts.states(batch) == ["claimed", "canceled", "canceled", "canceled"]
+    assert await acts.ledger.reopen_canceled(batch.pk) == 3
+    assert [c.index for c in await acts.claim(batch, 9, prefix="b")] == [1, 2]
+
+
+async def _failed(acts: Any) -> Batch:
+    batch: Batch = await acts.loaded(4)
+    await acts.claim(batch, 4)
+    await acts.tell(*(acts.said(Event.ANSWER_LOST, f"a{n}") for n in (1, 2)))
+    await acts.tell(acts.said(Event.REFUSED, "a0", error="no", error_class="refused"),
+                    acts.said(Event.GIVEN_UP, "a1", error="?", error_class="unsure"),
+                    acts.ended("p2", "failed", attempt_id="a2", output=None, error="NSFW content detected"))
+    return batch
+
+
+@pytest.mark.parametrize(("classes", "reopened"), [
+    (frozenset(), [0, 2]), (frozenset({"unsure"}), [1]), (frozenset({"refused", "unsure"}), [0, 1]),
+    (frozenset({"nonsense"}), [])])
+async def test_retry(acts: Any, classes: frozenset[str], reopened: list[int]) -> None:
+    """`retry` opens the classes named; without names, all but what cannot be bought and what may have been already."""
+    batch = await _failed(acts)
+    assert await acts.ledger.reopen_failed(batch.pk, classes=classes) == len(reopened)
+    results = await acts.results(batch)
+    assert [r.index for r in results if r.state is ItemState.PENDING] == reopened
+    assert {(r.error, r.error_class) for r in results if r.index in reopened} <= {(None, None)}
+
+
+async def test_retry_counts_from_zero(acts: Any) -> None:
+    """A row tried again by an operator has all its attempts before it again."""
+    batch = await acts.loaded(1)
+    for n, prefix in enumerate("abc"):
+        await acts.claim(batch, 1, prefix=prefix, now=at(10_000 * n))
+        await acts.tell(acts.ended(f"p{n}", "failed", attempt_id=f"{prefix}0", output=None, error="CUDA error; E8765"))
+    assert await acts.states(batch) == ["failed"]
+    assert await acts.ledger.reopen_failed(batch.pk, classes=frozenset()) == 1
+    await acts.claim(batch, 1, prefix="d")
+    (change,) = await acts.tell(acts.ended("p9", "failed", attempt_id="d0", output=None, error="CUDA error; E8765"))
+    assert (change.event, change.failures) == (Event.FAILED_AGAIN, 1)
+
+
+@pytest.mark.parametrize("event", [None, Event.ANSWER_LOST, Event.ANSWERED, Event.SUCCEEDED])
+async def test_on_its_way_is_unsettled(acts: Any, event: Event | None) -> None:
+    """As long as a row is in the air or coming home, its batch is not settled, in whichever state it is."""
+    batch = await acts.loaded(1)
+    await acts.claim(batch, 1)
+    if event is Event.ANSWER_LOST:
+        await acts.tell(acts.said(event, "a0"))
+    elif event is not None:
+        await acts.tell(acts.answered("a0", "p0") if event is Event.ANSWERED else acts.ended("p0", attempt_id="a0"))
+    for state in (BatchState.RUNNING, BatchState.CANCELING, BatchState.PAUSED):
+        await _to(acts, batch, state)
+        assert await acts.ledger.unsettled(batch.pk)
+
+
+async def test_settled(acts: Any) -> None:
+    """With every row final nothing moves."""
+    batch = await acts.loaded(1)
+    await acts.claim(batch, 1)
+    await acts.tell(acts.ended("p0", attempt_id="a0"), acts.said(Event.COLLECTED, "a0"))
+    assert not await acts.ledger.unsettled(batch.pk)
+
+
+async def test_waiting_rows_move_in_running_batches(acts: Any) -> None:
+    """Rows that wait will move in a running batch, or one still loading; in a paused or canceling one they will not."""
+    batch = await acts.loaded(1)
+    for state in BatchState:
+        await _to(acts, batch, state)
+        assert await acts.ledger.unsettled(batch.pk) is (state in (BatchState.RUNNING, BatchState.LOADING))
+
+
+async def test_start_limit_settles(acts: Any) -> None:
+    """With the start limit reached, rows never started do not move; a started one that waits does."""
+    batch = await acts.loaded(4, start_limit=2)
+    assert await acts.ledger.unsettled(batch.pk)
+    await acts.claim(batch, 2)
+    await acts.tell(acts.ended("p0", attempt_id="a0"), acts.said(Event.COLLECTED, "a0"), acts.said(Event.NOT_SENT, "a1"))
+    assert await acts.ledger.unsettled(batch.pk)
+    await acts.claim(batch, 2, prefix="b", now=at(60))
+    await acts.tell(acts.ended("p1", attempt_id="b0"), acts.said(Event.COLLECTED, "b0"))
+    assert not await acts.ledger.unsettled(batch.pk)
+
+
+async def test_wakes(acts: Any) -> None:
+    """A wake comes when it is due, once; held back, it comes again, for a message may be lost."""
+    await acts.ledger.schedule([Wake("submit", "b", 1, at(5)), Wake("sweep", "acme")], now=NOW)
+    assert await acts.ledger.take_due(now=NOW, hold_s=40) == [Wake("sweep", "acme", 0, NOW)]
+    assert await acts.ledger.take_due(now=NOW, hold_s=40) == []
+    assert [w.station for w in await acts.ledger.take_due(now=at(5), hold_s=40)] == ["submit"]
+    assert [w.station for w in await acts.ledger.take_due(now=at(40), hold_s=40)] == ["sweep"]
+
+
+@pytest.mark.parametrize(("first", "second", "now", "due"), [
+    (10, 5, 0, 5), (5, 10, 0, 5), (5, 10, 6, 10), (5, 10, 5, 10), (5, 3, 6, 3)])
+async def test_sooner_wins(acts: Any, first: int, second: int, now: int, due: int) -> None:
+    """Of two due times the sooner counts; a later one only replaces a time that has passed."""
+    await acts.ledger.schedule([Wake("submit", "b", 0, at(first))], now=NOW)
+    await acts.ledger.schedule([Wake("submit", "b", 0, at(second))], now=at(now))
+    assert await acts.ledger.take_due(now=at(due - 1), hold_s=40) == []
+    assert [w.due_at for w in await acts.ledger.take_due(now=at(due), hold_s=40)] == [at(due)]
+
+
+async def test_many_wakes_in_one_call(acts: Any) -> None:
+    """Of several wakes for one thing in one call the soonest counts, whatever their order; none at all is fine."""
+    await acts.ledger.schedule([Wake("submit", "b", 0, at(n)) for n in (3, 1, 2)], now=NOW)
+    assert [w.due_at for w in await acts.ledger.take_due(now=at(9), hold_s=40)] == [at(1)]
+    await acts.ledger.schedule([], now=NOW)
+
+
+async def test_two_tickers(acts: Any) -> None:
+    """Ticks at the same moment share the wakes between them: none is taken twice."""
+    await acts.ledger.schedule([Wake("submit", f"b{n}") for n in range(20)], now=NOW)
+    taken = await asyncio.gather(*(acts.ledger.take_due(now=NOW, hold_s=40) for _ in range(6)))
+    keys = [wake.key for some in taken for wake in some]
+    assert sorted(keys) == sorted(f"b{n}" for n in range(20))
+
+
+async def test_released_holds(acts: Any) -> None:
+    """When the receiver has died, what it was sent is due now."""
+    await acts.ledger.schedule([Wake("submit", "b")], now=NOW)
+    await acts.ledger.take_due(now=NOW, hold_s=40)
+    await acts.ledger.release_holds(now=at(1))
+    assert [w.key for w in await acts.ledger.take_due(now=at(1), hold_s=40)] == ["b"]
