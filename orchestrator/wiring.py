@@ -33,8 +33,9 @@ from orchestrator.settings import Settings, config_folder, home_of, read_setting
 
 __all__ = ["WORKER_OPTIONS", "Settings", "home_of", "read_settings"]
 
-NO_TOKEN = ("no API token: set REPLICATE_API_TOKEN (from https://replicate.com/account/api-tokens), in the environment or in "
-            "a file .env beside jobs/. To rehearse without an account: orchestrator demo")
+WHO_ARE_YOU = (
+    "no API token: set REPLICATE_API_TOKEN (from https://replicate.com/account/api-tokens), in the environment or in a file "
+    ".env beside jobs/. To rehearse without an account: orchestrator demo")
 NO_REDIS = "unix:///nowhere"  # for commands that neither buy nor pace: asking it is Unreachable
 FOLDER_NOTE = ".orchestrator.json"
 
@@ -64,7 +65,7 @@ async def rooms(settings: Settings, *, redis_url: str = NO_REDIS, token_needed: 
 
 def _replicate(settings: Settings, *, token_needed: bool) -> ReplicateApi:
     if settings.api_token is None and token_needed:
-        raise BadInput(NO_TOKEN)
+        raise BadInput(WHO_ARE_YOU)
     token = settings.api_token.get_secret_value() if settings.api_token else ""
     return ReplicateApi(base_url=settings.base_url, token=token, request_timeout_s=settings.tempo.request_timeout_s)
 
@@ -220,11 +221,15 @@ def claim_folder(batch: Batch, settings: Settings) -> None:
         raise BadInput(f"the output folder {batch.output_to} cannot be used: {error}") from error
 
 
+def _announced(ready: Path) -> str | None:
+    return str(json.loads(ready.read_text("utf-8"))["url"]) if ready.is_file() else None
+
+
 async def ready_url(ready: Path, child: Child, *, clock: Clock) -> str:
     """The URL that a stand-in announces. Raises Unreachable when it ends before."""
     for _ in range(300):
-        if ready.is_file():
-            return str(json.loads(ready.read_text("utf-8"))["url"])
+        if (url := _announced(ready)) is not None:
+            return url
         if child.returncode is not None:
             break
         await clock.sleep(0.05)

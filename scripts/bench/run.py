@@ -38,8 +38,8 @@ class Figures:
         """A row of the table."""
         per = 1e6 / self.rows
         peaks = ", ".join(f"{name} {mb:.0f}" for name, mb in sorted(self.peak_mb.items()))
-        return (f"| {self.command} | {self.rows:,} | {self.wall_s:.1f} | {self.rows / self.wall_s:,.0f} | {self.cpu_s * per:,.0f} | "
-                f"{self.reads / self.rows:.4f} | {self.bought:,} | {peaks} |")
+        return (f"| {self.command} | {self.rows:,} | {self.wall_s:.1f} | {self.rows / self.wall_s:,.0f} | "
+                f"{self.cpu_s * per:,.0f} | {self.reads / self.rows:.4f} | {self.bought:,} | {peaks} |")
 
 
 def main() -> None:
@@ -128,13 +128,10 @@ def _sample(folder: Path, peaks: dict[str, float], cpu: dict[int, float]) -> Non
         cpu[int(entry.name)] = (int(stat[11]) + int(stat[12])) / TICK
 
 
-def _reads(calls: dict[str, object]) -> int:
+def _reads(calls: dict[str, dict[str, dict[str, int]]]) -> int:
     """GETs of predictions, lists included."""
-    found = 0
-    for route, statuses in dict(calls.get("routes", calls)).items():  # type: ignore[call-overload]
-        if route.startswith("GET") and "predictions" in route:
-            found += sum(statuses.values()) if isinstance(statuses, dict) else int(statuses)
-    return found
+    routes = calls["routes"]
+    return sum(sum(statuses.values()) for route, statuses in routes.items() if route in ("list predictions", "get prediction"))
 
 
 def _bought(url: str) -> int:

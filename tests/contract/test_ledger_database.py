@@ -181,6 +181,18 @@ async def test_server_closes_connections(ledger: SqlLedger, ledger_url: str) -> 
     assert await ledger.live_batches() == []
 
 
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+async def test_server_that_only_reads(ledger: SqlLedger, ledger_url: str) -> None:
+    """A server that has become read-only, as a replica is, counts as away: reads go on, writes are an outage."""
+    with psycopg.connect(ledger_url, autocommit=True) as admin:
+        name = admin.info.dbname
+        admin.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")  # type: ignore[call-overload]
+    async with Database.open(ledger_url) as database:
+        assert await SqlLedger(database).live_batches() == []
+        with pytest.raises(Unreachable, match="read-only transaction"):
+            await SqlLedger(database).note_offset("acme", offset_s=1.0, now=_NOW)
+
+
 COUNT = """
 import asyncio, sys
 from sqlalchemy import select, update
@@ -250,6 +262,53 @@ async def test_killed_in_mid_transaction(acts: Any, ledger_url: str) -> None:
     assert await acts.states(batch) == ["pending"] * 4
     assert len(await acts.claim(batch, 4, reserve_units=5)) == 4
     assert (await acts.again(batch)).reserved_units == 20
+
+
+async def test_cancelled_in_mid_transaction(acts: Any, database: Database) -> None:
+    """A coroutine cancelled between two statements, as by a timeout, leaves nothing and no lock."""
+    batch = await acts.loaded(4)
+    halfway = asyncio.Event()
+
+    async def half(connection: Any) -> None:
+        await connection.execute(text("UPDATE items SET state = 'claimed'"))
+        halfway.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(database.write(half))
+    await halfway.wait()
+    task.cancel()
+    assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
+    assert await acts.states(batch) == ["pending"] * 4
+    assert len(await acts.claim(batch, 4)) == 4
+
+
+CLAIM = """
+import asyncio, sys
+from datetime import UTC, datetime
+from orchestrator.core.ports import ClaimTerms
+from orchestrator.gateways.ledger import Database, SqlLedger
+
+async def main():
+    now, me = datetime(2026, 1, 5, tzinfo=UTC), sys.argv[2]
+    async with Database.open(sys.argv[1]) as database:
+        for n in range(100):
+            ids = [f"{me}-{n}-{k}" for k in range(3)]
+            for claim in await SqlLedger(database).claim(1, attempt_ids=ids, terms=ClaimTerms(now, now, now, me, 10)):
+                print(claim.index)
+
+asyncio.run(main())
+"""
+
+
+async def test_claimed_by_processes(acts: Any, ledger_url: str) -> None:
+    """Workers in processes of their own share the rows of a batch, each row once, and its budget to the last cent."""
+    batch = await acts.loaded(400, cap_units=3003)
+    assert batch.pk == 1
+    children = [await asyncio.create_subprocess_exec(sys.executable, "-c", CLAIM, ledger_url, f"w{n}",
+                                                     stdout=subprocess.PIPE) for n in range(3)]
+    said = [(await child.communicate())[0].split() for child in children]
+    assert sorted(int(index) for some in said for index in some) == list(range(300))
+    assert (await acts.again(batch)).reserved_units == 3000
 
 
 async def test_unused_imports_stay_out() -> None:

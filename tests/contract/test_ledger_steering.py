@@ -54,6 +54,16 @@ async def test_retry(acts: Any, classes: frozenset[str], reopened: list[int]) ->
     assert {(r.error, r.error_class) for r in results if r.index in reopened} <= {(None, None)}
 
 
+async def test_many_rows(acts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verbs on more rows than one transaction takes reach them all, and other batches not at all."""
+    monkeypatch.setattr("orchestrator.gateways.ledger.steering.STEP_ROWS", 3)
+    batch, other = await acts.loaded(10), await acts.loaded(2, "other")
+    assert await acts.ledger.cancel_pending(batch.pk) == 10
+    assert await acts.states(other) == ["pending"] * 2
+    assert await acts.ledger.reopen_canceled(batch.pk) == 10
+    assert await acts.states(batch) == ["pending"] * 10
+
+
 async def test_retry_counts_from_zero(acts: Any) -> None:
     """A row tried again by an operator has all its attempts before it again."""
     batch = await acts.loaded(1)

@@ -53,7 +53,8 @@ def test_a_doubled_fact_changes_nothing():
 
 def test_infrastructure_failures_wait_and_go_again():
     """A failure worth another attempt puts the row back with a due time, and counts."""
-    change = decide(standing(), fact("failed", error="Prediction interrupted; please retry (code: PA)"), policy=policy(), jitter=0)
+    interrupted = fact("failed", error="Prediction interrupted; please retry (code: PA)")
+    change = decide(standing(), interrupted, policy=policy(), jitter=0)
     assert change is not None
     assert (change.item_to, change.failures) == (ItemState.PENDING, 1)
     assert change.due_at == NOW + timedelta(seconds=1)

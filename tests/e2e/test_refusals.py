@@ -154,7 +154,8 @@ def test_json_errors_are_one_document(desk: Desk, provider: Provider):
     assert (problem["row"], problem["line"], problem["value"]) == (1, 3, "seven")
 
 
-@pytest.mark.parametrize("arguments", [["run"], ["run", "shots", "--limit", "0"], ["items", "nothing"], ["run", "shots", "--set", "x"]])
+@pytest.mark.parametrize("arguments", [
+    ["run"], ["run", "shots", "--limit", "0"], ["items", "nothing"], ["run", "shots", "--set", "x"]])
 def test_bad_arguments(desk: Desk, provider: Provider, arguments: list[str]):
     """Arguments that do not parse, or name nothing, are exit 2."""
     desk.job(JOB, rows=ROWS)

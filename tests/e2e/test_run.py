@@ -166,7 +166,8 @@ def test_failures_are_rows_with_reasons(desk: Desk, provider: Provider):
     done = desk("run", "shots", "--yes", "--json")
     assert done.code == 1, f"{done}\n{desk.log()}"
     failed = [row for row in desk.results() if row["prediction_status"] == "failed"]
-    assert [(row["prediction_error"], row["prediction_error_class"]) for row in failed] == [("NSFW content detected", "safety")] * 2
+    why = [(row["prediction_error"], row["prediction_error_class"]) for row in failed]
+    assert why == [("NSFW content detected", "safety")] * 2
     bought_once(provider, 10)
 
 

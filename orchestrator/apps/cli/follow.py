@@ -89,7 +89,8 @@ class Follower:
         self._started.append((now, started))
         while len(self._started) > 2 and now - self._started[0][0] > timedelta(seconds=RATE_WINDOW_S):
             self._started.pop(0)
-        (then, before), span_s = self._started[0], (now - self._started[0][0]).total_seconds()
+        then, before = self._started[0]
+        span_s = (now - then).total_seconds()
         return max(0.0, (started - before) / span_s * 60) if span_s > 0 else 0.0
 
     async def _reason(self, batch: Batch) -> str | None:

@@ -24,6 +24,11 @@ def here() -> Settings:
     return settings
 
 
+def exists(path: str) -> bool:
+    """Whether a file is there."""
+    return Path(path).is_file()
+
+
 async def status(name: str | None) -> Ending:
     """All batches, newest first, or one in full."""
     async with wiring.ledger(here()) as ledger:
@@ -31,8 +36,8 @@ async def status(name: str | None) -> Ending:
             batch = await ledger.find(name)
             counts = await ledger.counts(batch.pk)
             results = results_path(batch)
-            document = summary(batch, counts, results=results if Path(results).is_file() else None,
-                               now=wiring.clock().now(), state=batch.state)
+            document = summary(batch, counts, results=results if exists(results) else None, now=wiring.clock().now(),
+                               state=batch.state)
             document |= {"reason": batch.reason, "by_state": {s.value: n for s, n in counts.by_state.items()},
                          "output": batch.output_to, "model": batch.target.name}
             failures = await ledger.failures(batch.pk)

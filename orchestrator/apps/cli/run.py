@@ -126,7 +126,8 @@ async def run(options: RunOptions) -> Ending:
         if hold.alone:
             await _bury_the_dead(rooms)
         batch, new = await load(rooms, prepared)
-        say(f"ledger: {settings.home} ({'new' if new_ledger else f'resuming {batch.id}' if not new else f'new batch {batch.id}'})")
+        news = "new" if new_ledger else f"new batch {batch.id}" if new else f"resuming {batch.id}"
+        say(f"ledger: {settings.home} ({news})")
         for warning in prepared.warnings if new else []:
             say(f"note: {warning}")
         wiring.claim_folder(batch, settings)
@@ -258,7 +259,8 @@ def _ending(rooms: Rooms, batch: Batch, counts: Counts, code: Exit, lines: list[
     exists = Path(results).is_file()
     document = summary(batch, counts, results=results if exists else None, now=rooms.clock.now(), state=batch.state)
     items = document["items"]
-    spent = f"${document['cost_usd']}" + (f" and {counts.cost_unknown_items:,} of unknown cost" if counts.cost_unknown_items else "")
+    unknown = f" and {counts.cost_unknown_items:,} of unknown cost" if counts.cost_unknown_items else ""
+    spent = f"${document['cost_usd']}{unknown}"
     told = [f"{batch.id}: {items['succeeded']:,} of {items['total']:,} rows succeeded, {items['failed']:,} failed, "
             f"{items['canceled']:,} canceled, {items['pending']:,} pending; {spent}; {clock_text(document['elapsed_s'])}"]
     if items["failed"]:

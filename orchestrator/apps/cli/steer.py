@@ -58,6 +58,11 @@ async def retry(name: str, *, classes: frozenset[str]) -> Ending:
                   (f"{count:,} rows wait to be bought again: orchestrator run {batch.job}" if count else "no such failed rows",))
 
 
+def absolute(path: str) -> str:
+    """A path as typed, made absolute."""
+    return str(Path(path).resolve())
+
+
 async def export(name: str, *, to: str | None) -> Ending:
     """Write the results as they stand."""
     async with _batch(name) as (rooms, batch):
@@ -67,6 +72,6 @@ async def export(name: str, *, to: str | None) -> Ending:
             kind = next((k for k, suffix in SUFFIX.items() if to.endswith(suffix)), None)
             if kind is None:
                 raise BadInput(f"--to {to}: end the name in {', '.join(SUFFIX.values())}")
-            path = str(Path(to).resolve())
+            path = absolute(to)
             await write_results(rooms, batch, path=path, kind=kind)
     return Ending(Exit.DONE, {"batch": batch.id, "results": path, "complete": path == results_path(batch)}, (f"written: {path}",))

@@ -1,6 +1,6 @@
 """The ledger as flow and apps meet it: `core.ports.Ledger`, a transaction around each function of this room."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +22,14 @@ from orchestrator.core.records import (
 )
 from orchestrator.gateways.ledger import claims, collecting, loading, moves, steering, sweeping, views
 from orchestrator.gateways.ledger.session import Database
+
+
+async def _in_steps(step: Callable[[], Awaitable[int]]) -> int:
+    """Repeat a verb that moves a bounded number of rows until it has moved all; how many."""
+    total = 0
+    while moved := await step():
+        total += moved
+    return total
 
 
 class SqlLedger:
@@ -163,15 +171,15 @@ class SqlLedger:
 
     async def cancel_pending(self, batch_pk: int) -> int:
         """As the port says."""
-        return await self._db.write(steering.cancel_pending, batch_pk)
+        return await _in_steps(lambda: self._db.write(steering.cancel_pending, batch_pk))
 
     async def reopen_canceled(self, batch_pk: int) -> int:
         """As the port says."""
-        return await self._db.write(steering.reopen_canceled, batch_pk)
+        return await _in_steps(lambda: self._db.write(steering.reopen_canceled, batch_pk))
 
     async def reopen_failed(self, batch_pk: int, *, classes: frozenset[str]) -> int:
         """As the port says. Class `unsure` must be named: its rows may have been bought already."""
-        return await self._db.write(steering.reopen_failed, batch_pk, classes=classes)
+        return await _in_steps(lambda: self._db.write(steering.reopen_failed, batch_pk, classes=classes))
 
     async def unsettled(self, batch_pk: int) -> bool:
         """As the port says."""

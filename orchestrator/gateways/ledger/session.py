@@ -210,9 +210,11 @@ def _is_outage(error: DBAPIError) -> bool:
         return True
     said, state = str(error.orig), getattr(error.orig, "sqlstate", None)
     if type(error.orig).__module__.startswith("psycopg"):
-        # 08 connection, 53 resources, 57 operator's intervention, 58 system, 28 and 3D login; no state: never connected
+        # No state: never connected. By class: connection, login, resources, operator's intervention, system; by code: a
+        # lock not given, a role without rights, a server that only reads.
         is_refused = state is None and type(error.orig).__name__ == "OperationalError"
-        return is_refused or state == "55P03" or (state or "")[:2] in {"08", "28", "3D", "53", "57", "58"}
+        return (is_refused or state in {"55P03", "42501", "25006"}
+                or (state or "")[:2] in {"08", "28", "3D", "53", "57", "58"})
     return isinstance(error, DatabaseError) and any(words in said for words in _SQLITE_OUTAGES)
 
 

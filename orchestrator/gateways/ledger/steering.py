@@ -12,11 +12,14 @@ from orchestrator.core.records import Wake
 from orchestrator.gateways.ledger.session import insert
 from orchestrator.gateways.ledger.tables import AGAIN_AT, FRESH_AT, PENDING, batches, items, work
 
+STEP_ROWS = 5000
 # Reopening these needs them named: the one cannot be bought at all, the other may have been bought already.
 NOT_BY_DEFAULT = ("invalid_input", "unsure")
 _MOVING = [state.value for state in (ItemState.CLAIMED, ItemState.UNSURE, ItemState.RUNNING, ItemState.COLLECTING)]
 
 
+# Each verb moves at most STEP_ROWS rows and says how many: the caller repeats it until it moves fewer, so that nobody
+# waits long for its transaction.
 async def cancel_pending(connection: AsyncConnection, batch_pk: int) -> int:
     """Rows that wait are withdrawn."""
     return await _step(connection, WITHDRAW, items.c.batch_pk == batch_pk)
@@ -39,8 +42,9 @@ async def _step(connection: AsyncConnection, step: Step, *which: ColumnElement[b
     values: dict[str, Any] = {"state": step.item_to.value, "due_at": due_at}
     if step.item_to is ItemState.PENDING:
         values |= {"failures": 0, "error": None, "error_class": None}
-    moved = await connection.execute(
-        update(items).where(*which, items.c.state.in_([state.value for state in step.item_from])).values(**values))
+    is_from = items.c.state.in_([state.value for state in step.item_from])
+    some = select(items.c.pk).where(*which, is_from).limit(STEP_ROWS)
+    moved = await connection.execute(update(items).where(items.c.pk.in_(some), is_from).values(**values))
     return moved.rowcount
 
 
