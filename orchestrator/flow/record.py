@@ -3,10 +3,11 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
 from orchestrator.core.cost import Pricing
+from orchestrator.core.errors import Unreachable
 from orchestrator.core.inputs import OutputShape
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Rooms
@@ -74,29 +75,38 @@ class FactsBuffer:
         self._facts.append(fact)
 
     async def flush(self) -> None:
-        """Record what is there. Facts survive a failing ledger: they are kept for the next try."""
+        """Record what is there. Facts are money: with the ledger away they are kept, and recorded when it is back."""
         facts, self._facts = self._facts, []
         try:
             self.wakes.extend(await record(self._rooms, facts))
-        except BaseException:
+        except Unreachable:
             self._facts = facts + self._facts
             raise
+
+    async def pulse(self, done: asyncio.Event) -> None:
+        """Record every quarter second, and to the last fact once `done`; give up only after the leases have lapsed."""
+        tempo = self._rooms.tempo
+        failing_since: float | None = None
+        while not done.is_set() or self._facts:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(done.wait(), tempo.record_every_s)
+            try:
+                await self.flush()
+                failing_since = None
+            except Unreachable:
+                failing_since = failing_since or self._rooms.clock.boottime()
+                if done.is_set() and self._rooms.clock.boottime() - failing_since > tempo.lease_margin_s:
+                    raise
+                await self._rooms.clock.sleep(1.0)
 
 
 @asynccontextmanager
 async def buffered(rooms: Rooms) -> AsyncIterator[FactsBuffer]:
-    """A buffer that records itself while the block runs, and once more at its end, whatever ends it."""
-    buffer = FactsBuffer(rooms)
-
-    async def pulse() -> None:
-        while True:
-            await asyncio.sleep(rooms.tempo.record_every_s)
-            await buffer.flush()
-
-    task = asyncio.create_task(pulse())
+    """A buffer that records itself while the block runs, and what is left at its end, whatever ends it."""
+    buffer, done = FactsBuffer(rooms), asyncio.Event()
+    pulse = asyncio.create_task(buffer.pulse(done))
     try:
         yield buffer
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await asyncio.shield(buffer.flush())
+        done.set()
+        await asyncio.shield(pulse)

@@ -2,10 +2,12 @@
 
 import asyncio
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from orchestrator.core.cost import Pricing, to_units
+from orchestrator.core.errors import Unreachable
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import Budget, ClaimTerms, CreateAnswer, Grant, Proof, Rooms
@@ -56,20 +58,27 @@ def _order(rooms: Rooms, batch: Batch) -> _Order:
 async def _slice(rooms: Rooms, order: _Order, facts: FactsBuffer) -> float:
     """Reserve, claim and send until the slice ends or there is reason to wait; seconds to wait."""
     in_air: set[asyncio.Task[None]] = set()
-    async with asyncio.TaskGroup() as posts:
-        while rooms.clock.boottime() < order.ends_at and not rooms.stopping():
-            free = min(rooms.tempo.submit_chunk, rooms.tempo.submit_concurrency - len(in_air))
-            if free <= 0:
-                await asyncio.wait(in_air, return_when=asyncio.FIRST_COMPLETED)
-                continue
-            wait_s, claims = await _round(rooms, order, free=free)
-            for claim, at in claims:
-                post = posts.create_task(_post(rooms, order, claim, at=at, facts=facts))
-                in_air.add(post)
-                post.add_done_callback(in_air.discard)
-            if wait_s > SHORT_WAIT_S:
-                return wait_s
-            await rooms.clock.sleep(wait_s)
+    try:
+        return await _rounds(rooms, order, facts=facts, in_air=in_air)
+    finally:  # whatever ended the rounds, the POSTs that are out are heard to their end
+        if in_air:
+            await asyncio.wait(in_air)
+
+
+async def _rounds(rooms: Rooms, order: _Order, *, facts: FactsBuffer, in_air: set[asyncio.Task[None]]) -> float:
+    while rooms.clock.boottime() < order.ends_at and not rooms.stopping():
+        free = min(rooms.tempo.submit_chunk, rooms.tempo.submit_concurrency - len(in_air))
+        if free <= 0:
+            await asyncio.wait(in_air, return_when=asyncio.FIRST_COMPLETED)
+            continue
+        wait_s, claims = await _round(rooms, order, free=free)
+        for claim, at in claims:
+            post = asyncio.create_task(_post(rooms, order, claim, at=at, facts=facts))
+            in_air.add(post)
+            post.add_done_callback(in_air.discard)
+        if wait_s > SHORT_WAIT_S:
+            return wait_s
+        await rooms.clock.sleep(wait_s)
     return 0.0
 
 
@@ -127,10 +136,16 @@ async def _post(rooms: Rooms, order: _Order, claim: Claim, *, at: float, facts: 
         facts.add(Fact(Event.NOT_SENT, rooms.clock.now(), claim.attempt_id, error="handed back: the worker is stopping"))
         return
     life_s = rooms.tempo.permit_life_s if rooms.tempo.creates_per_minute else 10 * rooms.tempo.permit_life_s
-    answer = await rooms.predictions.create(
-        order.batch.target, input_json=claim.input_json, post_by_s=at + life_s, cancel_after_s=order.cancel_after_s)
+    try:
+        answer = await rooms.predictions.create(
+            order.batch.target, input_json=claim.input_json, post_by_s=at + life_s, cancel_after_s=order.cancel_after_s)
+    except BaseException:  # canceled, or a defect: either way nobody heard the answer
+        facts.add(Fact(Event.ANSWER_LOST, rooms.clock.now(), claim.attempt_id, error="the answer was not heard",
+                       error_class="unsure"))
+        raise
     facts.add(_fact(answer, claim.attempt_id, now=rooms.clock.now()))
-    await _heed(rooms, order.batch, answer)
+    with suppress(Unreachable):  # with Redis away no permit is granted either: a pause that cannot be set is kept anyway
+        await _heed(rooms, order.batch, answer)
 
 
 def _fact(answer: CreateAnswer, attempt_id: str, *, now: datetime) -> Fact:

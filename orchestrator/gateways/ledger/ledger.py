@@ -211,12 +211,12 @@ class SqlLedger:
     async def results(self, batch_pk: int) -> AsyncIterator[tuple[bytes, list[ItemResult]]]:
         """As the port says; each chunk is a transaction of its own, so that nothing waits for a slow reader."""
         for first, end in await self._db.read(views.chunk_places, batch_pk):
-            yield await self._db.read(views.results_of_chunk, batch_pk, first, end)
+            yield await self._db.read(views.results_of_chunk, batch_pk, first=first, end=end)
 
     async def manifest(self, batch_pk: int) -> AsyncIterator[dict[str, Any]]:
         """As the port says, read chunk by chunk."""
         for first, end in await self._db.read(views.chunk_places, batch_pk):
-            for line in await self._db.read(views.manifest_of_chunk, batch_pk, first, end):
+            for line in await self._db.read(views.manifest_of_chunk, batch_pk, first=first, end=end):
                 yield line
 
     async def batches(self, *, limit: int = 50) -> list[Batch]:

@@ -31,9 +31,9 @@ async def move(connection: AsyncConnection, facts: Sequence[Fact], *, decide: De
     """Apply facts in their order; answers the changes that came of them."""
     scene = await _scene(connection, facts)
     before = dict(scene.standings)
-    changes = [change for fact in facts if (change := _apply(scene, fact, decide)) is not None]
-    await _write_attempts(connection, scene, before)
-    await _write_items(connection, scene, before)
+    changes = [change for fact in facts if (change := _apply(scene, fact, decide=decide)) is not None]
+    await _write_attempts(connection, scene, before=before)
+    await _write_items(connection, scene, before=before)
     await _write_money(connection, scene)
     return changes
 
@@ -72,7 +72,7 @@ _STANDINGS = (
     .with_for_update(of=[attempts, items]))
 
 
-def _apply(scene: _Scene, fact: Fact, decide: Decide) -> Change | None:
+def _apply(scene: _Scene, fact: Fact, *, decide: Decide) -> Change | None:
     """One fact: routed, decided, noted for writing. No prediction changes hands, nor an attempt its prediction."""
     named = fact.prediction.id if fact.prediction is not None else None
     attempt_id = scene.owners.get(named, fact.attempt_id) if named is not None else fact.attempt_id
@@ -81,11 +81,11 @@ def _apply(scene: _Scene, fact: Fact, decide: Decide) -> Change | None:
         return None
     change = decide(standing, fact)
     if change is not None:
-        _note(scene, change, named)
+        _note(scene, change, prediction_id=named)
     return change
 
 
-def _note(scene: _Scene, change: Change, prediction_id: str | None) -> None:
+def _note(scene: _Scene, change: Change, *, prediction_id: str | None) -> None:
     standing, attempt_id = change.standing, change.standing.attempt_id
     if prediction_id is not None:
         scene.owners[prediction_id] = attempt_id
@@ -162,7 +162,7 @@ _WRITE_ITEM = update(items).where(
        for name in ("due_at", "failures", "tries", "completed_at")})
 
 
-async def _write_attempts(connection: AsyncConnection, scene: _Scene, before: dict[str, Standing]) -> None:
+async def _write_attempts(connection: AsyncConnection, scene: _Scene, *, before: dict[str, Standing]) -> None:
     names = ("state", "error", "error_class", "answered_at", *_KEPT)
     rows = [{f"b_{name}": values.get(name) for name in names} | {"b_id": i, "b_from": before[i].attempt_state.value}
             for i, values in sorted(scene.attempt_values.items())]
@@ -170,7 +170,7 @@ async def _write_attempts(connection: AsyncConnection, scene: _Scene, before: di
         await connection.execute(_WRITE_ATTEMPT, rows)
 
 
-async def _write_items(connection: AsyncConnection, scene: _Scene, before: dict[str, Standing]) -> None:
+async def _write_items(connection: AsyncConnection, scene: _Scene, *, before: dict[str, Standing]) -> None:
     came_from = {standing.item_pk: standing.item_state.value for standing in before.values()}
     names = ("state", "error", "error_class", "due_at", "failures", "tries", "completed_at")
     rows = [{f"b_{name}": values.get(name) for name in names} | {"b_pk": pk, "b_from": came_from[pk]}

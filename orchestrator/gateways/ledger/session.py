@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, closing
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -103,11 +103,11 @@ class Database:
                     **kwargs: P.kwargs) -> T:
         """Run `step(connection, …)` in one write transaction; it may run again if another transaction was in its way.
 
-        Raises Unreachable."""
+        Once begun it is brought to its end, even when the caller is canceled. Raises Unreachable."""
         if self._turn is None:
-            return await self._repeated(step, *args, **kwargs)
+            return await _whole(self._repeated(step, *args, **kwargs))
         async with self._turn:
-            return await self._repeated(step, *args, **kwargs)
+            return await _whole(self._repeated(step, *args, **kwargs))
 
     async def _repeated(self, step: Callable[Concatenate[AsyncConnection, P], Awaitable[T]], *args: P.args,
                         **kwargs: P.kwargs) -> T:
@@ -124,6 +124,10 @@ class Database:
     async def read(self, step: Callable[Concatenate[AsyncConnection, P], Awaitable[T]], *args: P.args,
                    **kwargs: P.kwargs) -> T:
         """Run `step(connection, …)` in one transaction that only reads. Raises Unreachable."""
+        return await _whole(self._read(step, *args, **kwargs))
+
+    async def _read(self, step: Callable[Concatenate[AsyncConnection, P], Awaitable[T]], *args: P.args,
+                    **kwargs: P.kwargs) -> T:
         async with self._translated(), self._engine.begin() as connection:
             return await step(connection, *args, **kwargs)
 
@@ -144,6 +148,17 @@ class Database:
         """The driver's first line, without the password should it stand there."""
         line = (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
         return line.replace(str(self._url.password), "***") if self._url.password else line
+
+
+async def _whole(work: Coroutine[Any, Any, T]) -> T:
+    """Await work to its end even when canceled: a transaction cut in two was seen to keep its lock for ever, as the driver's
+    thread went on to begin what nobody waited for any more."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def _parsed(url: str) -> URL:

@@ -18,7 +18,7 @@ NOT_BY_DEFAULT = ("invalid_input", "unsure")
 _MOVING = [state.value for state in (ItemState.CLAIMED, ItemState.UNSURE, ItemState.RUNNING, ItemState.COLLECTING)]
 
 
-# Each verb moves at most STEP_ROWS rows and says how many: the caller repeats it until it moves fewer, so that nobody
+# Each verb moves at most STEP_ROWS rows and says how many: the caller repeats it until none is left, so that nobody
 # waits long for its transaction.
 async def cancel_pending(connection: AsyncConnection, batch_pk: int) -> int:
     """Rows that wait are withdrawn."""

@@ -157,7 +157,7 @@ async def chunk_places(connection: AsyncConnection, batch_pk: int) -> list[tuple
     return [(row.first_index, row.first_index + row.rows) for row in rows]
 
 
-async def results_of_chunk(connection: AsyncConnection, batch_pk: int, first: int,
+async def results_of_chunk(connection: AsyncConnection, batch_pk: int, *, first: int,
                            end: int) -> tuple[bytes, list[ItemResult]]:
     """One chunk's snapshot, and how its items stand."""
     blob = (await connection.execute(select(source_chunks.c.blob).where(
@@ -185,7 +185,8 @@ def _result(row: Row[Any], *, files: dict[int, list[str]], charges: dict[int, in
         charge_units=charges.get(row.pk), seconds=row.seconds, attempts=row.attempts, version=row.version)
 
 
-async def manifest_of_chunk(connection: AsyncConnection, batch_pk: int, first: int, end: int) -> list[dict[str, Any]]:
+async def manifest_of_chunk(connection: AsyncConnection, batch_pk: int, *, first: int,
+                            end: int) -> list[dict[str, Any]]:
     """The manifest's lines for the rows of one chunk."""
     query = _files(outputs.c.path, items.c.row_id.label("id"), outputs.c.idx.label("index"), outputs.c.bytes,
                    outputs.c.sha256, outputs.c.media_type, attempts.c.prediction_id, outputs.c.source_url)
