@@ -143,7 +143,7 @@ class Role:
 
 def worker_role(settings: Settings, hold: Hold) -> Role:
     """The command and environment of a worker for this home."""
-    env = dict(os.environ) | {
+    env = {"MALLOC_ARENA_MAX": "2"} | dict(os.environ) | {  # glibc keeps an arena per thread, and the worker has many
         "ORCHESTRATOR_HOME": str(settings.home),
         "ORCHESTRATOR_REDIS_URL": hold.redis_url,
         "ORCHESTRATOR_DATABASE_URL": settings.ledger_url,

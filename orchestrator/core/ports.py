@@ -406,8 +406,13 @@ class Ledger(Protocol):
     async def offset(self, account: str) -> float | None:
         """The provider's clock minus ours, in seconds, where ever learned."""
 
-    async def schedule(self, wakes: Sequence[Wake], *, now: datetime) -> None:
-        """Set due times; a wake sooner than what is set wins, a later one replaces only a time that has passed."""
+    async def schedule(self, wakes: Sequence[Wake], *, now: datetime, force: bool = False) -> None:
+        """Set due times; a wake sooner than what is set wins, a later one replaces only a time that has passed.
+
+        One whose message is out is left to the station at work, unless `force`: the station itself, or an operator."""
+
+    async def hold(self, wake: Wake, *, until: datetime) -> None:
+        """The station is at work for longer than usual: its message does not count as lost before then."""
 
     async def take_due(self, *, now: datetime, hold_s: float) -> list[Wake]:
         """Wakes that are due; each is held back for `hold_s` so that a lost message is sent again, not lost."""

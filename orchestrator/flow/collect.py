@@ -48,7 +48,7 @@ async def collect(rooms: Rooms, batch_id: str, lane: int) -> list[Wake]:
                                               lease_until=now + timedelta(seconds=rooms.tempo.collect_lease_s))
         if not items:
             idle = Wake("collect", batch_id, lane, now + timedelta(seconds=rooms.tempo.idle_s))
-            return [*wakes, Wake("report", batch_id), idle]
+            return [*wakes, idle]
         wakes += await _chunk(rooms, batch, items)
     return [*wakes, Wake("collect", batch_id, lane)]
 

@@ -54,4 +54,4 @@ async def wake_all(rooms: Rooms, batch: Batch) -> None:
     wakes = [Wake("submit", batch.id, lane) for lane in range(tempo.submit_lanes)]
     wakes += [Wake("collect", batch.id, lane) for lane in range(tempo.collect_lanes)]
     wakes += [Wake("sweep", batch.account), Wake("report", batch.id)]
-    await rooms.ledger.schedule(wakes, now=rooms.clock.now())
+    await rooms.ledger.schedule(wakes, now=rooms.clock.now(), force=True)

@@ -12,6 +12,7 @@ from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Wake
 from orchestrator.core.results import result_row, summary
 
+LONGEST_S = 1800.0  # writing the results of millions of rows takes minutes, and must not begin twice
 SUFFIX = {"parquet": ".parquet", "csv": ".csv", "jsonl": ".jsonl"}
 
 
@@ -21,7 +22,8 @@ async def report(rooms: Rooms, batch_id: str, _lane: int = 0) -> list[Wake]:
     if batch is None or batch.state in (BatchState.LOADING, BatchState.FINISHED, BatchState.CANCELED):
         return []
     if batch.state is BatchState.PAUSED or await rooms.ledger.unsettled(batch.pk):
-        return [Wake("report", batch_id, due_at=rooms.clock.now() + timedelta(seconds=rooms.tempo.idle_s))]
+        return [Wake("report", batch_id, due_at=rooms.clock.now() + timedelta(seconds=min(1.0, rooms.tempo.idle_s)))]
+    await rooms.ledger.hold(Wake("report", batch_id), until=rooms.clock.now() + timedelta(seconds=LONGEST_S))
     to, reason = await _end_of(rooms, batch)
     await write_all(rooms, batch, state=to)
     await rooms.ledger.set_state(batch.pk, to=to, allowed=frozenset({batch.state}), reason=reason, now=rooms.clock.now())

@@ -12,6 +12,6 @@ async def tick(ledger: Ledger, queue: Queue, *, clock: Clock, tempo: Tempo) -> i
         try:
             await queue.send(wakes)
         except Unreachable:
-            await ledger.schedule(wakes, now=clock.now())
+            await ledger.schedule(wakes, now=clock.now(), force=True)
             raise
     return len(wakes)

@@ -265,20 +265,25 @@ async def test_killed_in_mid_transaction(acts: Any, ledger_url: str) -> None:
 
 
 async def test_cancelled_in_mid_transaction(acts: Any, database: Database) -> None:
-    """A coroutine cancelled between two statements, as by a timeout, leaves nothing and no lock."""
+    """A caller cancelled between two statements, as by a timeout, still sees its transaction end whole, and no lock stays."""
     batch = await acts.loaded(4)
-    halfway = asyncio.Event()
+    halfway, go_on = asyncio.Event(), asyncio.Event()
 
-    async def half(connection: Any) -> None:
-        await connection.execute(text("UPDATE items SET state = 'claimed'"))
+    async def two_statements(connection: Any) -> None:
+        await connection.execute(text("UPDATE items SET error = 'x'"))
         halfway.set()
-        await asyncio.Event().wait()
+        await go_on.wait()
+        await connection.execute(text("UPDATE batches SET reason = 'y'"))
 
-    task = asyncio.create_task(database.write(half))
+    task = asyncio.create_task(database.write(two_statements))
     await halfway.wait()
     task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
     assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
-    assert await acts.states(batch) == ["pending"] * 4
+    assert {r.error for r in await acts.results(batch)} == {"x"}
+    assert (await acts.again(batch)).reason == "y"
     assert len(await acts.claim(batch, 4)) == 4
 
 

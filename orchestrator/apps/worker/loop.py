@@ -12,7 +12,7 @@ from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Wake
 from orchestrator.flow.collect import collect
 from orchestrator.flow.reconcile import sweep
-from orchestrator.flow.report import report
+from orchestrator.flow.report import LONGEST_S, report
 from orchestrator.flow.submit import submit
 from orchestrator.wiring import Settings
 
@@ -77,9 +77,12 @@ class StationLoop:
         if self._stopping:
             return
         try:
-            async with asyncio.timeout(rooms.tempo.slice_s + rooms.tempo.request_timeout_s + 60):
+            usual_s = rooms.tempo.slice_s + rooms.tempo.request_timeout_s + 60
+            async with asyncio.timeout(LONGEST_S if station == "report" else usual_s):
                 wakes = await STATIONS[station](rooms, key, lane)
         except (OrchestratorError, TimeoutError, ExceptionGroup) as error:
             log.warning("station %s of %s: %s", station, key, error, exc_info=not isinstance(error, OrchestratorError))
             wakes = [Wake(station, key, lane, rooms.clock.now() + timedelta(seconds=AFTER_ERROR_S))]
-        await rooms.ledger.schedule(wakes, now=rooms.clock.now())
+        own = [wake for wake in wakes if (wake.station, wake.key, wake.lane) == (station, key, lane)]
+        await rooms.ledger.schedule([wake for wake in wakes if wake not in own], now=rooms.clock.now())
+        await rooms.ledger.schedule(own[-1:], now=rooms.clock.now(), force=True)

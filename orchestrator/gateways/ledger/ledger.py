@@ -187,10 +187,14 @@ class SqlLedger:
 
     # Wakes
 
-    async def schedule(self, wakes: Sequence[Wake], *, now: datetime) -> None:
+    async def schedule(self, wakes: Sequence[Wake], *, now: datetime, force: bool = False) -> None:
         """As the port says."""
         if wakes:
-            await self._db.write(steering.schedule, wakes, now=now)
+            await self._db.write(steering.schedule, wakes, now=now, force=force)
+
+    async def hold(self, wake: Wake, *, until: datetime) -> None:
+        """As the port says."""
+        await self._db.write(steering.hold, wake, until=until)
 
     async def take_due(self, *, now: datetime, hold_s: float) -> list[Wake]:
         """As the port says; writes only when something is due."""

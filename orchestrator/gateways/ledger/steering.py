@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, case, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import REOPEN, RETRY, WITHDRAW, BatchState, ItemState, Step
@@ -63,15 +63,20 @@ async def unsettled(connection: AsyncConnection, batch_pk: int) -> bool:
     return (await connection.execute(waiting)).first() is not None
 
 
-async def schedule(connection: AsyncConnection, wakes: Sequence[Wake], *, now: datetime) -> None:
-    """A wake sooner than what is set wins; a later one replaces only a time that has passed."""
+async def schedule(connection: AsyncConnection, wakes: Sequence[Wake], *, now: datetime, force: bool = False) -> None:
+    """A wake sooner than what is set wins; a later one replaces only a time that has passed.
+
+    One whose message is out is left alone: its station is at work and looks again when it ends. Without that rule every
+    sweep would send another collect beside those that run. `force` is for the station itself, and for operators.
+    """
     if not wakes:
         return
     new = insert(connection, work).values(
         station=bindparam("b_station"), key=bindparam("b_key"), lane=bindparam("b_lane"), due_at=bindparam("b_due_at"))
     statement = new.on_conflict_do_update(
         index_elements=["station", "key", "lane"], set_={"due_at": new.excluded.due_at, "sent_at": None},
-        where=or_(new.excluded.due_at < work.c.due_at, work.c.due_at <= now))
+        where=None if force else or_(
+            and_(new.excluded.due_at < work.c.due_at, work.c.sent_at.is_(None)), work.c.due_at <= now))
     ordered = sorted(wakes, key=lambda wake: (wake.station, wake.key, wake.lane, -(wake.due_at or now).timestamp()))
     await connection.execute(statement, [
         {"b_station": wake.station, "b_key": wake.key, "b_lane": wake.lane, "b_due_at": wake.due_at or now}
@@ -100,6 +105,12 @@ _HOLD = (update(work)
          .where(work.c.station == bindparam("b_station"), work.c.key == bindparam("b_key"),
                 work.c.lane == bindparam("b_lane"), work.c.due_at == bindparam("b_due_at"))
          .values(due_at=bindparam("b_until"), sent_at=bindparam("b_now")))
+
+
+async def hold(connection: AsyncConnection, wake: Wake, *, until: datetime) -> None:
+    """The station is at work for longer than usual."""
+    await connection.execute(update(work).where(
+        work.c.station == wake.station, work.c.key == wake.key, work.c.lane == wake.lane).values(due_at=until))
 
 
 async def release_holds(connection: AsyncConnection, *, now: datetime) -> None:

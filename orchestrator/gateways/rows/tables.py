@@ -15,8 +15,8 @@ from orchestrator.gateways.rows.snapshot import is_json
 from orchestrator.gateways.rows.values import cell_text, decimal_text, json_text
 
 _COST = "prediction_cost_usd"
-_GROUP_ROWS = 50_000
-_GROUP_BYTES = 16 << 20
+_GROUP_ROWS = 10_000
+_GROUP_BYTES = 4 << 20
 _NEEDS_QUOTES = re.compile(r'[,"\r\n]')
 
 
@@ -35,7 +35,7 @@ class Table(Protocol):
 
 
 class ParquetTable:
-    """Row groups of up to 50,000 rows or 16 MB, zstd."""
+    """Row groups of up to 10,000 rows or 4 MB, zstd."""
 
     def __init__(self, file: BinaryIO, *, schema: Any) -> None:
         self._schema = schema
