@@ -386,7 +386,9 @@ class Ledger(Protocol):
         """Canceled items wait again; how many."""
 
     async def reopen_failed(self, batch_pk: int, *, classes: frozenset[str]) -> int:
-        """Failed items of these error classes (empty: all but `invalid_input`) wait again, failures at zero; how many."""
+        """Failed items of these error classes wait again, failures at zero; how many.
+
+        Without classes: all but `invalid_input` (cannot be bought) and `unsure` (may have been bought already)."""
 
     async def unsettled(self, batch_pk: int) -> bool:
         """Whether any item of the batch can still move by itself (with a start limit: any started one)."""

@@ -33,6 +33,7 @@ async def report(rooms: Rooms, batch_id: str, _lane: int = 0) -> list[Wake]:
 async def _end_of(rooms: Rooms, batch: Batch) -> tuple[BatchState, str | None]:
     """Finished, canceled, or (with rows that a start limit kept back) only paused."""
     if batch.state is BatchState.CANCELING:
+        await rooms.ledger.cancel_pending(batch.pk)  # rows that a 429 or a stop threw back after the verb
         return BatchState.CANCELED, None
     pending = (await rooms.ledger.counts(batch.pk)).by_state.get(ItemState.PENDING, 0)
     return (BatchState.PAUSED, "start limit") if pending else (BatchState.FINISHED, None)

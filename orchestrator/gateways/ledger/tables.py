@@ -1,7 +1,7 @@
 """The tables, and nothing else: columns, types, indexes.
 
-There are no foreign keys: every write passes through this room, checks would cost a fifth of the loading speed, and on
-PostgreSQL their locks on the batch row would make claims wait for loads. Money is BIGINT in units of 10^-12 USD.
+There are no foreign keys: every write passes through this room, and on
+PostgreSQL the locks of the checks on the batch row would make claims wait for loads. Money is BIGINT in units of 10^-12 USD.
 """
 
 from datetime import UTC, datetime
