@@ -1,13 +1,14 @@
 """Commands that only look: status, watch, items, jobs. Reads go straight to the ledger's views."""
 
 import asyncio
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from orchestrator import wiring
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.follow import Follower
-from orchestrator.apps.cli.panel import screen
+from orchestrator.apps.cli.panel import screen, usd_text
 from orchestrator.core.cost import to_usd
 from orchestrator.core.errors import BadInput, OrchestratorError
 from orchestrator.core.lifecycle import ItemState
@@ -48,7 +49,7 @@ async def status(name: str | None) -> Ending:
             counts = await ledger.counts(batch.pk)
             documents.append(summary(batch, counts, results=None, now=wiring.clock().now(), state=batch.state))
     lines = [f"{d['batch']:<40} {d['state']:<9} {d['items']['succeeded']:>7,} of {d['items']['total']:>7,} done, "
-             f"{d['items']['failed']:,} failed  ${d['cost_usd']}" for d in documents] or ["no batches yet"]
+             f"{d['items']['failed']:,} failed  {usd_text(Decimal(d['cost_usd']))}" for d in documents] or ["no batches yet"]
     return Ending(Exit.DONE, {"batches": documents}, tuple(lines))
 
 
@@ -56,7 +57,7 @@ def _lines(document: dict[str, Any]) -> list[str]:
     parts = ", ".join(f"{n:,} {name}" for name, n in document["by_state"].items() if n)
     lines = [f"{document['batch']} ({document['job']}, {document['model']}): {document['state']}"
              + (f", {document['reason']}" if document["reason"] else ""),
-             f"  rows     {parts or 'none'}", f"  spent    ${document['cost_usd']}"
+             f"  rows     {parts or 'none'}", f"  spent    {usd_text(Decimal(document['cost_usd']))}"
              + (f" and {document['cost_unknown_items']:,} rows of unknown cost" if document["cost_unknown_items"] else ""),
              f"  output   {document['output']}"]
     lines += [f"  failed   {f['count']:,} × {f['class']}: {f['example']}" for f in document["failures"]]

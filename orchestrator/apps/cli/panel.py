@@ -2,6 +2,7 @@
 
 import sys
 import time
+from decimal import Decimal
 from types import TracebackType
 from typing import TextIO
 
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.apps.cli.follow import Look
+from orchestrator.core.cost import to_usd
 from orchestrator.core.lifecycle import ItemState
 
 LINE_EVERY_S = 5.0
@@ -27,12 +29,18 @@ def clock_text(seconds: float | None) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def usd_text(usd: Decimal) -> str:
+    """`$0.60`, `$0.0045`: at least cents, and every digit there is."""
+    digits = -int(usd.as_tuple().exponent)
+    return f"${usd:,.2f}" if digits < 2 else f"${usd:,f}"
+
+
 def money_text(look: Look) -> str:
     """What is spent, what is reserved, and how much is not known."""
     counts = look.counts
-    text = f"${counts.spent_usd:f}"
+    text = usd_text(counts.spent_usd)
     if look.batch.cap_units is not None:
-        text += f" of ${look.batch.cap_units / 10**12:.2f}"
+        text += f" of {usd_text(to_usd(look.batch.cap_units))}"
     if counts.cost_unknown_items:
         text += f" + {counts.cost_unknown_items:,} rows of unknown cost"
     return text
@@ -89,7 +97,8 @@ def _panel(look: Look) -> Panel:
     facts.add_row("time", f"{clock_text(look.elapsed_s)} elapsed, {clock_text(look.eta_s)} to the last submission")
     if look.reason:
         facts.add_row("waiting", Text(look.reason, style="yellow"))
-    bar = ProgressBar(total=max(1, total), completed=ended, width=None)
+    bar = Table.grid(expand=True)  # a bar alone ends without a line's end, and swallows what follows
+    bar.add_row(ProgressBar(total=max(1, total), completed=ended))
     share = Text(f"{ended:,} of {total:,} rows", style="bold")
     return Panel(Group(share, bar, counts, Text(), facts), title=f"[bold]{look.batch.id}[/] · {look.batch.target.name}",
                  title_align="left", border_style="cyan")

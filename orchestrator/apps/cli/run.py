@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator import wiring
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.follow import Follower
-from orchestrator.apps.cli.panel import clock_text, screen
+from orchestrator.apps.cli.panel import clock_text, screen, usd_text
 from orchestrator.apps.cli.speech import ask, say
 from orchestrator.apps.machine import Machine, machine
 from orchestrator.core.errors import BadInput
@@ -95,7 +95,7 @@ def _planned(rooms: Rooms, prepared: Prepared, examined: Examined) -> Ending:
         + (f" ({examined.bad:,} bad rows will be skipped)" if examined.bad else ""),
         f"  inputs   {', '.join(sorted(prepared.plan.fed))}",
         f"  time     at least {time}",
-        f"  cost     {'at most $' + format(worst, 'f') if worst is not None else 'unknown: no finite worst case per row'}",
+        f"  cost     {'at most ' + usd_text(worst) if worst is not None else 'unknown: no finite worst case per row'}",
         *(f"  note     {warning}" for warning in prepared.warnings),
         "Nothing was spent. To buy it: orchestrator run " + prepared.order.name,
     ]
@@ -145,7 +145,7 @@ async def _consent(rooms: Rooms, prepared: Prepared, options: RunOptions, *, ask
     worst = estimate_usd(prepared, rows)
     if worst is None or worst <= ask_above_usd or await rooms.ledger.known(prepared.run_key):
         return
-    question = f"{rows:,} rows of {prepared.model.name} may cost up to ${worst:f}."
+    question = f"{rows:,} rows of {prepared.model.name} may cost up to {usd_text(worst)}."
     if not ask(f"{question} Buy them?"):
         raise BadInput(f"{question} Nothing was spent. Say yes to it with budget.usd in the job, with --yes, or on a "
                        f"terminal; ask_above_usd in config/orchestrator.toml sets the threshold (${ask_above_usd:g}).")
@@ -260,7 +260,7 @@ def _ending(rooms: Rooms, batch: Batch, counts: Counts, code: Exit, lines: list[
     document = summary(batch, counts, results=results if exists else None, now=rooms.clock.now(), state=batch.state)
     items = document["items"]
     unknown = f" and {counts.cost_unknown_items:,} of unknown cost" if counts.cost_unknown_items else ""
-    spent = f"${document['cost_usd']}{unknown}"
+    spent = f"{usd_text(counts.spent_usd)}{unknown}"
     told = [f"{batch.id}: {items['succeeded']:,} of {items['total']:,} rows succeeded, {items['failed']:,} failed, "
             f"{items['canceled']:,} canceled, {items['pending']:,} pending; {spent}; {clock_text(document['elapsed_s'])}"]
     if items["failed"]:
