@@ -4,6 +4,7 @@ OrchestratorError
 ├── BadInput                 the user's job, source or argument is wrong; nothing was spent        exit 2
 │   └── BadRows              rows that do not fit the model's schema, all of them listed
 ├── Unreachable              the provider, the database or Redis cannot be reached                 exit 4
+│   └── ProviderAway         the provider, of these
 ├── TokenRefused             the provider does not accept the token                                exit 4
 ├── ProviderRefusal          the provider answered a read or a cancel with an error status
 │   ├── NotFound             404
@@ -58,6 +59,10 @@ class BadRows(BadInput):
 
 class Unreachable(OrchestratorError):
     """The provider, the database or Redis cannot be reached."""
+
+
+class ProviderAway(Unreachable):
+    """The provider, among these: for so long nobody needs to submit."""
 
 
 class TokenRefused(OrchestratorError):

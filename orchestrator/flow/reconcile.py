@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from orchestrator.core.errors import NotFound, OrchestratorError
+from orchestrator.core.errors import NotFound, OrchestratorError, ProviderAway
 from orchestrator.core.inputs import input_hash
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.matching import Listing, Verdicts, resolve
@@ -19,6 +19,15 @@ CLOCK_MARGIN_S = 60.0  # around every window in the provider's time
 
 async def sweep(rooms: Rooms, account: str, _lane: int = 0) -> list[Wake]:
     """One look at everything that is out for this account; answers what to wake and when to look again."""
+    try:
+        return await _look(rooms, account)
+    except ProviderAway as error:  # said where everybody looks for the reason of waiting
+        reason = str(error) if str(error).startswith("cannot") else f"cannot go on: {error}"
+        await rooms.limiter.pause(f"creates:{account}", seconds=rooms.tempo.outage_pause_s, reason=reason)
+        raise
+
+
+async def _look(rooms: Rooms, account: str) -> list[Wake]:
     now = rooms.clock.now()
     wakes = await _lapse(rooms, now)
     window = await rooms.ledger.open_window(account)

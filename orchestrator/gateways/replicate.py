@@ -15,7 +15,7 @@ from urllib.parse import quote
 import httpx
 import orjson
 
-from orchestrator.core.errors import BadInput, NotFound, ProviderRefusal, Throttled, TokenRefused, Unreachable
+from orchestrator.core.errors import BadInput, NotFound, ProviderAway, ProviderRefusal, Throttled, TokenRefused
 from orchestrator.core.ports import Clock, CreateAnswer, Model, Page, Proof
 from orchestrator.core.prediction import parse
 from orchestrator.core.records import Prediction, Target
@@ -159,7 +159,7 @@ class ReplicateApi:
         body = self._document(answer)
         results, following = body.get("results"), body.get("next")
         if not isinstance(results, list):
-            raise Unreachable(f"{self._place} answered with a list that cannot be read")
+            raise ProviderAway(f"{self._place} answered with a list that cannot be read")
         return Page([self._prediction(item) for item in results], following if isinstance(following, str) else None,
                     _offset_s(answer, self._clock.now()))
 
@@ -167,7 +167,7 @@ class ReplicateApi:
         return self._document(await self._repeat(lambda: self._once(method, url, what=what)))
 
     async def _repeat(self, call: Callable[[], Any]) -> Answer:
-        answer: Answer = await repeat(call, on=(Unreachable, Throttled), attempts=self._read_attempts,
+        answer: Answer = await repeat(call, on=(ProviderAway, Throttled), attempts=self._read_attempts,
                                       max_wait_s=READ_WAIT_S, hint=_hint)
         return answer
 
@@ -175,7 +175,7 @@ class ReplicateApi:
         try:
             answer = await self._wire.exchange(method, url, headers=self._headers)
         except Exception as error:  # a read proves nothing and costs nothing, however it fails
-            raise Unreachable(f"cannot reach {self._place}: {cause_in_words(error)}") from error
+            raise ProviderAway(f"cannot reach {self._place}: {cause_in_words(error)}") from error
         if 200 <= answer.status < 300:
             return answer
         raise self._refusal(answer, what=what)
@@ -192,7 +192,7 @@ class ReplicateApi:
             hint_s = retry_after(answer.headers, body, detail)
             return Throttled(f"{self._place} throttles reading {what} (429: {detail})", retry_after_s=hint_s)
         if status >= 500:
-            return Unreachable(f"{self._place} is out of order ({status}: {detail})")
+            return ProviderAway(f"{self._place} is out of order ({status}: {detail})")
         return ProviderRefusal(f"{self._place} refused {what} ({status}: {detail})", status=status)
 
     # Small translations
@@ -210,14 +210,14 @@ class ReplicateApi:
         except httpx.InvalidURL:
             wanted = httpx.URL("")
         if (wanted.scheme, wanted.host, wanted.port) != (self._base.scheme, self._base.host, self._base.port):
-            raise Unreachable(f"{self._place} named a next page elsewhere ({wanted.host or 'nowhere'}); it is not "
+            raise ProviderAway(f"{self._place} named a next page elsewhere ({wanted.host or 'nowhere'}); it is not "
                               "followed, the token would go there")
         return wanted.copy_with(userinfo=b"", fragment=None)
 
     def _document(self, answer: Answer) -> dict[str, Any]:
         body = _json(answer.body)
         if not isinstance(body, dict):
-            raise Unreachable(f"{self._place} answered {answer.status} with a body that is no JSON object: is "
+            raise ProviderAway(f"{self._place} answered {answer.status} with a body that is no JSON object: is "
                               "REPLICATE_BASE_URL right?")
         return body
 
@@ -225,7 +225,7 @@ class ReplicateApi:
         try:
             return parse(item)
         except (ValueError, AttributeError) as error:
-            raise Unreachable(f"{self._place} answered with a prediction that cannot be read: {error}") from error
+            raise ProviderAway(f"{self._place} answered with a prediction that cannot be read: {error}") from error
 
     def _detail(self, answer: Answer, body: Any) -> str:
         """The provider's words, shortened, and never our token should it be among them."""
@@ -283,7 +283,7 @@ def _readable(body: Any) -> Prediction | None:
 def _field(document: dict[str, Any], key: str, place: str) -> str:
     value = document.get(key)
     if not isinstance(value, str) or not value:
-        raise Unreachable(f"{place} answered without {key!r}: is REPLICATE_BASE_URL right?")
+        raise ProviderAway(f"{place} answered without {key!r}: is REPLICATE_BASE_URL right?")
     return value
 
 

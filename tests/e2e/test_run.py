@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.simulator.serve import SimulatorConfig, running
 from tests.e2e.desk import Desk, Provider, interrupt, wait_until
 
 ECHO = """\
@@ -179,3 +180,19 @@ def test_infrastructure_failures_are_tried_again(desk: Desk, provider: Provider)
     assert done.code == 0, f"{done}\n{desk.log()}"
     assert sorted(row["prediction_attempts"] for row in desk.results())[-4:] in ([1, 2, 2, 2], [1, 1, 2, 3], [1, 1, 1, 3])
     assert len(provider.purchases()) == 13
+
+
+def test_a_provider_that_goes_away(desk: Desk, tmp_path: Path):
+    """With the provider away in mid-batch the run waits, saying why; after --patience it leaves with exit 4, all kept."""
+    with running(SimulatorConfig(port=0, latency_s=0.2, creates_per_minute=0, reads_per_minute=0)) as url:
+        provider = Provider(url)
+        desk.job(ECHO.replace("output:", "limits: { per_minute: 1200 }\noutput:"), rows=texts(200))
+        run = desk.start("run", "shots", "--yes", "--patience", "2s", "--json", REPLICATE_BASE_URL=url)
+        wait_until(lambda: len(provider.purchases()) > 20)
+        bought = len(provider.purchases())
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 4, err
+    assert "waiting: cannot reach" in err and "stopped: cannot reach" in err
+    items = json.loads(out)["items"]
+    assert items["failed"] == 0 and items["succeeded"] <= bought + 5
+    wait_until(lambda: not desk.processes(), timeout_s=5)

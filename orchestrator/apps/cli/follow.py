@@ -16,6 +16,8 @@ from orchestrator.flow.report import write_all
 
 LOOK_S = 0.5
 RATE_WINDOW_S = 15.0
+QUIET_S = 20.0  # an outage that nobody complains of for so long is over
+_ANSWERED = (ItemState.RUNNING, ItemState.COLLECTING, ItemState.SUCCEEDED, ItemState.FAILED, ItemState.CANCELED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,10 @@ class Follower:
     machine: Machine | None
     patience_s: float
     began_at: datetime
+    last_trouble: str | None = None
     _outage_since: datetime | None = None
-    _progress: tuple[int, ...] = ()
+    _heard_at: datetime | None = None
+    _answered: tuple[int, ...] = ()
     _started: list[tuple[datetime, int]] = field(default_factory=list)
 
     async def follow(self, interrupted: asyncio.Event) -> Exit | None:
@@ -123,12 +127,14 @@ class Follower:
         return Exit.UNREACHABLE if "token" in reason else Exit.BUDGET
 
     def _outage(self, look: Look) -> Exit | None:
-        progress = tuple(look.counts.by_state.get(s, 0) for s in ItemState)
-        unmoved = progress == self._progress
-        self._progress = progress
-        if look.reason and look.reason.startswith("cannot") and unmoved:
+        """An outage lasts from its first sign until predictions move again, or until it is not heard of any more."""
+        now, by = self.rooms.clock.now(), look.counts.by_state
+        answered = tuple(by.get(state, 0) for state in _ANSWERED)
+        moved, self._answered = answered != self._answered, answered
+        if look.reason and look.reason.startswith("cannot"):
+            self._heard_at = now
             return self._patience(look.reason)
-        if not unmoved:
+        if moved or self._heard_at is None or now - self._heard_at > timedelta(seconds=QUIET_S):
             self._outage_since = None
         return None
 
@@ -139,8 +145,6 @@ class Follower:
             return None
         self.last_trouble = reason
         return Exit.UNREACHABLE
-
-    last_trouble: str | None = None
 
 
 def _limit(batch: Batch, account_per_minute: float) -> float:
