@@ -206,6 +206,12 @@ def demo_job() -> Path:
     return next(p for p in (here / "jobs" / "demo.yaml", here.parent / "jobs" / "demo.yaml") if p.is_file())
 
 
+async def tidy(batch: Batch, *, alone: bool) -> None:
+    """Sweep out what a killed worker left half-written: all of it when nobody else can be writing, else what is old."""
+    folder = LocalFolder(Path(batch.output_to))
+    await (folder.clean(older_than_s=0.0) if alone else folder.clean())
+
+
 def claim_folder(batch: Batch, settings: Settings) -> None:
     """Note in the output folder whose it is. Raises BadInput where it belongs to another batch."""
     note = Path(batch.output_to) / FOLDER_NOTE

@@ -323,8 +323,8 @@ class Ledger(Protocol):
         """Forget a batch that is still loading, rows and all."""
 
     async def amend(self, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None,
-                    start_limit: int | None, job_json: str) -> None:
-        """What may change between two runs of one batch."""
+                    start_limit: int | None, job_json: str, output_to: str | None = None) -> None:
+        """What may change between two runs of one batch; `output_to` only until the first file is in it."""
 
     async def set_state(self, batch_pk: int, *, to: BatchState, allowed: frozenset[BatchState], reason: str | None,
                         now: datetime) -> bool:

@@ -53,5 +53,5 @@ async def wake_all(rooms: Rooms, batch: Batch) -> None:
     tempo = rooms.tempo
     wakes = [Wake("submit", batch.id, lane) for lane in range(tempo.submit_lanes)]
     wakes += [Wake("collect", batch.id, lane) for lane in range(tempo.collect_lanes)]
-    wakes += [Wake("sweep", batch.account), Wake("report", batch.id)]
+    wakes += [Wake("sweep", batch.account, lane) for lane in (0, 1)] + [Wake("report", batch.id)]
     await rooms.ledger.schedule(wakes, now=rooms.clock.now(), force=True)

@@ -133,7 +133,8 @@ async def load(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
     _same_content(batch, prepared)
     job = prepared.order.job
     await rooms.ledger.amend(batch.pk, in_flight=job.limits.in_flight, max_attempts=job.retry.attempts,
-                             cap_units=prepared.cap_units, start_limit=prepared.order.limit, job_json=job.model_dump_json())
+                             cap_units=prepared.cap_units, start_limit=prepared.order.limit, job_json=job.model_dump_json(),
+                             output_to=output_to(prepared.order, batch.id, batch.created_at))
     if batch.state is BatchState.LOADING:
         await _fill(rooms, prepared, batch)
     loaded = await rooms.ledger.batch(batch.id)
@@ -149,12 +150,13 @@ def _new_batch(prepared: Prepared, *, now: datetime, token: str) -> NewBatch:
         target=prepared.target, job_json=job.model_dump_json(), schema_json=json.dumps(prepared.model.openapi_schema),
         source_json=json.dumps([{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in prepared.files]),
         price_json=prepared.pricing.to_json(),
-        output_to=_output_to(order, new_id, now), in_flight=job.limits.in_flight,
+        output_to=output_to(order, new_id, now), in_flight=job.limits.in_flight,
         max_attempts=job.retry.attempts, cap_units=prepared.cap_units)
 
 
-def _output_to(order: Order, new_id: str, now: datetime) -> str:
-    folder = output_folder(order.output_to, batch=new_id, date=f"{now:%Y-%m-%d}")
+def output_to(order: Order, batch: str, created_at: datetime) -> str:
+    """The output folder that an order means for a batch of this id."""
+    folder = output_folder(order.output_to, batch=batch, date=f"{created_at:%Y-%m-%d}")
     return str(Path(order.output_base) / folder)
 
 

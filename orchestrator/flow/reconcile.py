@@ -17,10 +17,17 @@ from orchestrator.flow.record import fact_of, record
 CLOCK_MARGIN_S = 60.0  # around every window in the provider's time
 
 
-async def sweep(rooms: Rooms, account: str, _lane: int = 0) -> list[Wake]:
-    """One look at everything that is out for this account; answers what to wake and when to look again."""
+UNSURE_LANE = 1
+
+
+async def sweep(rooms: Rooms, account: str, lane: int = 0) -> list[Wake]:
+    """One look at what is out for this account; answers what to wake and when to look again.
+
+    Lane 0 looks for what has ended, often and over a short window. Lane 1 looks for what is unsure, seldom: its window
+    reaches back to the oldest lost answer, which at a high rate is hundreds of pages.
+    """
     try:
-        return await _look(rooms, account)
+        return await (_unsure_look(rooms, account) if lane == UNSURE_LANE else _look(rooms, account))
     except ProviderAway as error:  # said where everybody looks for the reason of waiting
         reason = str(error) if str(error).startswith("cannot") else f"cannot go on: {error}"
         await rooms.limiter.pause(f"creates:{account}", seconds=rooms.tempo.outage_pause_s, reason=reason)
@@ -34,16 +41,25 @@ async def _look(rooms: Rooms, account: str) -> list[Wake]:
     if window.running:
         wakes += await _list_sweep(rooms, account, window)
         wakes += await _stragglers(rooms, account, window, now)
-    if window.unsure:
-        wakes += await _resolve_unsure(rooms, account, now)
     live = [batch for batch in await rooms.ledger.live_batches() if batch.account == account]
     for batch in live:
         if batch.state is BatchState.CANCELING:
             await wind_up(rooms, batch)
-    if live or window.running or window.unsure:
+    if live or window.running:
         again_s = interval_s(window, sweep_min_s=rooms.tempo.sweep_min_s)
         wakes.append(Wake("sweep", account, due_at=now + timedelta(seconds=again_s)))
     return wakes
+
+
+async def _unsure_look(rooms: Rooms, account: str) -> list[Wake]:
+    now, tempo = rooms.clock.now(), rooms.tempo
+    wakes = await _resolve_unsure(rooms, account, now)
+    window = await rooms.ledger.open_window(account)
+    live = any(batch.account == account for batch in await rooms.ledger.live_batches())
+    if not live and not window.unsure:
+        return wakes
+    again_s = tempo.unsure_confirm_s / 2 if window.unsure else tempo.idle_s
+    return [*wakes, Wake("sweep", account, UNSURE_LANE, now + timedelta(seconds=again_s))]
 
 
 def interval_s(window: OpenWindow, *, sweep_min_s: float) -> float:
@@ -99,7 +115,7 @@ async def _permit(rooms: Rooms, account: str) -> None:
 async def _stragglers(rooms: Rooms, account: str, window: OpenWindow, now: datetime) -> list[Wake]:
     """Single GETs for what is out much longer than usual, each less and less often."""
     tempo = rooms.tempo
-    age_s = max(tempo.straggler_min_s, 4 * (window.median_s or 0.0))
+    age_s = max(tempo.straggler_min_s, 4 * window.median_s) if window.median_s else 10 * tempo.straggler_min_s
     late = await rooms.ledger.stragglers(account, older_than=now - timedelta(seconds=age_s), now=now,
                                          count=tempo.straggler_gets)
     wakes: list[Wake] = []

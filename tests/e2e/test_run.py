@@ -196,3 +196,16 @@ def test_a_provider_that_goes_away(desk: Desk, tmp_path: Path):
     items = json.loads(out)["items"]
     assert items["failed"] == 0 and items["succeeded"] <= bought + 5
     wait_until(lambda: not desk.processes(), timeout_s=5)
+
+
+def test_the_output_folder_may_change_until_files_are_in_it(desk: Desk, provider: Provider):
+    """A folder that cannot be used is exit 2 with nothing bought, and another one goes on with the same batch."""
+    desk.job(ECHO, rows=texts(5))
+    (desk.folder / "taken").write_text("a file, no folder")
+    refused = desk("run", "shots", "--yes", "--output", "taken/out")
+    assert refused.code == 2 and "taken" in refused.err, str(refused)
+    done = desk("run", "shots", "--yes", "--output", "fine", "--json")
+    assert done.code == 0, f"{done}\n{desk.log()}"
+    assert done.json["results"] == str(desk.folder / "fine" / "results.parquet")
+    assert len(desk("status", "--json").json["batches"]) == 1
+    bought_once(provider, 5)

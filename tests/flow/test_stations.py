@@ -38,6 +38,7 @@ async def settle(stage: Stage, batch: Any, *, within_s: float = 10.0) -> dict[st
     while await stage.rooms.ledger.unsettled(batch.pk) and asyncio.get_running_loop().time() < until:
         await submit(stage.rooms, batch.id, 0)
         await sweep(stage.rooms, batch.account)
+        await sweep(stage.rooms, batch.account, 1)
         await collect(stage.rooms, batch.id, 0)
         await asyncio.sleep(0.05)
     return await stage.states(batch)

@@ -21,7 +21,7 @@ from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Counts, Fact
 from orchestrator.core.results import summary
 from orchestrator.flow import control
-from orchestrator.flow.ingest import Examined, Order, Prepared, bad_rows, check, load, prepare
+from orchestrator.flow.ingest import Examined, Order, Prepared, bad_rows, check, load, output_to, prepare
 from orchestrator.flow.record import record
 from orchestrator.flow.report import results_path
 from orchestrator.wiring import Settings, home_of, read_settings
@@ -130,7 +130,10 @@ async def run(options: RunOptions) -> Ending:
         say(f"ledger: {settings.home} ({news})")
         for warning in prepared.warnings if new else []:
             say(f"note: {warning}")
+        if batch.output_to != output_to(order, batch.id, batch.created_at):
+            say(f"note: this batch has files in {batch.output_to} already, and goes on there")
         wiring.claim_folder(batch, settings)
+        await wiring.tidy(batch, alone=hold.alone)
         ended = await _already_over(rooms, batch)
         if ended is not None:
             return ended

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, bindparam, delete, func, select, text, update
+from sqlalchemy import Row, bindparam, case, delete, func, select, text, update
 from sqlalchemy import insert as plain_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Target
 from orchestrator.gateways.ledger.session import insert, is_postgresql
-from orchestrator.gateways.ledger.tables import FRESH_AT, batches, items, source_chunks
+from orchestrator.gateways.ledger.tables import FRESH_AT, batches, items, outputs, source_chunks
 from orchestrator.gateways.ledger.text import clean
 
 ITEM_COLUMNS = ("batch_pk", "idx", "row_id", "input_json", "input_hash", "state", "due_at", "failures", "attempts",
@@ -132,11 +132,14 @@ async def discard_last(connection: AsyncConnection, batch_pk: int) -> bool:
 
 
 async def amend(connection: AsyncConnection, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None,
-                start_limit: int | None, job_json: str) -> None:
-    """What may change between two runs of one batch."""
-    await connection.execute(update(batches).where(batches.c.pk == batch_pk).values(
-        in_flight=in_flight, max_attempts=max_attempts, cap_units=cap_units, start_limit=start_limit,
-        job_json=clean(job_json)))
+                start_limit: int | None, job_json: str, output_to: str | None = None) -> None:
+    """What may change between two runs of one batch; the output folder only until the first file is in it."""
+    values: dict[str, Any] = {"in_flight": in_flight, "max_attempts": max_attempts, "cap_units": cap_units,
+                              "start_limit": start_limit, "job_json": clean(job_json)}
+    if output_to is not None:
+        at_home = select(outputs.c.item_pk).where(outputs.c.batch_pk == batch_pk, outputs.c.stored_at.is_not(None))
+        values["output_to"] = case((at_home.exists(), batches.c.output_to), else_=output_to)
+    await connection.execute(update(batches).where(batches.c.pk == batch_pk).values(**values))
 
 
 async def note_reason(connection: AsyncConnection, batch_pk: int, reason: str | None) -> None:
