@@ -5,9 +5,11 @@ enums by `allOf` and `$ref`, files as strings of `format: uri`, secrets with `x-
 `x-cog-array-display: concatenate`.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self
 
 DEEPEST = 40
@@ -210,6 +212,12 @@ def _may_be_file(node: dict[str, Any]) -> bool:
     if alternatives:
         return any(_may_be_file(part) for part in alternatives if part.get("type") in (None, "string"))
     return node.get("type") != "string"
+
+
+@lru_cache(maxsize=32)
+def shape_of(schema_json: str) -> OutputShape:
+    """The output shape of a schema kept as JSON text: asked for with every chunk, so remembered."""
+    return OutputShape.from_openapi(json.loads(schema_json))
 
 
 def most_outputs(openapi_schema: Mapping[str, Any], constants: Mapping[str, Any] | None = None) -> int:

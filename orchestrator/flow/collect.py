@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from orchestrator.core.errors import CollectError, OutputForbidden
-from orchestrator.core.inputs import FileRef, OutputShape
+from orchestrator.core.inputs import FileRef, shape_of
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.naming import extension, stem
@@ -66,7 +66,7 @@ async def _chunk(rooms: Rooms, batch: Batch, items: list[ToCollect]) -> list[Wak
 
 async def _errands(rooms: Rooms, batch: Batch, items: list[ToCollect]) -> list[_Errand]:
     """Which files there are, each with a name that no other row has."""
-    shape = OutputShape.from_openapi(json.loads(batch.schema_json))
+    shape = shape_of(batch.schema_json)
     namer = OutputNamer(Job.model_validate_json(batch.job_json).output.name)
     wanted = [(item, ref) for item in items for ref in shape.files(json.loads(item.output_json))]
     names = [OutputName(item.item_pk, batch.pk, item.attempt_id, item.index, ref.index,

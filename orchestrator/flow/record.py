@@ -1,14 +1,13 @@
 """The one door for facts: whatever was learned, from a POST's answer, a list, a GET or a webhook, ends here."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
 from orchestrator.core.cost import Pricing
 from orchestrator.core.errors import Unreachable
-from orchestrator.core.inputs import OutputShape
+from orchestrator.core.inputs import shape_of
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Change, Fact, Prediction, Standing, Wake
@@ -38,7 +37,7 @@ async def record(rooms: Rooms, facts: Sequence[Fact]) -> list[Wake]:
 
 def policy_of(batch: Batch, *, retry_first_s: float) -> Policy:
     """What this batch wants done with its facts."""
-    shape = OutputShape.from_openapi(json.loads(batch.schema_json))
+    shape = shape_of(batch.schema_json)
     return Policy(
         max_attempts=batch.max_attempts,
         retry_first_s=retry_first_s,

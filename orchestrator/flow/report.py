@@ -1,11 +1,10 @@
 """From settled items to the results table, the manifest and the summary; at the end of a batch, or at any moment."""
 
 import asyncio
-import json
 from datetime import timedelta
 from pathlib import Path
 
-from orchestrator.core.inputs import OutputShape
+from orchestrator.core.inputs import shape_of
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Rooms
@@ -58,7 +57,7 @@ async def write_all(rooms: Rooms, batch: Batch, *, state: BatchState | None = No
 
 async def export(rooms: Rooms, batch: Batch, *, path: str, kind: str) -> int:
     """The results table as it stands now, in input order; how many rows."""
-    shape = OutputShape.from_openapi(json.loads(batch.schema_json))
+    shape = shape_of(batch.schema_json)
     hidden = batch.target.version is None
     rows = 0
     with rooms.tables.results(path, kind=kind, source_schema_json=batch.source_schema_json or "") as table:
