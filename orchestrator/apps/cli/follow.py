@@ -86,7 +86,7 @@ class Follower:
         limit = _limit(batch, self.rooms.tempo.creates_per_minute)
         left = counts.by_state.get(ItemState.PENDING, 0)
         eta_s = left / per_minute * 60 if per_minute > 0 and left else None
-        reason = await self._reason(batch)
+        reason = await self._reason(batch) or _unsure(counts)
         return Look(batch, counts, per_minute, limit, eta_s, reason, (now - self.began_at).total_seconds())
 
     def _rate(self, now: datetime, started: int) -> float:
@@ -145,6 +145,14 @@ class Follower:
             return None
         self.last_trouble = reason
         return Exit.UNREACHABLE
+
+
+def _unsure(counts: Counts) -> str | None:
+    """With nothing left to buy, lost answers are what a batch waits for, and that takes minutes."""
+    lost = counts.by_state.get(ItemState.UNSURE, 0)
+    if not lost or counts.by_state.get(ItemState.PENDING, 0):
+        return None
+    return f"{lost:,} answers were lost; looking for them in the provider's list, so that none is paid twice (minutes)"
 
 
 def _limit(batch: Batch, account_per_minute: float) -> float:
