@@ -38,6 +38,8 @@ def test_looking_at_a_finished_batch(desk: Desk, provider: Provider):
     (one,) = desk("status", "--json").json["batches"]
     assert (one["batch"], one["state"], one["items"]["succeeded"]) == (batch, "finished", 8)
     assert "8 succeeded" in desk("status", batch).out
+    watched = desk("watch", batch, "--json")
+    assert (watched.code, watched.json["state"]) == (0, "finished")
     items = desk("items", batch, "--json").json["items"]
     assert [i["id"] for i in items] == [f"n{i:05}" for i in range(8)]
     assert all(i["prediction_id"] for i in items)

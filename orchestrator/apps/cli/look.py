@@ -1,6 +1,7 @@
 """Commands that only look: status, watch, items, jobs. Reads go straight to the ledger's views."""
 
 import asyncio
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ async def watch(name: str) -> Ending:
         batch = await rooms.ledger.find(name)
         with screen() as shown:
             code = await Follower(rooms, batch.id, shown, None, 0, rooms.clock.now()).follow(asyncio.Event())
-    return Ending(code or Exit.DONE, {"batch": batch.id})
+    return replace(await status(batch.id), code=code or Exit.DONE)
 
 
 async def items(name: str, *, state: str | None, limit: int) -> Ending:
