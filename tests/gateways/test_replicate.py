@@ -9,7 +9,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from orchestrator.core.errors import BadInput, NotFound, ProviderRefusal, Throttled, TokenRefused, Unreachable
+from orchestrator.core.errors import BadInput, NotFound, ProviderAway, ProviderRefusal, Throttled, TokenRefused, Unreachable
 from orchestrator.core.ports import Proof
 from orchestrator.core.records import Target
 from orchestrator.gateways.replicate import ReplicateApi
@@ -256,7 +256,7 @@ async def test_next_on_another_host_is_not_followed(next_url: str) -> None:
 
 
 @pytest.mark.parametrize(("status", "kind"), [
-    (401, TokenRefused), (403, TokenRefused), (404, NotFound), (429, Throttled), (418, ProviderRefusal), (500, Unreachable),
+    (401, TokenRefused), (403, TokenRefused), (404, NotFound), (429, Throttled), (418, ProviderRefusal), (500, ProviderAway),
     (302, ProviderRefusal)])
 async def test_error_statuses_of_reads(status: int, kind: type[Exception]) -> None:
     """Each status is its own error; a redirect is not followed."""
