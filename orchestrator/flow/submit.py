@@ -131,9 +131,14 @@ async def _say(rooms: Rooms, batch: Batch, reason: str | None) -> None:
 
 async def _post(rooms: Rooms, order: _Order, claim: Claim, *, at: float, facts: FactsBuffer) -> None:
     """One purchase: wait for the permit's moment, POST once, turn the outcome into a fact."""
-    await rooms.clock.sleep(max(0.0, at - rooms.clock.boottime()))
+    handed_back = Fact(Event.NOT_SENT, rooms.clock.now(), claim.attempt_id, error="handed back: the worker is stopping")
+    try:
+        await rooms.clock.sleep(max(0.0, at - rooms.clock.boottime()))
+    except BaseException:
+        facts.add(handed_back)
+        raise
     if rooms.stopping():
-        facts.add(Fact(Event.NOT_SENT, rooms.clock.now(), claim.attempt_id, error="handed back: the worker is stopping"))
+        facts.add(handed_back)
         return
     life_s = rooms.tempo.permit_life_s if rooms.tempo.creates_per_minute else 10 * rooms.tempo.permit_life_s
     try:

@@ -203,3 +203,20 @@ async def test_the_double_limits_like_the_real_one(stage: Stage):
     assert isinstance(rooms.limiter, MemoryLimiter)
     await submit(rooms, batch.id, 0)
     assert 0 < len(stage.provider.purchases()) <= 21
+
+
+async def test_a_row_canceled_before_its_permit_is_handed_back(stage: Stage):
+    """A task canceled while it waits for its permit has sent nothing: the row waits again, it is not unsure."""
+    batch = await stage.load(30)
+    rooms = replace(stage.rooms, tempo=replace(stage.rooms.tempo, creates_per_minute=60, create_burst=1, slice_s=0.2))
+    task = asyncio.create_task(submit(rooms, batch.id, 0))
+    waiting: list[asyncio.Task[Any]] = []
+    while not waiting and not task.done():
+        await asyncio.sleep(0.01)
+        waiting = [other for other in asyncio.all_tasks() if "object _post " in repr(other.get_coro())]
+    for other in waiting:
+        other.cancel()
+    await asyncio.wait_for(task, 5)
+    states = await stage.states(batch)
+    assert states.get("unsure", 0) == 0
+    assert states["pending"] + len(stage.provider.purchases()) == 30
