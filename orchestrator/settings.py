@@ -1,10 +1,11 @@
 """One frozen Settings: the environment first, then `.env` beside the home, then config/orchestrator.toml. Read by wiring."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -13,6 +14,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from orchestrator.core.errors import BadInput
 from orchestrator.core.tempo import Tempo
 
 DEFAULT_BASE_URL = "https://api.replicate.com"
@@ -29,6 +31,9 @@ class Settings(BaseSettings):
     home: Path
     database_url: SecretStr | None = None
     redis_url: SecretStr | None = None
+    public_url: str | None = None  # where the provider can reach our webhook, e.g. a tunnel's https URL
+    web_bind: str = "127.0.0.1:8000"
+    web_token: SecretStr | None = None  # opens the web part's API to other machines
     output_hosts: str = ""  # comma-separated hosts that outputs may come from besides replicate.delivery
     ask_above_usd: float = 10.0
     log_level: str = "WARNING"
@@ -39,10 +44,36 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
 
+    @field_validator("public_url")
+    @classmethod
+    def _reachable(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", value):
+            raise ValueError("must look like https://host or https://host/prefix")
+        return value
+
+    @field_validator("web_bind")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError("must look like 127.0.0.1:8000")
+        return value
+
+    @property
+    def web_address(self) -> tuple[str, int]:
+        """Host and port that the web part listens on; port 0 picks a free one."""
+        host, _, port = self.web_bind.rpartition(":")
+        return host.strip("[]"), int(port)
+
     @property
     def ledger_url(self) -> str:
         """The database: as told, or SQLite in the home."""
         return self.database_url.get_secret_value() if self.database_url else f"sqlite:///{self.home / 'ledger.db'}"
+
+    @property
+    def ledger_shown(self) -> str:
+        """The database for people, without its password."""
+        return re.sub(r"//([^:@/]*):[^@/]*@", r"//\1:***@", self.ledger_url)
 
     @property
     def extra_hosts(self) -> frozenset[str]:
@@ -63,8 +94,19 @@ class Settings(BaseSettings):
 
 
 def read_settings(home: Path, **changes: Any) -> Settings:
-    """The settings that hold for this home."""
-    return Settings(home=home, **changes)
+    """The settings that hold for this home. Raises BadInput that names every setting which is no such thing."""
+    try:
+        return Settings(home=home, **changes)
+    except ValidationError as error:
+        wrong = "; ".join(f"{_setting(one['loc'])}: {one['msg'].removeprefix('Value error, ')}" for one in error.errors())
+        raise BadInput(f"a setting cannot be used: {wrong} (environment, .env beside the home, or config/orchestrator.toml)"
+                       ) from None
+
+
+def _setting(place: tuple[int | str, ...]) -> str:
+    """The environment's name of a setting."""
+    name = "__".join(str(part) for part in place).upper()
+    return name if name.startswith("REPLICATE_") else f"ORCHESTRATOR_{name}"
 
 
 def config_folder() -> Path:

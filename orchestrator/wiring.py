@@ -1,5 +1,6 @@
 """Builds the gateways from Settings and introduces them to flow and apps. Takes no decision."""
 
+import asyncio
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ from orchestrator.core.errors import BadInput, Unreachable
 from orchestrator.core.ports import Clock, Queue, Rooms, Storage
 from orchestrator.core.records import Batch
 from orchestrator.gateways import jobfile
+from orchestrator.gateways.beat import Beat
 from orchestrator.gateways.clock import SystemClock
 from orchestrator.gateways.jobfile import LoadedJob
 from orchestrator.gateways.ledger import Database, SqlLedger
@@ -31,7 +33,9 @@ from orchestrator.gateways.rows.files import FileTables
 from orchestrator.gateways.storage import LocalFolder
 from orchestrator.settings import Settings, config_folder, home_of, read_settings
 
-__all__ = ["WORKER_OPTIONS", "Settings", "home_of", "read_settings"]
+__all__ = ["WORKER_OPTIONS", "LedgerViews", "Settings", "home_of", "read_settings"]
+
+LedgerViews = SqlLedger  # the ledger with its views, for who only looks
 
 WHO_ARE_YOU = (
     "no API token: set REPLICATE_API_TOKEN (from https://replicate.com/account/api-tokens), in the environment or in a file "
@@ -60,7 +64,8 @@ async def rooms(settings: Settings, *, redis_url: str = NO_REDIS, token_needed: 
         stack.push_async_callback(limiter.aclose)
         yield Rooms(
             ledger=book, predictions=api, limiter=limiter, outputs=outputs, storage=_folders(), tables=FileTables(),
-            clock=SystemClock(), tempo=settings.tempo, owner=f"{socket.gethostname()}:{os.getpid()}", stopping=stopping)
+            clock=SystemClock(), tempo=settings.tempo, owner=f"{socket.gethostname()}:{os.getpid()}",
+            public_url=settings.public_url, stopping=stopping)
 
 
 def _replicate(settings: Settings, *, token_needed: bool) -> ReplicateApi:
@@ -79,6 +84,41 @@ def _folders() -> Callable[[str], Storage]:
         return made[root]
 
     return folder
+
+
+def beat(calls: Mapping[str, tuple[float, Callable[[], object]]]) -> Beat:
+    """The metronome, to be used as a context manager: calls by name, with the seconds between."""
+    return Beat(calls)
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """The fastest event loop there is here."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+def listening(settings: Settings) -> socket.socket:
+    """The socket of the web part, bound. Raises BadInput with the remedy where it is taken."""
+    host, port = settings.web_address
+    try:
+        return socket.create_server((host, port), backlog=2048, family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise BadInput(f"the web part cannot listen on {settings.web_bind} ({error.strerror or error}): end what listens "
+                       "there, or set ORCHESTRATOR_WEB_BIND to another address, such as 127.0.0.1:8001") from error
+
+
+def own_settings() -> Settings:
+    """The settings of a role: of the home it was given, or the nearest one."""
+    return read_settings(home_of(None, cwd=Path.cwd()))
+
+
+def views(rooms: Rooms) -> LedgerViews:
+    """The ledger of these rooms, with its views."""
+    assert isinstance(rooms.ledger, SqlLedger)
+    return rooms.ledger
 
 
 def clock() -> Clock:
@@ -123,26 +163,46 @@ def queue(redis_url: str) -> Queue:
     return CeleryQueue(celery_app(redis_url))
 
 
+def shared_redis(settings: Settings) -> str:
+    """The Redis that all roles share. Raises BadInput where none is named."""
+    if settings.redis_url is None:
+        raise BadInput("a role of its own needs ORCHESTRATOR_REDIS_URL: the Redis that all roles share. On one machine, "
+                       "`orchestrator up` starts all roles, and `orchestrator run` what it needs itself.")
+    return settings.redis_url.get_secret_value()
+
+
 def celery(settings: Settings) -> Celery:
     """The Celery app of a worker."""
-    if settings.redis_url is None:
-        raise BadInput("a worker needs ORCHESTRATOR_REDIS_URL: the Redis that all roles share. On one machine, "
-                       "`orchestrator run` starts everything by itself.")
-    return celery_app(settings.redis_url.get_secret_value())
+    return celery_app(shared_redis(settings))
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
     """What a child process is started with."""
 
+    name: str
     argv: tuple[str, ...]
     env: dict[str, str]
     log_path: Path
     keep_fds: tuple[int, ...] = ()
 
 
-def worker_role(settings: Settings, hold: Hold) -> Role:
+def worker_role(settings: Settings, hold: Hold, *, number: int = 1) -> Role:
     """The command and environment of a worker for this home."""
+    return _role(settings, hold, "worker", log=f"worker{'' if number == 1 else number}")
+
+
+def web_role(settings: Settings, hold: Hold) -> Role:
+    """The same of a web part."""
+    return _role(settings, hold, "web", log="web")
+
+
+def scheduler_role(settings: Settings, hold: Hold) -> Role:
+    """The same of a scheduler."""
+    return _role(settings, hold, "scheduler", log="scheduler")
+
+
+def _role(settings: Settings, hold: Hold, name: str, *, log: str) -> Role:
     env = {"MALLOC_ARENA_MAX": "2"} | dict(os.environ) | {  # glibc keeps an arena per thread, and the worker has many
         "ORCHESTRATOR_HOME": str(settings.home),
         "ORCHESTRATOR_REDIS_URL": hold.redis_url,
@@ -152,7 +212,7 @@ def worker_role(settings: Settings, hold: Hold) -> Role:
     }
     if settings.api_token is not None:
         env["REPLICATE_API_TOKEN"] = settings.api_token.get_secret_value()
-    return Role((sys.executable, "-m", "orchestrator", "worker"), env, settings.home / "logs" / "worker.log",
+    return Role(name, (sys.executable, "-m", "orchestrator", name), env, settings.home / "logs" / f"{log}.log",
                 (hold.lock_fd,))
 
 
@@ -167,7 +227,7 @@ def simulator_role(folder: Path, *, arguments: tuple[str, ...]) -> tuple[Role, P
     ready = folder / "simulator.json"
     ready.unlink(missing_ok=True)
     argv = (sys.executable, "-m", "orchestrator.simulator", "--port", "0", "--ready-file", str(ready), *arguments)
-    return Role(argv, dict(os.environ), folder / "simulator.log"), ready
+    return Role("simulator", argv, dict(os.environ), folder / "simulator.log"), ready
 
 
 def price_book(settings: Settings) -> dict[str, Any]:

@@ -1,83 +1,145 @@
-"""Everything on this machine, for one command: a worker process beside it, and the tick that wakes stations."""
+"""Processes of this machine under supervision: what `up` is made of, and what `run` starts for itself."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator import wiring
-from orchestrator.core.errors import OrchestratorError, Unreachable
-from orchestrator.core.ports import Queue, Rooms
-from orchestrator.flow.tick import tick
+from orchestrator.apps.ticking import regularly, tick_chore
+from orchestrator.core.ports import Rooms
+from orchestrator.flow.presence import present
 from orchestrator.wiring import Settings
 
 STOP_GRACE_S = 20.0
 RESTARTS = 5
+STEADY_S = 60.0  # a process that lived so long may die again without its deaths being added up
+LOOK_S = 4.0
 log = logging.getLogger("orchestrator.machine")
 
 
 @dataclass(slots=True)
-class Machine:
-    """A worker child under supervision, and the tick."""
+class Keeper:
+    """Children that are started again when they die; too many deaths are said, not hidden."""
 
     rooms: Rooms
-    queue: Queue
-    role: wiring.Role
+    on_death: Callable[[str], Awaitable[None]] | None = None
     trouble: str | None = None  # why nothing moves, for people
-    _child: Any | None = None
+    _children: list[Any] = field(default_factory=list)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _leaving: bool = False
 
-    async def start(self) -> None:
-        """Start the worker and the tick."""
-        self._child = await wiring.start(self.role)
-        self._tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._tick())]
+    async def start(self, roles: Sequence[wiring.Role]) -> None:
+        """Start these, and keep them."""
+        for role in roles:
+            child = await wiring.start(role)
+            self._children.append(child)
+            self._tasks.append(asyncio.create_task(self._keep(role, len(self._children) - 1)))
 
-    async def _supervise(self) -> None:
-        """A worker that dies is started again, and everything it held comes due at once."""
-        for again in range(RESTARTS + 1):
-            assert self._child is not None
-            code = await self._child.wait()
+    async def _keep(self, role: wiring.Role, place: int) -> None:
+        deaths = 0
+        while True:
+            began = self.rooms.clock.boottime()
+            code = await self._children[place].wait()
             if self._leaving:
                 return
-            if again == RESTARTS:
+            deaths = 1 if self.rooms.clock.boottime() - began > STEADY_S else deaths + 1
+            if deaths > RESTARTS:
                 break
-            log.warning("the worker ended with code %s; starting another", code)
-            await asyncio.sleep(min(5.0, 0.2 * 2**again))
-            await self.rooms.ledger.release_holds(now=self.rooms.clock.now())
-            self._child = await wiring.start(self.role)
-        self.trouble = f"the worker ended {RESTARTS + 1} times; its log is {self.role.log_path}"
+            log.warning("%s ended with code %s; starting another", role.name, code)
+            await asyncio.sleep(min(5.0, 0.2 * 2**deaths))
+            if self.on_death is not None:
+                await self.on_death(role.name)
+            self._children[place] = await wiring.start(role)
+        self.trouble = f"{role.name} ended {deaths} times in a row; its log is {role.log_path}"
+        log.error("%s", self.trouble)
 
-    async def _tick(self) -> None:
-        tempo = self.rooms.tempo
-        while not self._leaving:
-            try:
-                await tick(self.rooms.ledger, self.queue, clock=self.rooms.clock, tempo=tempo)
-                self.trouble = None
-            except Unreachable as error:
-                self.trouble = str(error)
-            except OrchestratorError as error:
-                log.warning("tick: %s", error)
-            await asyncio.sleep(tempo.tick_s)
+    async def stop(self, *, grace_s: float = STOP_GRACE_S) -> None:
+        """Let them finish what is in the air, then take them down."""
+        self._leaving = True
+        await asyncio.gather(*(child.terminate(grace_s=grace_s) for child in self._children))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@dataclass(slots=True)
+class Machine:
+    """What one `run` needs around it: a worker, the tick, a web part with a public URL; or the roles that are there already.
+
+    Should those vanish, the machine stands in for them."""
+
+    rooms: Rooms
+    settings: Settings
+    hold: wiring.Hold
+    outage: str | None = None
+    keeper: Keeper | None = None
+    _standby: asyncio.Task[None] | None = None
+    _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing moves, for people."""
+        return (self.keeper.trouble if self.keeper else None) or self.outage
+
+    async def start(self, *, served: bool) -> None:
+        """`served`: worker and scheduler are at work elsewhere for this ledger."""
+        if served:
+            self._standby = asyncio.create_task(self._stand_by())
+        else:
+            await self._start_own()
+
+    async def _stand_by(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if not await is_served(self.rooms):
+                log.warning("nobody is at work for this ledger any more; this command goes on by itself")
+                await self._start_own()
+                return
+
+    async def _start_own(self) -> None:
+        async def free_its_work(_: str) -> None:  # the only worker died: what it held comes due at once
+            await self.rooms.ledger.release_holds(now=self.rooms.clock.now())
+
+        self.keeper = Keeper(self.rooms, on_death=free_its_work)
+        roles = [wiring.worker_role(self.settings, self.hold)]
+        if self.settings.public_url is not None and not await is_present(self.rooms, "web"):
+            roles.append(wiring.web_role(self.settings, self.hold))
+        await self.keeper.start(roles)
+        tick = tick_chore(self.rooms, wiring.queue(self.hold.redis_url))
+        await self._stack.enter_async_context(regularly({"tick": tick}, heard=self._heard))
+
+    def _heard(self, outage: str | None) -> None:
+        self.outage = outage
 
     async def stop(self, *, grace_s: float = STOP_GRACE_S) -> None:
         """Let the worker finish what is in the air, then take everything down."""
-        self._leaving = True
-        if self._child is not None:
-            await self._child.terminate(grace_s=grace_s)
-        for task in self._tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        if self._standby is not None:
+            self._standby.cancel()
+            await asyncio.gather(self._standby, return_exceptions=True)
+        if self.keeper is not None:
+            await self.keeper.stop(grace_s=grace_s)
+        await self._stack.aclose()
+
+
+async def is_present(rooms: Rooms, *roles: str) -> bool:
+    """Whether all of these roles are at work for this ledger."""
+    there = {role.role for role in await present(rooms.ledger, rooms.clock)}
+    return there.issuperset(roles)
+
+
+async def is_served(rooms: Rooms) -> bool:
+    """Whether batches of this ledger move without this command."""
+    return await is_present(rooms, "worker", "scheduler")
 
 
 @asynccontextmanager
-async def machine(settings: Settings, rooms: Rooms, *, hold: wiring.Hold) -> AsyncIterator[Machine]:
-    """A worker and a tick while the block runs."""
-    one = Machine(rooms, wiring.queue(hold.redis_url), wiring.worker_role(settings, hold))
-    await one.start()
+async def machine(settings: Settings, rooms: Rooms, *, hold: wiring.Hold, served: bool) -> AsyncIterator[Machine]:
+    """What a batch needs to move, while the block runs."""
+    one = Machine(rooms, settings, hold)
+    await one.start(served=served)
     try:
         yield one
     finally:

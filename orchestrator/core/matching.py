@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from orchestrator.core.callback import attempt_of
 from orchestrator.core.ports import OpenAttempt
 from orchestrator.core.records import Prediction
 from orchestrator.core.tempo import Tempo
@@ -45,7 +46,10 @@ def resolve(attempts: Sequence[OpenAttempt], listing: Listing, *, now: datetime,
     """
     free = [p for p in listing.predictions if p.id not in listing.owned]
     unsure = [a for a in attempts if a.state == "unsure"]
-    adopted = _adopt(attempts, free, hash_of=hash_of, alive_targets=alive_targets)
+    named = _named(unsure, free)
+    known = {attempt_id for attempt_id, _ in named}
+    adopted = named + _adopt([a for a in attempts if a.attempt_id not in known], free, hash_of=hash_of,
+                             alive_targets=alive_targets)
     verdicts = Verdicts(adopt=adopted)
     settled = {attempt_id for attempt_id, _ in adopted}
     taken = {p.id for _, p in adopted}
@@ -54,6 +58,22 @@ def resolve(attempts: Sequence[OpenAttempt], listing: Listing, *, now: datetime,
         if attempt.attempt_id not in settled:
             _judge_absence(attempt, rest, listing, now=now, offset_s=offset_s, tempo=tempo, verdicts=verdicts)
     return verdicts
+
+
+def _named(unsure: Iterable[OpenAttempt], free: Iterable[Prediction]) -> list[tuple[str, Prediction]]:
+    """The best evidence: the prediction's webhook URL carries the attempt's id, where the list echoes it."""
+    waiting = {attempt.attempt_id for attempt in unsure}
+    by_attempt = {attempt_id: p for p in free if (attempt_id := attempt_of(p.webhook)) is not None}
+    return [(attempt_id, by_attempt[attempt_id]) for attempt_id in sorted(waiting & by_attempt.keys())]
+
+
+def is_of(prediction: Prediction, attempt: OpenAttempt, *, hash_of: Callable[[dict[str, Any]], str]) -> bool:
+    """Whether a prediction that a genuine webhook ascribes to an attempt is really that attempt's.
+
+    The signature does not cover the URL, so the provider's own account decides: the webhook it echoes, else the input."""
+    if prediction.webhook is not None:
+        return attempt_of(prediction.webhook) == attempt.attempt_id
+    return prediction.input is not None and not prediction.data_removed and hash_of(prediction.input) == attempt.input_hash
 
 
 def _adopt(attempts: Sequence[OpenAttempt], free: Iterable[Prediction], *, hash_of: Callable[[dict[str, Any]], str],
@@ -126,11 +146,11 @@ def _judge_absence(attempt: OpenAttempt, rest: Sequence[Prediction], listing: Li
 def _could_be(prediction: Prediction, attempt: OpenAttempt) -> bool:
     """Whether this unowned prediction could be the attempt's: nothing explains it away.
 
-    Explained is only a prediction that carries a webhook (attempts without a public URL never ask for one), or that
-    differs in a plain value which we sent.
+    Explained is only a prediction that carries a webhook (another attempt's or somebody else's: with this attempt's id it
+    would have been adopted), or that differs in a plain value which we sent.
     """
     if prediction.webhook is not None:
-        return False
+        return attempt_of(prediction.webhook) == attempt.attempt_id
     if prediction.data_removed or prediction.input is None:
         return True
     return not _differs(prediction.input, attempt.input_json)

@@ -14,13 +14,16 @@ from orchestrator.core.records import (
     Change,
     Claim,
     Counts,
+    Delivery,
     Fact,
     ItemResult,
     NewBatch,
     NewChunk,
     OutputName,
     Prediction,
+    Receipt,
     ResultRow,
+    Role,
     RowChunk,
     SourceFile,
     Standing,
@@ -95,6 +98,9 @@ class Predictions(Protocol):
 
     async def get(self, prediction_id: str) -> Prediction:
         """One prediction. Raises NotFound, Throttled, Unreachable, TokenRefused."""
+
+    async def webhook_secret(self) -> str:
+        """The key that webhooks are signed with: `whsec_…`. Raises TokenRefused, Unreachable."""
 
     async def cancel(self, prediction_id: str) -> Prediction:
         """Ask for the end of one prediction; answers its state. Raises as `get`."""
@@ -274,6 +280,15 @@ class OpenAttempt:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptDelivery:
+    """A webhook that waits for the answer of the attempt which its URL names."""
+
+    message_id: str
+    attempt_id: str
+    prediction_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class OpenWindow:
     """What is out at the provider for one account."""
 
@@ -340,6 +355,21 @@ class Ledger(Protocol):
 
     async def move(self, facts: Sequence[Fact], *, decide: Decide) -> list[Change]:
         """Read where the facts' attempts stand, under lock; ask `decide`; write the changes; all in one transaction."""
+
+    async def receive(self, deliveries: Sequence[Delivery], *, decide: Decide) -> tuple[list[Receipt], list[Change]]:
+        """Take in webhooks and their effect in one transaction: a receipt for each, and the changes that came of them."""
+
+    async def kept(self, account: str, *, before: datetime) -> list[KeptDelivery]:
+        """Webhooks received before `before` whose attempt's own answer is still not known, oldest first."""
+
+    async def drop_kept(self, message_ids: Sequence[str]) -> None:
+        """These are not waited for any longer."""
+
+    async def forget_deliveries(self, *, before: datetime) -> int:
+        """Remove what is too old to be told again; how many."""
+
+    async def attempts_of(self, attempt_ids: Sequence[str]) -> list[OpenAttempt]:
+        """These attempts, as the sweep knows them."""
 
     async def expire_leases(self, *, now: datetime, owner_not: str | None) -> list[str]:
         """Ids of open attempts whose lease is over.
@@ -408,6 +438,15 @@ class Ledger(Protocol):
     async def offset(self, account: str) -> float | None:
         """The provider's clock minus ours, in seconds, where ever learned."""
 
+    async def beat(self, role: Role) -> None:
+        """A process says that it is at work."""
+
+    async def present(self, *, since: datetime) -> list[Role]:
+        """The processes that were seen since then."""
+
+    async def depart(self, role_ids: Sequence[str], *, before: datetime) -> None:
+        """These have ended, as has whoever was not seen since `before`."""
+
     async def schedule(self, wakes: Sequence[Wake], *, now: datetime, force: bool = False) -> None:
         """Set due times; a wake sooner than what is set wins, a later one replaces only a time that has passed.
 
@@ -433,4 +472,5 @@ class Rooms:
     clock: Clock
     tempo: Tempo
     owner: str  # of leases: this process
+    public_url: str | None = None  # where the provider can reach our webhook
     stopping: Callable[[], bool] = lambda: False  # a shutdown has begun: start nothing new

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from enum import StrEnum
 from typing import Any
 
 from orchestrator.core.lifecycle import AttemptState, BatchState, Event, ItemState
@@ -175,6 +176,39 @@ class Fact:
     prediction: Prediction | None = None
     error: str | None = None
     error_class: str | None = None
+    via: str | None = None  # from where it was learned: post, webhook, list, get
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A genuine webhook: its message id, the attempt its URL names, and what its body says of a prediction."""
+
+    message_id: str
+    attempt_id: str
+    prediction: Prediction
+    received_at: datetime
+
+
+class Receipt(StrEnum):
+    """What became of a delivery."""
+
+    RECORDED = "recorded"  # went through the one door, whether or not it moved anything
+    DOUBLED = "doubled"  # this message was taken in before
+    KEPT = "kept"  # its attempt's own answer is not known yet: it waits for that
+    UNKNOWN = "unknown"  # no such attempt
+    MISADDRESSED = "misaddressed"  # the attempt has another prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A process at work for this ledger. `place`: the address where a web part listens."""
+
+    id: str  # role@host:pid
+    role: str
+    place: str | None
+    version: str
+    started_at: datetime
+    seen_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +243,7 @@ class Change:
     charge_units: int | None = None  # None: unknown
     charge_basis: str | None = None  # metrics, counted outputs, free; None: not known (yet)
     final_charge: bool = False  # the attempt is over: release its reservation
+    via: str | None = None  # from where the fact was learned
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def decide(standing: Standing, fact: Fact, *, policy: Policy, jitter: float) -> 
     if move is None:
         return None
     change = Change(standing, fact.event, move.attempt_to, move.item_to, fact.at, failures=failures, error=fact.error,
-                    error_class=fact.error_class, prediction=fact.prediction)
+                    error_class=fact.error_class, prediction=fact.prediction, via=fact.via)
     if fact.event is Event.FAILED_AGAIN:
         pause = timedelta(seconds=backoff_s(failures or 1, first_s=policy.retry_first_s, jitter=jitter))
         change = replace(change, due_at=fact.at + pause)

@@ -25,6 +25,8 @@ class Tempo:
     record_every_s: float = 0.25  # a kill between two of these leaves at most so many unsure rows
 
     sweep_min_s: float = 2.0
+    sweep_webhooks_s: float = 15.0  # between two looks while webhooks tell everything; one that finds news returns to sweep_min_s
+    kept_webhook_s: float = 5.0  # a webhook ahead of its attempt's own answer waits so long before a GET asks
     straggler_min_s: float = 60.0  # younger than this, a prediction is looked for in the list only
     straggler_gets: int = 20  # single GETs per sweep
 

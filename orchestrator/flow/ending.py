@@ -37,5 +37,5 @@ async def _end(rooms: Rooms, attempt_id: str, prediction_id: str) -> int:
         return 0  # ended in the meantime, or unknown there: the list says which
     if prediction.status not in TERMINAL:
         return 0
-    await record(rooms, [fact_of(prediction, at=rooms.clock.now(), attempt_id=attempt_id)])
+    await record(rooms, [fact_of(prediction, at=rooms.clock.now(), attempt_id=attempt_id, via="get")])
     return 1

@@ -1,18 +1,20 @@
 """Ask the provider, in bulk: what has ended, what is silent, what is unsure. Answers go through the one door."""
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from orchestrator.core.errors import NotFound, OrchestratorError, ProviderAway
 from orchestrator.core.inputs import input_hash
 from orchestrator.core.lifecycle import BatchState, Event
-from orchestrator.core.matching import Listing, Verdicts, resolve
+from orchestrator.core.matching import Listing, Verdicts, is_of, resolve
 from orchestrator.core.ports import Budget, OpenAttempt, OpenWindow, Rooms
 from orchestrator.core.prediction import TERMINAL
 from orchestrator.core.records import Fact, Prediction, Wake
+from orchestrator.core.tempo import Tempo
 from orchestrator.flow.ending import wind_up
-from orchestrator.flow.record import fact_of, record
+from orchestrator.flow.record import fact_of, news_of, record
 
 CLOCK_MARGIN_S = 60.0  # around every window in the provider's time
 
@@ -37,16 +39,18 @@ async def sweep(rooms: Rooms, account: str, lane: int = 0) -> list[Wake]:
 async def _look(rooms: Rooms, account: str) -> list[Wake]:
     now = rooms.clock.now()
     wakes = await _lapse(rooms, now)
+    wakes += await _early(rooms, account, now)
     window = await rooms.ledger.open_window(account)
+    news = 0
     if window.running:
-        wakes += await _list_sweep(rooms, account, window)
-        wakes += await _stragglers(rooms, account, window, now)
+        news, found = await _list_sweep(rooms, account, window)
+        wakes += found + await _stragglers(rooms, account, window, now)
     live = [batch for batch in await rooms.ledger.live_batches() if batch.account == account]
     for batch in live:
         if batch.state is BatchState.CANCELING:
             await wind_up(rooms, batch)
     if live or window.running:
-        again_s = interval_s(window, sweep_min_s=rooms.tempo.sweep_min_s)
+        again_s = interval_s(window, tempo=rooms.tempo, webhooks_tell=rooms.public_url is not None and not news)
         wakes.append(Wake("sweep", account, due_at=now + timedelta(seconds=again_s)))
     return wakes
 
@@ -62,9 +66,27 @@ async def _unsure_look(rooms: Rooms, account: str) -> list[Wake]:
     return [*wakes, Wake("sweep", account, UNSURE_LANE, now + timedelta(seconds=again_s))]
 
 
-def interval_s(window: OpenWindow, *, sweep_min_s: float) -> float:
-    """Seconds between two sweeps: a tenth of the median latency, at least `sweep_min_s`."""
-    return max(sweep_min_s, (window.median_s or 0.0) / 10)
+def interval_s(window: OpenWindow, *, tempo: Tempo, webhooks_tell: bool) -> float:
+    """Seconds between two sweeps: a tenth of the median latency, and seldom while the list has no news for us."""
+    return max(tempo.sweep_webhooks_s if webhooks_tell else tempo.sweep_min_s, (window.median_s or 0.0) / 10)
+
+
+async def _early(rooms: Rooms, account: str, now: datetime) -> list[Wake]:
+    """Webhooks that have waited too long for their attempt's own answer: the provider itself is asked whose they are."""
+    waiting = await rooms.ledger.kept(account, before=now - timedelta(seconds=rooms.tempo.kept_webhook_s))
+    if not waiting:
+        return []
+    attempts = {a.attempt_id: a for a in await rooms.ledger.attempts_of([kept.attempt_id for kept in waiting])}
+    facts: list[Fact] = []
+    for kept in waiting:
+        await _permit(rooms, account)
+        with suppress(NotFound):
+            prediction = await rooms.predictions.get(kept.prediction_id)
+            if is_of(prediction, attempts[kept.attempt_id], hash_of=input_hash):
+                facts.append(fact_of(prediction, at=rooms.clock.now(), via="webhook", attempt_id=kept.attempt_id))
+    wakes = await record(rooms, facts)
+    await rooms.ledger.drop_kept([kept.message_id for kept in waiting])
+    return wakes
 
 
 async def _lapse(rooms: Rooms, now: datetime) -> list[Wake]:
@@ -75,16 +97,18 @@ async def _lapse(rooms: Rooms, now: datetime) -> list[Wake]:
     return await record(rooms, lost)
 
 
-async def _list_sweep(rooms: Rooms, account: str, window: OpenWindow) -> list[Wake]:
+async def _list_sweep(rooms: Rooms, account: str, window: OpenWindow) -> tuple[int, list[Wake]]:
+    """How much the list had to tell that was news, and whom it concerns."""
     if window.oldest_created_at is None:
-        return []
+        return 0, []
     offset_s = await rooms.ledger.offset(account) or 0.0
     edge = window.oldest_created_at + timedelta(seconds=offset_s - CLOCK_MARGIN_S / 12)
-    wakes: list[Wake] = []
+    news, wakes = 0, list[Wake]()
     async for page in _pages(rooms, account, edge):
-        ended = [p for p in page if p.status in TERMINAL]
-        wakes += await record(rooms, [fact_of(p, at=rooms.clock.now()) for p in ended])
-    return wakes
+        ended = [fact_of(p, at=rooms.clock.now(), via="list") for p in page if p.status in TERMINAL]
+        moved, concerned = await news_of(rooms, ended)
+        news, wakes = news + moved, wakes + concerned
+    return news, wakes
 
 
 async def _pages(rooms: Rooms, account: str, edge: datetime) -> AsyncIterator[list[Prediction]]:
@@ -133,7 +157,7 @@ async def _ask(rooms: Rooms, attempt: OpenAttempt) -> list[Fact]:
         prediction = await rooms.predictions.get(attempt.prediction_id)
     except NotFound:
         return []  # intermittent 404s for valid ids have been reported; the next look decides
-    return [fact_of(prediction, at=rooms.clock.now())] if prediction.status in TERMINAL else []
+    return [fact_of(prediction, at=rooms.clock.now(), via="get")] if prediction.status in TERMINAL else []
 
 
 @dataclass(slots=True)
@@ -170,7 +194,7 @@ async def _window_of(rooms: Rooms, account: str, *, oldest_at: datetime, offset_
 
 
 def _facts(verdicts: Verdicts, now: datetime) -> list[Fact]:
-    adopted = [fact_of(prediction, at=now, attempt_id=attempt_id) for attempt_id, prediction in verdicts.adopt]
+    adopted = [fact_of(prediction, at=now, attempt_id=attempt_id, via="list") for attempt_id, prediction in verdicts.adopt]
     absent = [Fact(Event.ABSENT, now, i) for i in verdicts.absent]
     lost = [Fact(Event.GIVEN_UP, now, i, error="the answer to the purchase was lost, and nobody can say whether it was "
                  "made; `orchestrator retry --class unsure` buys the row again", error_class="unsure")

@@ -1,8 +1,9 @@
 """The one door for facts: whatever was learned, from a POST's answer, a list, a GET or a webhook, ends here."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 
 from orchestrator.core.cost import Pricing
@@ -10,29 +11,62 @@ from orchestrator.core.errors import Unreachable
 from orchestrator.core.inputs import shape_of
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Rooms
-from orchestrator.core.records import Batch, Change, Fact, Prediction, Standing, Wake
+from orchestrator.core.records import Batch, Change, Delivery, Fact, Prediction, Receipt, Standing, Wake
 from orchestrator.core.retry import Policy, decide, event_of
 
 
-def fact_of(prediction: Prediction, *, at: datetime, attempt_id: str | None = None) -> Fact:
-    """A provider's account of a prediction, as a fact."""
-    return Fact(event_of(prediction), at, attempt_id=attempt_id, prediction=prediction)
+def fact_of(prediction: Prediction, *, at: datetime, via: str, attempt_id: str | None = None) -> Fact:
+    """A provider's account of a prediction, as a fact; `via`: post, webhook, list or get."""
+    return Fact(event_of(prediction), at, attempt_id=attempt_id, prediction=prediction, via=via)
 
 
 async def record(rooms: Rooms, facts: Sequence[Fact]) -> list[Wake]:
     """Apply facts to the ledger in one transaction; the wakes that follow from what moved."""
+    return (await news_of(rooms, facts))[1]
+
+
+async def news_of(rooms: Rooms, facts: Sequence[Fact]) -> tuple[int, list[Wake]]:
+    """`record`, for who wants to know how many of the facts were news."""
     if not facts:
-        return []
-    batches = {batch.pk: batch for batch in await rooms.ledger.live_batches()}
-    policies = {pk: policy_of(batch, retry_first_s=rooms.tempo.retry_first_s) for pk, batch in batches.items()}
-    lone = Policy(1, rooms.tempo.retry_first_s, canceling=False, price=None, count_files=lambda _: 0)
+        return 0, []
+    rules = await rules_of(rooms)
+    changes = await rooms.ledger.move(facts, decide=rules.judge)
+    return len(changes), rules.wakes(changes)
 
-    def judge(standing: Standing, fact: Fact) -> Change | None:
-        policy = policies.get(standing.batch_pk, lone)
-        return decide(standing, fact, policy=policy, jitter=rooms.clock.jitter())
 
-    changes = await rooms.ledger.move(facts, decide=judge)
-    return list(_wakes(changes, {pk: batch.id for pk, batch in batches.items()}))
+async def receive(rooms: Rooms, deliveries: Sequence[Delivery]) -> tuple[list[Receipt], list[Wake]]:
+    """Webhooks, through the same door: taken in and applied in one transaction; a receipt for each, and the wakes."""
+    rules = await rules_of(rooms)
+    receipts, changes = await rooms.ledger.receive(deliveries, decide=rules.judge)
+    return receipts, rules.wakes(changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the live batches want done with facts, at one moment."""
+
+    ids: dict[int, str]
+    policies: dict[int, Policy]
+    lone: Policy  # for attempts of batches that have ended
+    jitter: Callable[[], float]
+
+    def judge(self, standing: Standing, fact: Fact) -> Change | None:
+        """The change that a fact makes, or None."""
+        policy = self.policies.get(standing.batch_pk, self.lone)
+        return decide(standing, fact, policy=policy, jitter=self.jitter())
+
+    def wakes(self, changes: Iterable[Change]) -> list[Wake]:
+        """Whom the changes concern."""
+        return list(_wakes(changes, self.ids))
+
+
+async def rules_of(rooms: Rooms) -> Rules:
+    """The rules that hold now."""
+    batches = await rooms.ledger.live_batches()
+    first_s = rooms.tempo.retry_first_s
+    return Rules({batch.pk: batch.id for batch in batches},
+                 {batch.pk: policy_of(batch, retry_first_s=first_s) for batch in batches},
+                 Policy(1, first_s, canceling=False, price=None, count_files=lambda _: 0), rooms.clock.jitter)
 
 
 def policy_of(batch: Batch, *, retry_first_s: float) -> Policy:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from orchestrator.core.callback import callback_url
 from orchestrator.core.cost import Pricing, to_units
 from orchestrator.core.errors import Unreachable
 from orchestrator.core.job import Job
@@ -143,7 +144,8 @@ async def _post(rooms: Rooms, order: _Order, claim: Claim, *, at: float, facts: 
     life_s = rooms.tempo.permit_life_s if rooms.tempo.creates_per_minute else 10 * rooms.tempo.permit_life_s
     try:
         answer = await rooms.predictions.create(
-            order.batch.target, input_json=claim.input_json, post_by_s=at + life_s, cancel_after_s=order.cancel_after_s)
+            order.batch.target, input_json=claim.input_json, post_by_s=at + life_s, cancel_after_s=order.cancel_after_s,
+            webhook=callback_url(rooms.public_url, claim.attempt_id) if rooms.public_url else None)
     except BaseException:  # canceled, or a defect: either way nobody heard the answer
         facts.add(Fact(Event.ANSWER_LOST, rooms.clock.now(), claim.attempt_id, error="the answer was not heard",
                        error_class="unsure"))
@@ -155,7 +157,7 @@ async def _post(rooms: Rooms, order: _Order, claim: Claim, *, at: float, facts: 
 
 def _fact(answer: CreateAnswer, attempt_id: str, *, now: datetime) -> Fact:
     if answer.proof is Proof.CREATED and answer.prediction is not None:
-        return fact_of(answer.prediction, at=now, attempt_id=attempt_id)
+        return fact_of(answer.prediction, at=now, attempt_id=attempt_id, via="post")
     if answer.proof is Proof.NOT_SENT:
         return Fact(Event.NOT_SENT, now, attempt_id, error=answer.detail)
     if answer.proof is Proof.UNSURE:

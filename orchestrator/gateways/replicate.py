@@ -141,6 +141,11 @@ class ReplicateApi:
         url = self._url(f"/predictions/{quote(prediction_id, safe='')}")
         return self._prediction(await self._read("GET", url, what=f"prediction {prediction_id}"))
 
+    async def webhook_secret(self) -> str:
+        """As the port says (Replicate docs: verify webhooks)."""
+        found = await self._read("GET", self._url("/webhooks/default/secret"), what="the webhook secret")
+        return _field(found, "key", self._place)
+
     async def cancel(self, prediction_id: str) -> Prediction:
         """As the port says. Canceling twice is harmless, so it is repeated like a read."""
         url = self._url(f"/predictions/{quote(prediction_id, safe='')}/cancel")

@@ -11,6 +11,7 @@ from orchestrator.core.errors import Unreachable
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import CreateAnswer, Decide
 from orchestrator.core.records import Change, Fact
+from orchestrator.core.tempo import Tempo
 from orchestrator.flow.collect import collect
 from orchestrator.flow.control import pause
 from orchestrator.flow.reconcile import interval_s, sweep
@@ -192,8 +193,9 @@ def test_sweeps_keep_a_tenth_of_the_latency():
     """Every two seconds, or a tenth of the median latency where that is longer."""
     from orchestrator.core.ports import OpenWindow
 
-    assert interval_s(OpenWindow(1, 0, None, None), sweep_min_s=2) == 2
-    assert interval_s(OpenWindow(1, 0, None, 90.0), sweep_min_s=2) == 9
+    assert interval_s(OpenWindow(1, 0, None, None), tempo=Tempo(sweep_min_s=2), webhooks_tell=False) == 2
+    assert interval_s(OpenWindow(1, 0, None, 90.0), tempo=Tempo(sweep_min_s=2), webhooks_tell=False) == 9
+    assert interval_s(OpenWindow(1, 0, None, None), tempo=Tempo(sweep_webhooks_s=15), webhooks_tell=True) == 15
 
 
 async def test_the_double_limits_like_the_real_one(stage: Stage):

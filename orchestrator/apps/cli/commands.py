@@ -84,6 +84,7 @@ def run(
     limit: Annotated[int | None, typer.Option(min=1, help="Start so many rows at most; a later run goes on.")] = None,
     change: Change = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="A new batch, even if one exists.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Leave it to the roles that are at work here (`up`).")] = False,
     patience: Annotated[str, typer.Option(help="How long to wait for what is away, e.g. 15m.")] = "15m",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Consent to the cost.")] = False,
     json: Json = False,
@@ -92,7 +93,7 @@ def run(
     from orchestrator.apps.cli import run as command
 
     act(lambda: command.run(command.RunOptions(
-        job=job, source=source, output=output, run_key=run_key, limit=limit, changes=changes(change), fresh=fresh,
+        job=job, source=source, output=output, run_key=run_key, limit=limit, changes=changes(change), fresh=fresh, detach=detach,
         patience_s=seconds(patience), yes=yes)), as_json=json)
 
 
@@ -196,12 +197,48 @@ def simulate(context: typer.Context) -> None:
 
 
 @app.command()
+def up(workers: Annotated[int, typer.Option(min=1, max=64, help="How many worker processes.")] = 1) -> None:
+    """Everything on this machine: worker, scheduler, web. `run` uses it while it is there."""
+    from orchestrator.apps.up import up as command
+
+    _play(lambda: command(workers=workers))
+
+
+@app.command()
 def worker() -> None:
     """One role: a Celery worker whose tasks are the stations."""
     from orchestrator.apps.worker.main import work
 
+    _play(work)
+
+
+@app.command()
+def scheduler() -> None:
+    """One role: wakes what is due and starts scheduled runs. Two of them do no harm."""
+    from orchestrator.apps.scheduler import scheduler as command
+
+    _play(command)
+
+
+@app.command()
+def web() -> None:
+    """One role: takes in webhooks, and answers a small read-only API."""
+    from orchestrator.apps.web.main import web as command
+
+    _play(command)
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the ledger's tables up to date. Every command does so by itself; deployments may want it as a step of its own."""
+    from orchestrator.apps.cli import look
+
+    act(look.migrate, as_json=False)
+
+
+def _play(role: Callable[[], None]) -> None:
     try:
-        work()
+        role()
     except OrchestratorError as error:
         trouble(error, as_json=False)
         raise typer.Exit(code_of(error)) from None

@@ -26,6 +26,13 @@ def here() -> Settings:
     return settings
 
 
+async def migrate() -> Ending:
+    """Tables as this program knows them."""
+    settings = wiring.own_settings()
+    async with wiring.ledger(settings):
+        return Ending(Exit.DONE, {"ledger": "ready"}, ("the ledger's tables are up to date",))
+
+
 def exists(path: str) -> bool:
     """Whether a file is there."""
     return Path(path).is_file()
@@ -42,6 +49,7 @@ async def status(name: str | None) -> Ending:
                                state=batch.state)
             document |= {"reason": batch.reason, "by_state": {s.value: n for s, n in counts.by_state.items()},
                          "output": batch.output_to, "model": batch.target.name}
+            document["ended_via"] = await ledger.endings(batch.pk)
             failures = await ledger.failures(batch.pk)
             document["failures"] = [{"class": f.error_class, "count": f.count, "example": f.sample} for f in failures]
             return Ending(Exit.DONE, document, tuple(_lines(document)))

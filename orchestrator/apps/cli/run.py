@@ -14,7 +14,7 @@ from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.follow import Follower
 from orchestrator.apps.cli.panel import clock_text, screen, usd_text
 from orchestrator.apps.cli.speech import ask, say
-from orchestrator.apps.machine import Machine, machine
+from orchestrator.apps.machine import Machine, is_present, is_served, machine
 from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import BatchState, Event, ItemState
 from orchestrator.core.ports import Rooms
@@ -40,7 +40,7 @@ class RunOptions:
     fresh: bool = False
     patience_s: float = 900.0
     yes: bool = False
-    json: bool = False
+    detach: bool = False
 
 
 def order_of(options: RunOptions) -> tuple[Order, Path]:
@@ -121,6 +121,8 @@ async def run(options: RunOptions) -> Ending:
     settings = read_settings(home)
     new_ledger = wiring.is_new(settings)
     async with _open(settings) as (rooms, hold):
+        served = not hold.alone and await is_served(rooms)
+        await _can_start(rooms, settings, served=served, detach=options.detach)
         prepared = await prepare(rooms, order, book=wiring.price_book(settings))
         await _consent(rooms, prepared, options, ask_above_usd=settings.ask_above_usd)
         if hold.alone:
@@ -137,7 +139,28 @@ async def run(options: RunOptions) -> Ending:
         ended = await _already_over(rooms, batch)
         if ended is not None:
             return ended
-        return await _to_the_end(rooms, batch, options=options, settings=settings, hold=hold)
+        if options.detach:
+            return await _detached(rooms, batch)
+        return await _to_the_end(rooms, batch, options=options, settings=settings, hold=hold, served=served)
+
+
+async def _can_start(rooms: Rooms, settings: Settings, *, served: bool, detach: bool) -> None:
+    """What would stop the batch from moving is said before anything is read or spent."""
+    if detach and not served:
+        raise BadInput("--detach leaves the batch to roles that are at work for this ledger, and there is no worker with a "
+                       "scheduler: start `orchestrator up` first, or leave --detach out")
+    if not served and settings.public_url is not None and not await is_present(rooms, "web"):
+        wiring.listening(settings).close()
+
+
+async def _detached(rooms: Rooms, batch: Batch) -> Ending:
+    """The batch is left to those who are at work."""
+    if batch.state is BatchState.PAUSED:
+        await control.resume(rooms, batch)
+    await control.wake_all(rooms, batch)
+    counts = await rooms.ledger.counts(batch.pk)
+    return _ending(rooms, await rooms.ledger.batch(batch.id) or batch, counts, Exit.DONE,
+                   [f"left to the roles at work here; follow it with: orchestrator watch {batch.id}"])
 
 
 async def _consent(rooms: Rooms, prepared: Prepared, options: RunOptions, *, ask_above_usd: float) -> None:
@@ -181,13 +204,14 @@ async def _verdict(follower: Follower) -> Exit:
     return code
 
 
-async def _to_the_end(rooms: Rooms, batch: Batch, *, options: RunOptions, settings: Settings, hold: wiring.Hold) -> Ending:
+async def _to_the_end(rooms: Rooms, batch: Batch, *, options: RunOptions, settings: Settings, hold: wiring.Hold,
+                      served: bool) -> Ending:
     """Worker up, stations woken, followed to the end, everything taken down."""
     if batch.state is BatchState.PAUSED:
         await control.resume(rooms, batch)
     await control.wake_all(rooms, batch)
     with _signals() as heard:
-        async with machine(settings, rooms, hold=hold) as here:
+        async with machine(settings, rooms, hold=hold, served=served) as here:
             with screen(quiet=False) as shown:
                 follower = Follower(rooms, batch.id, shown, here, options.patience_s, rooms.clock.now())
                 code = await follower.follow(heard.first)
@@ -232,6 +256,11 @@ def _signals() -> Iterator[_Heard]:
 
 async def _interrupted(rooms: Rooms, batch: Batch, here: Machine, heard: _Heard) -> Ending:
     """Finish what is in the air, or at a second signal leave at once; say what is still out and until when."""
+    if here.keeper is None:
+        counts = await rooms.ledger.counts(batch.pk)
+        return _ending(rooms, await rooms.ledger.batch(batch.id) or batch, counts, heard.code,
+                       [f"the batch goes on without this command; follow it with: orchestrator watch {batch.id}, "
+                        f"stop it with: orchestrator pause {batch.id}"])
     say("stopping: nothing new is bought; what is in the air is finished (again to leave at once)")
     good = asyncio.create_task(here.stop())
     quick = asyncio.create_task(heard.second.wait())

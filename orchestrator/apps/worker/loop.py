@@ -5,12 +5,14 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from importlib.metadata import version
 
 from orchestrator import wiring
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Wake
 from orchestrator.flow.collect import collect
+from orchestrator.flow.presence import at_work
 from orchestrator.flow.reconcile import sweep
 from orchestrator.flow.report import LONGEST_S, report
 from orchestrator.flow.submit import submit
@@ -50,8 +52,10 @@ class StationLoop:
         assert self._ready is not None
         try:
             async with wiring.rooms(self._settings, redis_url=self._redis_url, stopping=lambda: self._stopping) as rooms:
-                self._ready.set_result(rooms)
-                await self._end.wait()
+                async with at_work(rooms.ledger, rooms.clock, role="worker", owner=rooms.owner,
+                                   version=version("replicate-orchestrator")):
+                    self._ready.set_result(rooms)
+                    await self._end.wait()
         except Exception as error:
             if self._ready.done():
                 raise

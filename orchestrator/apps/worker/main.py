@@ -1,7 +1,6 @@
 """`orchestrator worker`: a Celery worker whose tasks are the stations. Messages carry ids and may be lost or doubled."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -15,7 +14,7 @@ THREADS = 12  # stations at once: submit and collect lanes of several batches, s
 
 def work() -> None:
     """Work until told to stop."""
-    settings = wiring.read_settings(wiring.home_of(None, cwd=Path.cwd()))
+    settings = wiring.own_settings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     app = wiring.celery(settings)
     assert settings.redis_url is not None

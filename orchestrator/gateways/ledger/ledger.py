@@ -5,22 +5,25 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator.core.lifecycle import BatchState, ItemState
-from orchestrator.core.ports import Claimable, ClaimTerms, Decide, OpenAttempt, OpenWindow
+from orchestrator.core.ports import Claimable, ClaimTerms, Decide, KeptDelivery, OpenAttempt, OpenWindow
 from orchestrator.core.records import (
     Batch,
     Change,
     Claim,
     Counts,
+    Delivery,
     Fact,
     ItemResult,
     NewBatch,
     NewChunk,
     OutputName,
+    Receipt,
+    Role,
     StoredOutput,
     ToCollect,
     Wake,
 )
-from orchestrator.gateways.ledger import claims, collecting, loading, moves, steering, sweeping, views
+from orchestrator.gateways.ledger import claims, collecting, loading, moves, presence, receiving, steering, sweeping, views
 from orchestrator.gateways.ledger.session import Database
 
 
@@ -103,6 +106,30 @@ class SqlLedger:
         """As the port says. Facts of one attempt are applied in order; `decide` must be pure: it may be asked again."""
         return await self._db.write(moves.move, facts, decide=decide) if facts else []
 
+    # Webhooks
+
+    async def receive(self, deliveries: Sequence[Delivery], *, decide: Decide) -> tuple[list[Receipt], list[Change]]:
+        """As the port says."""
+        return await self._db.write(receiving.receive, deliveries, decide=decide) if deliveries else ([], [])
+
+    async def kept(self, account: str, *, before: datetime) -> list[KeptDelivery]:
+        """As the port says, a hundred at most."""
+        return await self._db.read(receiving.kept, before=before, account=account)
+
+    async def drop_kept(self, message_ids: Sequence[str]) -> None:
+        """As the port says."""
+        await self._db.write(receiving.drop_kept, message_ids)
+
+    async def forget_deliveries(self, *, before: datetime) -> int:
+        """As the port says."""
+        return await _in_steps(lambda: self._db.write(receiving.forget, before=before))
+
+    async def attempts_of(self, attempt_ids: Sequence[str]) -> list[OpenAttempt]:
+        """As the port says."""
+        return await self._db.read(sweeping.attempts_of, attempt_ids)
+
+    # What is out
+
     async def expire_leases(self, *, now: datetime, owner_not: str | None) -> list[str]:
         """As the port says."""
         return await self._db.read(sweeping.expire_leases, now=now, owner_not=owner_not)
@@ -124,8 +151,6 @@ class SqlLedger:
     async def delay_collect(self, item_pks: Sequence[int], *, due_at: datetime, error: str) -> None:
         """As the port says."""
         await self._db.write(collecting.delay_collect, item_pks, due_at=due_at, error=error)
-
-    # What is out
 
     async def open_window(self, account: str) -> OpenWindow:
         """As the port says."""
@@ -206,6 +231,20 @@ class SqlLedger:
         await self._db.write(steering.release_holds, now=now)
         await self._db.write(collecting.release_leases)
 
+    # Who is at work
+
+    async def beat(self, role: Role) -> None:
+        """As the port says."""
+        await self._db.write(presence.beat, role)
+
+    async def present(self, *, since: datetime) -> list[Role]:
+        """As the port says."""
+        return await self._db.read(presence.present, since=since)
+
+    async def depart(self, role_ids: Sequence[str], *, before: datetime) -> None:
+        """As the port says."""
+        await self._db.write(presence.depart, role_ids, before=before)
+
     # Looking
 
     async def counts(self, batch_pk: int) -> Counts:
@@ -247,6 +286,10 @@ class SqlLedger:
     async def waiting(self, batch_pk: int, *, now: datetime) -> views.WaitingView:
         """Rows that wait: due, not yet due, and the next due time."""
         return await self._db.read(views.waiting, batch_pk, now=now)
+
+    async def endings(self, batch_pk: int) -> dict[str, int]:
+        """Ended predictions by where their end was learned first: post, webhook, list, get."""
+        return await self._db.read(views.endings, batch_pk)
 
     async def latencies(self, batch_pk: int) -> views.LatencyView | None:
         """Provider time of the latest ended predictions; None where none has ended."""

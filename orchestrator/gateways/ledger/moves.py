@@ -1,17 +1,20 @@
 """The guarded writes behind every fact: read where things stand, under lock; let the rules decide; write their word."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import and_, bindparam, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import AttemptState, Event, ItemState
 from orchestrator.core.ports import Decide
+from orchestrator.core.prediction import parse
 from orchestrator.core.records import Change, Fact, Prediction, Standing
-from orchestrator.gateways.ledger.tables import AGAIN_AT, attempts, batches, items
+from orchestrator.core.retry import event_of
+from orchestrator.gateways.ledger.tables import AGAIN_AT, KEPT, attempts, batches, deliveries, items
 from orchestrator.gateways.ledger.text import LOGS_KEPT, as_json, clean
 
 
@@ -32,6 +35,9 @@ async def move(connection: AsyncConnection, facts: Sequence[Fact], *, decide: De
     scene = await _scene(connection, facts)
     before = dict(scene.standings)
     changes = [change for fact in facts if (change := _apply(scene, fact, decide=decide)) is not None]
+    answered = [i for i, standing in scene.standings.items() if standing.prediction_id and not before[i].prediction_id]
+    early = await kept_facts(connection, answered) if answered else []
+    changes += [change for fact in early if (change := _apply(scene, fact, decide=decide)) is not None]
     await _write_attempts(connection, scene, before=before)
     await _write_items(connection, scene, before=before)
     await _write_money(connection, scene)
@@ -56,6 +62,23 @@ async def _scene(connection: AsyncConnection, facts: Sequence[Fact]) -> _Scene:
                 item_pk=row.item_pk, item_state=ItemState(row.item_state), is_current=row.current_id == row.id,
                 failures=row.failures, batch_pk=row.batch_pk, reserved_units=row.reserved_units)
     return scene
+
+
+async def kept_facts(connection: AsyncConnection, attempt_ids: Sequence[str]) -> list[Fact]:
+    """Webhooks that came before their attempt's own answer: facts now, and not kept any longer."""
+    facts: list[Fact] = []
+    for part in _parts(sorted(attempt_ids)):
+        is_kept = and_(deliveries.c.attempt_id.in_(part), text(KEPT))
+        rows = (await connection.execute(select(deliveries).where(is_kept).order_by(deliveries.c.received_at))).all()
+        if rows:
+            await connection.execute(update(deliveries).where(is_kept).values(payload_json=None))
+        facts += [fact_of_webhook(row.attempt_id, parse(json.loads(row.payload_json)), at=row.received_at) for row in rows]
+    return facts
+
+
+def fact_of_webhook(attempt_id: str, prediction: Prediction, *, at: datetime) -> Fact:
+    """What a webhook says, as a fact."""
+    return Fact(event_of(prediction), at, attempt_id=attempt_id, prediction=prediction, via="webhook")
 
 
 def _parts(values: Sequence[str], size: int = 1000) -> Iterable[Sequence[str]]:
@@ -115,7 +138,8 @@ def _attempt_values(change: Change, *, lease_until: datetime) -> dict[str, Any]:
     if change.prediction is not None:
         values |= _prediction_values(change.prediction, at=change.at, has_ended=change.event is Event.SUCCEEDED)
     if change.final_charge:
-        values |= {"charge_units": change.charge_units, "charge_basis": change.charge_basis, "reserved_units": 0}
+        values |= {"charge_units": change.charge_units, "charge_basis": change.charge_basis, "reserved_units": 0,
+                   "ended_via": change.via}
     return values
 
 
@@ -147,7 +171,7 @@ def _item_values(change: Change) -> dict[str, Any]:
 
 # Columns that keep their value where a fact has none to give.
 _KEPT = ("prediction_id", "status", "model", "version", "provider_created_at", "completed_at", "output_json",
-         "metrics_json", "logs_tail", "seconds", "sent_until_at", "charge_units", "charge_basis", "reserved_units")
+         "metrics_json", "logs_tail", "seconds", "sent_until_at", "charge_units", "charge_basis", "reserved_units", "ended_via")
 _WRITE_ATTEMPT = update(attempts).where(
     attempts.c.id == bindparam("b_id"), attempts.c.state == bindparam("b_from"),
 ).values(

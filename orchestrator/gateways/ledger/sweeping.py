@@ -69,6 +69,12 @@ async def unsure(connection: AsyncConnection, account: str) -> list[OpenAttempt]
     return [_open_attempt(row) for row in rows]
 
 
+async def attempts_of(connection: AsyncConnection, attempt_ids: Sequence[str]) -> list[OpenAttempt]:
+    """Attempts by their ids, whatever their state."""
+    rows = await connection.execute(_open_attempts().where(attempts.c.id.in_(attempt_ids)))
+    return [_open_attempt(row) for row in rows]
+
+
 def _open_attempts() -> Select[Any]:
     return select(
         attempts.c.id, attempts.c.batch_pk, attempts.c.state, attempts.c.prediction_id, attempts.c.target_key,

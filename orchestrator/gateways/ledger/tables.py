@@ -23,12 +23,13 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlmodel import Field, SQLModel
 
-HEAD = "0001"  # the newest revision in migrations/versions; a test holds the two together
+HEAD = "0002"  # the newest revision in migrations/versions; a test holds the two together
 
 # Partial indexes serve only queries that repeat their condition literally: SQLite compares the texts.
 PENDING = "state = 'pending'"
 COLLECTING = "state = 'collecting'"
 ALIVE = "state IN ('open', 'unsure', 'running')"
+KEPT = "payload_json IS NOT NULL"
 UNPRICED = "charge_units IS NULL AND state IN ('succeeded', 'failed', 'canceled', 'aborted', 'lost')"
 
 # `items.due_at` of rows that may be bought at any time. Two values, so that one index range holds the rows never
@@ -176,6 +177,7 @@ class AttemptRow(_Model, table=True):
     reserved_units: int = Field(sa_type=BigInteger)
     charge_units: int | None = Field(sa_type=BigInteger)
     charge_basis: str | None
+    ended_via: str | None  # from where its end was learned first: post, webhook, list, get
 
 
 class OutputRow(_Model, table=True):
@@ -228,6 +230,31 @@ class AccountRow(_Model, table=True):
     noted_at: datetime = Field(sa_type=UtcTime)
 
 
+class DeliveryRow(_Model, table=True):
+    """A webhook that was taken in. `payload_json`: what it said, kept until its attempt's own answer is known."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (Index("ix_deliveries_received_at", "received_at"),
+                      _partial("ix_deliveries_kept", "attempt_id", where=KEPT))
+    id: str = Field(primary_key=True)
+    attempt_id: str
+    prediction_id: str
+    received_at: datetime = Field(sa_type=UtcTime)
+    payload_json: str | None
+
+
+class RoleRow(_Model, table=True):
+    """A process at work for this ledger, and when it last said so. `place`: where a web part listens."""
+
+    __tablename__ = "roles"
+    id: str = Field(primary_key=True)
+    role: str
+    place: str | None
+    version: str
+    started_at: datetime = Field(sa_type=UtcTime)
+    seen_at: datetime = Field(sa_type=UtcTime)
+
+
 METADATA: MetaData = _Model.metadata
 
 
@@ -242,3 +269,5 @@ outputs = _table("outputs")
 source_chunks = _table("source_chunks")
 work = _table("work")
 accounts = _table("accounts")
+deliveries = _table("deliveries")
+roles = _table("roles")

@@ -235,6 +235,14 @@ async def latencies(connection: AsyncConnection, batch_pk: int, *, limit: int = 
     return LatencyView(len(took), tenths[4], tenths[8])
 
 
+async def endings(connection: AsyncConnection, batch_pk: int) -> dict[str, int]:
+    """Ended predictions by where their end was learned first."""
+    rows = await connection.execute(
+        select(attempts.c.ended_via, func.count().label("many"))
+        .where(attempts.c.batch_pk == batch_pk, attempts.c.ended_via.is_not(None)).group_by(attempts.c.ended_via))
+    return {row.ended_via: int(row.many) for row in rows}
+
+
 async def oldest_out_at(connection: AsyncConnection, batch_pk: int) -> datetime | None:
     """Since when the oldest paid prediction of this batch is out: alive there, or ended and not yet home.
 

@@ -1,0 +1,132 @@
+"""The webhook route, bare ASGI: raw bytes in, judged by their signature, committed, then 200. The hot path of the web part.
+
+Answers: 200 taken in (or taken in before), 400 not readable, 401 not genuine or not of now, 404 about no attempt of this
+ledger, 405, 408, 413, and 503 while the signing secret or the ledger is away: then the provider tries again.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+
+from orchestrator.apps.web.intake import Intake
+from orchestrator.apps.web.keys import SigningKeys
+from orchestrator.core.callback import PATH, attempt_in
+from orchestrator.core.errors import OrchestratorError
+from orchestrator.core.ports import Clock
+from orchestrator.core.prediction import parse
+from orchestrator.core.records import Delivery, Receipt
+from orchestrator.core.signature import Verdict, check
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+LARGEST_BODY = 64 * 1024 * 1024  # a body with data URIs has tens of megabytes; refused, its completion would be lost
+LARGE_BODY = 1024 * 1024
+LARGE_AT_ONCE = 4
+BODY_TIMEOUT_S = 30.0
+log = logging.getLogger("orchestrator.web")
+
+_OF_RECEIPT = {Receipt.UNKNOWN: (404, "unknown attempt"), Receipt.MISADDRESSED: (404, "about another attempt")}
+
+
+class _Refused(Exception):
+    """An answer that is given before anything was judged."""
+
+    def __init__(self, status: int, word: str) -> None:
+        super().__init__(word)
+        self.status = status
+        self.word = word
+
+
+class Hook:
+    """One route as an ASGI application. `counts` says how often each answer was given."""
+
+    def __init__(self, *, keys: SigningKeys, intake: Intake, clock: Clock) -> None:
+        self._keys = keys
+        self._intake = intake
+        self._clock = clock
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        self.counts: Counter[str] = Counter()
+
+    @staticmethod
+    def is_for(scope: Scope) -> bool:
+        """Whether a request is a webhook's; a proxy may have put a prefix before the path."""
+        return bool(scope["type"] == "http" and scope["path"].endswith(PATH))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        try:
+            status, word = await self._answer(scope, receive)
+        except _Refused as refused:
+            status, word = refused.status, refused.word
+        except OrchestratorError as error:
+            log.warning("a webhook could not be taken in, the provider will try again: %s", error)
+            status, word = 503, "the ledger is away"
+        self.counts[word] += 1
+        await send({"type": "http.response.start", "status": status, "headers": _HEADERS})
+        await send({"type": "http.response.body", "body": b'{"detail":"%s"}\n' % word.encode()})
+
+    async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, str]:
+        if scope["method"] != "POST":
+            return 405, "webhooks are POSTs"
+        attempt_id = attempt_in(scope["query_string"].decode("latin-1"))
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        length = headers.get("content-length", "0")
+        announced = int(length) if length.isdigit() else 0
+        if announced > LARGEST_BODY:
+            return 413, "larger than 64 MB"
+        if not self._keys.live() and not await self._keys.learn():
+            return 503, "the signing secret is not known yet"
+        if announced <= LARGE_BODY and "transfer-encoding" not in headers:
+            return await self._judged(attempt_id, headers, await _body(receive))
+        async with self._large:  # a few of these fit into memory at once
+            return await self._judged(attempt_id, headers, await _body(receive))
+
+    async def _judged(self, attempt_id: str | None, headers: dict[str, str], body: bytes) -> tuple[int, str]:
+        now = self._clock.now()
+        verdict = check(headers, secrets=self._keys.live(), body=body, now_s=now.timestamp())
+        if verdict is Verdict.FORGED and await self._keys.learn():  # perhaps the secret was rotated
+            verdict = check(headers, secrets=self._keys.live(), body=body, now_s=now.timestamp())
+        if verdict is not Verdict.GENUINE:
+            return (400 if verdict is Verdict.UNREADABLE else 401), verdict.value
+        if attempt_id is None:
+            return 404, "the URL names no attempt"
+        try:
+            prediction = parse(orjson.loads(body))
+        except (ValueError, AttributeError):
+            return 400, "no prediction"
+        receipt = await self._intake.offer(Delivery(headers["webhook-id"], attempt_id, prediction, now))
+        return _OF_RECEIPT.get(receipt, (200, receipt.value))
+
+
+_HEADERS = [(b"content-type", b"application/json")]
+
+
+async def _body(receive: Receive) -> bytes:
+    """All of the body. Raises _Refused for one that is too long, too slow, or cut."""
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            message = await receive()
+            if not message.get("more_body") and message["type"] == "http.request":
+                return bytes(message.get("body", b""))
+            return await _rest(message, receive)
+    except TimeoutError:
+        raise _Refused(408, "too slow") from None
+
+
+async def _rest(message: MutableMapping[str, Any], receive: Receive) -> bytes:
+    parts, size = [], 0
+    while message["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > LARGEST_BODY:
+            raise _Refused(413, "larger than 64 MB")
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await receive()
+    raise _Refused(400, "cut")

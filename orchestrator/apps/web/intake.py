@@ -1,0 +1,57 @@
+"""Natural group commit: what came in while one transaction ran is the next one; nobody waits for a timer."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from orchestrator.core.errors import OrchestratorError
+from orchestrator.core.records import Delivery, Receipt
+
+Take = Callable[[Sequence[Delivery]], Awaitable[list[Receipt]]]
+LARGEST_GROUP = 200
+
+
+class Intake:
+    """Deliveries in, one commit for as many as have come, a receipt for each."""
+
+    def __init__(self, take: Take) -> None:
+        self._take = take
+        self._waiting: list[tuple[Delivery, asyncio.Future[Receipt]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def offer(self, delivery: Delivery) -> Receipt:
+        """Returns once the delivery is committed. Raises what the ledger raised."""
+        receipt: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        self._waiting.append((delivery, receipt))
+        if self._task is None:
+            self._task = asyncio.create_task(self._drain())
+        return await receipt
+
+    async def _drain(self) -> None:
+        try:
+            while self._waiting:
+                group, self._waiting = self._waiting[:LARGEST_GROUP], self._waiting[LARGEST_GROUP:]
+                await self._commit(group)
+        finally:
+            self._task = None
+
+    async def _commit(self, group: list[tuple[Delivery, asyncio.Future[Receipt]]]) -> None:
+        try:
+            receipts = await self._take([delivery for delivery, _ in group])
+        except OrchestratorError as error:
+            _fail(group, error)
+        except Exception as error:  # one delivery that the ledger cannot take must not cost the others their place
+            if len(group) == 1:
+                _fail(group, error)
+                return
+            for one in group:
+                await self._commit([one])
+        else:
+            for (_, waiting), receipt in zip(group, receipts, strict=True):
+                if not waiting.done():  # its sender may have gone
+                    waiting.set_result(receipt)
+
+
+def _fail(group: list[tuple[Delivery, asyncio.Future[Receipt]]], error: Exception) -> None:
+    for _, waiting in group:
+        if not waiting.done():
+            waiting.set_exception(error)

@@ -1,0 +1,109 @@
+"""Webhooks into the ledger: bound to their attempt, taken in once, and their effect in the same transaction."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import delete, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.core.ports import Decide, KeptDelivery
+from orchestrator.core.records import Change, Delivery, Prediction, Receipt
+from orchestrator.gateways.ledger.moves import fact_of_webhook, move
+from orchestrator.gateways.ledger.session import insert
+from orchestrator.gateways.ledger.tables import KEPT, attempts, deliveries
+from orchestrator.gateways.ledger.text import as_json
+
+FORGET_ROWS = 5000
+_AT_ONCE = 500  # rows per statement: SQLite takes 32,766 values in one
+
+
+async def receive(connection: AsyncConnection, given: Sequence[Delivery], *,
+                  decide: Decide) -> tuple[list[Receipt], list[Change]]:
+    """Take in deliveries, in their order; a receipt for each, and the changes that came of them.
+
+    The signature does not cover the URL: a body about another prediction than the attempt's changes nothing. An attempt
+    without a prediction yet may be about to learn of this one or of another, so its deliveries are kept."""
+    known = await _predictions_of(connection, sorted({delivery.attempt_id for delivery in given}))
+    places = [_place(delivery, known) for delivery in given]
+    wanted = {d.message_id: _row(d, keep=place is Receipt.KEPT) for d, place in zip(given, places, strict=True)
+              if place in (Receipt.RECORDED, Receipt.KEPT)}
+    new = await _note(connection, list(wanted.values()))
+    receipts: list[Receipt] = []
+    facts = []
+    for delivery, place in zip(given, places, strict=True):
+        if place not in (Receipt.RECORDED, Receipt.KEPT):
+            receipts.append(place)
+        elif delivery.message_id not in new:
+            receipts.append(Receipt.DOUBLED)
+        else:
+            new.remove(delivery.message_id)  # a second one of the same message in this very call is a double
+            receipts.append(place)
+            if place is Receipt.RECORDED:
+                facts.append(fact_of_webhook(delivery.attempt_id, delivery.prediction, at=delivery.received_at))
+    return receipts, await move(connection, facts, decide=decide) if facts else []
+
+
+async def _predictions_of(connection: AsyncConnection, attempt_ids: Sequence[str]) -> dict[str, str | None]:
+    """Locked, so that an answer recorded meanwhile cannot pass a delivery that is just being kept for it."""
+    found: dict[str, str | None] = {}
+    for start in range(0, len(attempt_ids), _AT_ONCE):
+        some = select(attempts.c.id, attempts.c.prediction_id).where(
+            attempts.c.id.in_(attempt_ids[start:start + _AT_ONCE])).order_by(attempts.c.item_pk, attempts.c.id)
+        found |= {row.id: row.prediction_id for row in await connection.execute(some.with_for_update(of=attempts))}
+    return found
+
+
+def _place(delivery: Delivery, known: dict[str, str | None]) -> Receipt:
+    if delivery.attempt_id not in known:
+        return Receipt.UNKNOWN
+    prediction_id = known[delivery.attempt_id]
+    if prediction_id is None:
+        return Receipt.KEPT
+    return Receipt.RECORDED if prediction_id == delivery.prediction.id else Receipt.MISADDRESSED
+
+
+def _row(delivery: Delivery, *, keep: bool) -> dict[str, Any]:
+    return {"id": delivery.message_id, "attempt_id": delivery.attempt_id, "prediction_id": delivery.prediction.id,
+            "received_at": delivery.received_at, "payload_json": _payload(delivery.prediction) if keep else None}
+
+
+def _payload(prediction: Prediction) -> str:
+    """What `core.prediction.parse` reads again; the input is ours already."""
+    values = asdict(prediction) | {"input": None, "logs": prediction.logs_tail}
+    return as_json({name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()})
+
+
+async def _note(connection: AsyncConnection, rows: Sequence[dict[str, Any]]) -> set[str]:
+    """Insert what is not known by its message id; the ids that were new."""
+    new: set[str] = set()
+    for start in range(0, len(rows), _AT_ONCE):
+        statement = insert(connection, deliveries).values(rows[start:start + _AT_ONCE])
+        made = await connection.execute(
+            statement.on_conflict_do_nothing(index_elements=["id"]).returning(deliveries.c.id))
+        new |= {row.id for row in made}
+    return new
+
+
+async def kept(connection: AsyncConnection, *, before: datetime, account: str) -> list[KeptDelivery]:
+    """Deliveries received before `before` that still wait for their attempt's own answer, oldest first."""
+    rows = await connection.execute(
+        select(deliveries.c.id, deliveries.c.attempt_id, deliveries.c.prediction_id, attempts.c.state)
+        .join(attempts, attempts.c.id == deliveries.c.attempt_id)
+        .where(text(f"deliveries.{KEPT}"), deliveries.c.received_at < before, attempts.c.account == account)
+        .order_by(deliveries.c.received_at).limit(100))
+    return [KeptDelivery(row.id, row.attempt_id, row.prediction_id) for row in rows]
+
+
+async def drop_kept(connection: AsyncConnection, message_ids: Sequence[str]) -> None:
+    """These say nothing about their attempt: not kept any longer."""
+    if message_ids:
+        await connection.execute(deliveries.update().where(deliveries.c.id.in_(message_ids)).values(payload_json=None))
+
+
+async def forget(connection: AsyncConnection, *, before: datetime) -> int:
+    """Remove what is too old to come again: its signature would be stale. A bounded number at a time; how many."""
+    old = select(deliveries.c.id).where(deliveries.c.received_at < before, deliveries.c.payload_json.is_(None))
+    gone = await connection.execute(delete(deliveries).where(deliveries.c.id.in_(old.limit(FORGET_ROWS))))
+    return gone.rowcount
