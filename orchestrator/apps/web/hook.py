@@ -68,8 +68,10 @@ class Hook:
             log.warning("a webhook could not be taken in, the provider will try again: %s", error)
             status, word = 503, "the ledger is away"
         self.counts[word] += 1
-        await send({"type": "http.response.start", "status": status, "headers": _HEADERS})
-        await send({"type": "http.response.body", "body": b'{"detail":"%s"}\n' % word.encode()})
+        body = b'{"detail":"%s"}\n' % word.encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
     async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, str]:
         if scope["method"] != "POST":
@@ -102,9 +104,6 @@ class Hook:
             return 400, "no prediction"
         receipt = await self._intake.offer(Delivery(headers["webhook-id"], attempt_id, prediction, now))
         return _OF_RECEIPT.get(receipt, (200, receipt.value))
-
-
-_HEADERS = [(b"content-type", b"application/json")]
 
 
 async def _body(receive: Receive) -> bytes:
