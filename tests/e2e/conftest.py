@@ -1,7 +1,8 @@
 """A simulator and a user's folder for every test."""
 
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,16 @@ def provider() -> Iterator[Provider]:
     config = SimulatorConfig(port=0, latency_s=0.4, creates_per_minute=0, reads_per_minute=0, polls_per_minute=0, seed=7)
     with running(config) as url:
         yield Provider(url)
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """A way to find a port that nobody listens on."""
+    def find() -> int:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            return int(listener.getsockname()[1])
+
+    return find
 
 
 @pytest.fixture

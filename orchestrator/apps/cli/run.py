@@ -129,7 +129,7 @@ async def run(options: RunOptions) -> Ending:
             await _bury_the_dead(rooms)
         batch, new = await load(rooms, prepared)
         news = "new" if new_ledger else f"new batch {batch.id}" if new else f"resuming {batch.id}"
-        say(f"ledger: {settings.home} ({news})")
+        say(f"ledger: {settings.home if settings.database_url is None else settings.ledger_shown} ({news})")
         for warning in prepared.warnings if new else []:
             say(f"note: {warning}")
         if batch.output_to != output_to(order, batch.id, batch.created_at):
