@@ -67,6 +67,9 @@ class Hook:
         except OrchestratorError as error:
             log.warning("a webhook could not be taken in, the provider will try again: %s", error)
             status, word = 503, "the ledger is away"
+        except Exception:  # a defect of ours: said in full once, or a flood of deliveries would be a flood of tracebacks
+            status, word = 500, "failed"
+            log.error("a webhook could not be taken in", exc_info=not self.counts[word])
         self.counts[word] += 1
         body = b'{"detail":"%s"}\n' % word.encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]

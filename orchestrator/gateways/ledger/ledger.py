@@ -23,7 +23,19 @@ from orchestrator.core.records import (
     ToCollect,
     Wake,
 )
-from orchestrator.gateways.ledger import claims, collecting, loading, moves, presence, receiving, steering, sweeping, views
+from orchestrator.core.schedule import NewSlot, Slot, SlotsStanding, SlotState
+from orchestrator.gateways.ledger import (
+    claims,
+    collecting,
+    loading,
+    moves,
+    presence,
+    receiving,
+    slots,
+    steering,
+    sweeping,
+    views,
+)
 from orchestrator.gateways.ledger.session import Database
 
 
@@ -244,6 +256,39 @@ class SqlLedger:
     async def depart(self, role_ids: Sequence[str], *, before: datetime) -> None:
         """As the port says."""
         await self._db.write(presence.depart, role_ids, before=before)
+
+    # Schedules
+
+    async def slots_standing(self, job: str, *, rule: str) -> SlotsStanding:
+        """As the port says."""
+        return await self._db.read(slots.standing, job, rule=rule)
+
+    async def know_schedule(self, job: str, *, rule: str, now: datetime) -> None:
+        """As the port says."""
+        await self._db.write(slots.know, job, rule=rule, now=now)
+
+    async def note_slots(self, job: str, new: Sequence[NewSlot], *, now: datetime) -> None:
+        """As the port says."""
+        if new:
+            await self._db.write(slots.note, job, new=new, now=now)
+
+    async def claim_slot(self, job: str, *, slot_at: datetime, owner: str, now: datetime, lease_until: datetime) -> bool:
+        """As the port says."""
+        return await self._db.write(slots.claim, job, slot_at=slot_at, owner=owner, now=now, lease_until=lease_until)
+
+    async def hold_slot(self, job: str, *, slot_at: datetime, owner: str, lease_until: datetime) -> bool:
+        """As the port says."""
+        return await self._db.write(slots.hold, job, slot_at=slot_at, owner=owner, lease_until=lease_until)
+
+    async def finish_slot(self, job: str, *, slot_at: datetime, owner: str | None, state: SlotState, reason: str | None = None,
+                          batch_id: str | None = None, lease_until: datetime | None = None) -> bool:
+        """As the port says."""
+        return await self._db.write(slots.finish, job, slot_at=slot_at, owner=owner, values=slots.Values(
+            state=state, reason=reason, batch_id=batch_id, lease_until=lease_until))
+
+    async def slots_of(self, job: str, *, limit: int) -> list[Slot]:
+        """As the port says."""
+        return await self._db.read(slots.latest, job, limit=limit)
 
     # Looking
 

@@ -25,6 +25,7 @@ class _Scene:
     standings: dict[str, Standing]
     leases: dict[str, datetime]
     owners: dict[str, str]  # prediction id -> attempt id
+    siblings: dict[int, list[str]]  # item -> its attempts here
     attempt_values: dict[str, dict[str, Any]] = field(default_factory=dict)
     item_values: dict[int, dict[str, Any]] = field(default_factory=dict)
     money: dict[int, tuple[int, int]] = field(default_factory=dict)  # batch -> released, spent
@@ -53,10 +54,11 @@ async def _scene(connection: AsyncConnection, facts: Sequence[Fact]) -> _Scene:
             select(attempts.c.prediction_id, attempts.c.id).where(attempts.c.prediction_id.in_(part)))
         owners |= {row.prediction_id: row.id for row in rows}
     named = {fact.attempt_id for fact in facts if fact.attempt_id is not None}
-    scene = _Scene({}, {}, owners)
+    scene = _Scene({}, {}, owners, {})
     for part in _parts(sorted(named | set(owners.values()))):
         for row in await connection.execute(_STANDINGS, {"ids": part}):
             scene.leases[row.id] = row.lease_until
+            scene.siblings.setdefault(row.item_pk, []).append(row.id)
             scene.standings[row.id] = Standing(
                 attempt_id=row.id, attempt_state=AttemptState(row.attempt_state), prediction_id=row.prediction_id,
                 item_pk=row.item_pk, item_state=ItemState(row.item_state), is_current=row.current_id == row.id,
@@ -125,8 +127,8 @@ def _note(scene: _Scene, change: Change, *, prediction_id: str | None) -> None:
         failures=standing.failures if change.failures is None else change.failures,
         reserved_units=0 if change.final_charge else standing.reserved_units)
     if standing.is_current:
-        for other in [s for s in scene.standings.values() if s.item_pk == standing.item_pk]:
-            scene.standings[other.attempt_id] = replace(other, item_state=change.item_to)
+        for sibling in scene.siblings[standing.item_pk]:
+            scene.standings[sibling] = replace(scene.standings[sibling], item_state=change.item_to)
 
 
 def _attempt_values(change: Change, *, lease_until: datetime) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, select, text
+from sqlalchemy import bindparam, delete, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.ports import Decide, KeptDelivery
@@ -49,10 +49,14 @@ async def _predictions_of(connection: AsyncConnection, attempt_ids: Sequence[str
     """Locked, so that an answer recorded meanwhile cannot pass a delivery that is just being kept for it."""
     found: dict[str, str | None] = {}
     for start in range(0, len(attempt_ids), _AT_ONCE):
-        some = select(attempts.c.id, attempts.c.prediction_id).where(
-            attempts.c.id.in_(attempt_ids[start:start + _AT_ONCE])).order_by(attempts.c.item_pk, attempts.c.id)
-        found |= {row.id: row.prediction_id for row in await connection.execute(some.with_for_update(of=attempts))}
+        rows = await connection.execute(_PREDICTIONS, {"ids": attempt_ids[start:start + _AT_ONCE]})
+        found |= {row.id: row.prediction_id for row in rows}
     return found
+
+
+_PREDICTIONS = (select(attempts.c.id, attempts.c.prediction_id)
+                .where(attempts.c.id.in_(bindparam("ids", expanding=True)))
+                .order_by(attempts.c.item_pk, attempts.c.id).with_for_update(of=attempts))
 
 
 def _place(delivery: Delivery, known: dict[str, str | None]) -> Receipt:
@@ -76,14 +80,21 @@ def _payload(prediction: Prediction) -> str:
 
 
 async def _note(connection: AsyncConnection, rows: Sequence[dict[str, Any]]) -> set[str]:
-    """Insert what is not known by its message id; the ids that were new."""
-    new: set[str] = set()
-    for start in range(0, len(rows), _AT_ONCE):
-        statement = insert(connection, deliveries).values(rows[start:start + _AT_ONCE])
-        made = await connection.execute(
-            statement.on_conflict_do_nothing(index_elements=["id"]).returning(deliveries.c.id))
-        new |= {row.id for row in made}
-    return new
+    """Insert what is not known by its message id; the ids that were new.
+
+    Another web part may insert the same message in between: then both call it new, and the door lets it in once."""
+    known: set[str] = set()
+    ids = [row["id"] for row in rows]
+    for start in range(0, len(ids), _AT_ONCE):
+        found = await connection.execute(_KNOWN, {"ids": ids[start:start + _AT_ONCE]})
+        known |= {row.id for row in found}
+    new = [row for row in rows if row["id"] not in known]
+    if new:
+        await connection.execute(insert(connection, deliveries).on_conflict_do_nothing(index_elements=["id"]), new)
+    return {row["id"] for row in new}
+
+
+_KNOWN = select(deliveries.c.id).where(deliveries.c.id.in_(bindparam("ids", expanding=True)))
 
 
 async def kept(connection: AsyncConnection, *, before: datetime, account: str) -> list[KeptDelivery]:

@@ -23,13 +23,14 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlmodel import Field, SQLModel
 
-HEAD = "0002"  # the newest revision in migrations/versions; a test holds the two together
+HEAD = "0003"  # the newest revision in migrations/versions; a test holds the two together
 
 # Partial indexes serve only queries that repeat their condition literally: SQLite compares the texts.
 PENDING = "state = 'pending'"
 COLLECTING = "state = 'collecting'"
 ALIVE = "state IN ('open', 'unsure', 'running')"
 KEPT = "payload_json IS NOT NULL"
+OPEN_SLOT = "state IN ('due', 'running')"
 UNPRICED = "charge_units IS NULL AND state IN ('succeeded', 'failed', 'canceled', 'aborted', 'lost')"
 
 # `items.due_at` of rows that may be bought at any time. Two values, so that one index range holds the rows never
@@ -56,7 +57,8 @@ class UtcTime(TypeDecorator[datetime]):
             raise ValueError("a time without a zone cannot be stored; use datetime.now(UTC)")
         if dialect.name == "postgresql":
             return value
-        return value.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")
+        there = value if value.tzinfo is UTC else value.astimezone(UTC)
+        return there.isoformat(" ", "microseconds")[:26]
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
         """Always UTC, whatever the session's zone."""
@@ -255,6 +257,30 @@ class RoleRow(_Model, table=True):
     seen_at: datetime = Field(sa_type=UtcTime)
 
 
+class ScheduleRow(_Model, table=True):
+    """Since when a job's rule (cron and zone) is known: earlier slots of that rule are nobody's."""
+
+    __tablename__ = "schedules"
+    job: str = Field(primary_key=True)
+    rule: str = Field(primary_key=True)
+    known_at: datetime = Field(sa_type=UtcTime)
+
+
+class SlotRow(_Model, table=True):
+    """A time at which a job was to run, and what became of it. `lease_until`: of who starts it; of a due one, not before."""
+
+    __tablename__ = "slots"
+    __table_args__ = (_partial("ix_slots_open", "job", "slot_at", where=OPEN_SLOT),)
+    job: str = Field(primary_key=True)
+    slot_at: datetime = Field(primary_key=True, sa_type=UtcTime)
+    state: str
+    reason: str | None
+    batch_id: str | None
+    claimed_by: str | None
+    lease_until: datetime | None = Field(sa_type=UtcTime)
+    noted_at: datetime = Field(sa_type=UtcTime)
+
+
 METADATA: MetaData = _Model.metadata
 
 
@@ -271,3 +297,5 @@ work = _table("work")
 accounts = _table("accounts")
 deliveries = _table("deliveries")
 roles = _table("roles")
+schedules = _table("schedules")
+slots = _table("slots")

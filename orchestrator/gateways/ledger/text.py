@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+import orjson
+
 LOGS_KEPT = 8192  # characters of the end of a prediction's logs
 URL_KEPT = 2000
 
@@ -18,4 +20,11 @@ def clean(value: str | None) -> str | None:
 
 def as_json(value: Any) -> str:
     """Compact JSON, ready to be stored."""
+    try:
+        return clean(orjson.dumps(value).decode()) or "null"
+    except TypeError:  # lone surrogates, and integers beyond 64 bits
+        return _as_json_slowly(value)
+
+
+def _as_json_slowly(value: Any) -> str:
     return clean(json.dumps(value, ensure_ascii=False, separators=(",", ":"))) or "null"
