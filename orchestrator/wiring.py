@@ -23,8 +23,9 @@ from orchestrator.gateways.clock import SystemClock
 from orchestrator.gateways.jobfile import LoadedJob
 from orchestrator.gateways.ledger import Database, SqlLedger
 from orchestrator.gateways.limiter import RedisLimiter
-from orchestrator.gateways.local import hold_home, private_redis
+from orchestrator.gateways.local import hold_home, private_redis, redis_server
 from orchestrator.gateways.outputs import HttpOutputs
+from orchestrator.gateways.probe import free_bytes, is_writable, post, redis_facts, sqlite_version
 from orchestrator.gateways.processes import Child, spawn
 from orchestrator.gateways.queue import WORKER_OPTIONS, CeleryQueue, celery_app
 from orchestrator.gateways.replicate import ReplicateApi
@@ -33,7 +34,8 @@ from orchestrator.gateways.rows.files import FileTables
 from orchestrator.gateways.storage import LocalFolder
 from orchestrator.settings import Settings, config_folder, home_of, read_settings
 
-__all__ = ["WORKER_OPTIONS", "LedgerViews", "Settings", "home_of", "read_settings"]
+__all__ = ["WORKER_OPTIONS", "LedgerViews", "Settings", "free_bytes", "home_of", "is_writable", "post", "read_settings",
+           "redis_facts", "redis_server", "sqlite_version"]
 
 LedgerViews = SqlLedger  # the ledger with its views, for who only looks
 

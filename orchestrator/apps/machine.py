@@ -16,7 +16,6 @@ from orchestrator.wiring import Settings
 STOP_GRACE_S = 20.0
 RESTARTS = 5
 STEADY_S = 60.0  # a process that lived so long may die again without its deaths being added up
-LOOK_S = 4.0
 log = logging.getLogger("orchestrator.machine")
 
 
@@ -93,7 +92,7 @@ class Machine:
 
     async def _stand_by(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(self.rooms.tempo.beat_s)
             if not await is_served(self.rooms):
                 log.warning("nobody is at work for this ledger any more; this command goes on by itself")
                 await self._start_own()
@@ -126,7 +125,7 @@ class Machine:
 
 async def is_present(rooms: Rooms, *roles: str) -> bool:
     """Whether all of these roles are at work for this ledger."""
-    there = {role.role for role in await present(rooms.ledger, rooms.clock)}
+    there = {role.role for role in await present(rooms)}
     return there.issuperset(roles)
 
 

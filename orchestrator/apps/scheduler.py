@@ -23,8 +23,7 @@ def scheduler() -> None:
 async def _keep_time(settings: Settings, *, redis_url: str) -> None:
     async with wiring.rooms(settings, redis_url=redis_url) as rooms, until_told_to_stop() as told:
         chores = {"tick": tick_chore(rooms, wiring.queue(redis_url))}
-        async with at_work(rooms.ledger, rooms.clock, role="scheduler", owner=rooms.owner,
-                           version=version("replicate-orchestrator")):
+        async with at_work(rooms, role="scheduler", version=version("replicate-orchestrator")):
             async with regularly(chores, heard=_note):
                 await told.wait()
 

@@ -22,7 +22,7 @@ def up(*, workers: int) -> None:
 
 async def _up(settings: Settings, *, workers: int) -> None:
     async with wiring.redis(settings) as hold, wiring.rooms(settings, redis_url=hold.redis_url) as rooms:
-        there = [] if hold.alone else await present(rooms.ledger, rooms.clock)
+        there = [] if hold.alone else await present(rooms)
         if any(role.role == "scheduler" and role.id.split("@")[1].split(":")[0] == rooms.owner.split(":")[0] for role in there):
             raise BadInput("a scheduler is at work for this ledger on this machine already: is another `orchestrator up` "
                            "running?")

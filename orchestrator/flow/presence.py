@@ -7,22 +7,19 @@ from dataclasses import replace
 from datetime import timedelta
 
 from orchestrator.core.errors import Unreachable
-from orchestrator.core.ports import Clock, Ledger
+from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Role
 
-BEAT_S = 5.0
-ALIVE_S = 16.0  # three beats and a little: who was not seen for so long has gone
 FORGOTTEN_S = 3600.0
 
 
 @asynccontextmanager
-async def at_work(ledger: Ledger, clock: Clock, *, role: str, owner: str, version: str,
-                  place: str | None = None) -> AsyncIterator[Role]:
-    """While the block runs, everybody who shares the ledger can see this role. `owner`: host and pid."""
-    now = clock.now()
-    me = Role(f"{role}@{owner}", role, place, version, now, now)
-    await ledger.beat(me)
-    beating = asyncio.create_task(_beat(ledger, clock, me))
+async def at_work(rooms: Rooms, *, role: str, version: str, place: str | None = None) -> AsyncIterator[Role]:
+    """While the block runs, everybody who shares the ledger can see this role."""
+    now = rooms.clock.now()
+    me = Role(f"{role}@{rooms.owner}", role, place, version, now, now)
+    await rooms.ledger.beat(me)
+    beating = asyncio.create_task(_beat(rooms, me))
     try:
         yield me
     finally:
@@ -30,16 +27,16 @@ async def at_work(ledger: Ledger, clock: Clock, *, role: str, owner: str, versio
         with suppress(asyncio.CancelledError):
             await beating
         with suppress(Unreachable):
-            await ledger.depart([me.id], before=clock.now() - timedelta(seconds=FORGOTTEN_S))
+            await rooms.ledger.depart([me.id], before=rooms.clock.now() - timedelta(seconds=FORGOTTEN_S))
 
 
-async def _beat(ledger: Ledger, clock: Clock, me: Role) -> None:
+async def _beat(rooms: Rooms, me: Role) -> None:
     while True:
-        await clock.sleep(BEAT_S)
+        await rooms.clock.sleep(rooms.tempo.beat_s)
         with suppress(Unreachable):  # not seen means not there: nobody is misled
-            await ledger.beat(replace(me, seen_at=clock.now()))
+            await rooms.ledger.beat(replace(me, seen_at=rooms.clock.now()))
 
 
-async def present(ledger: Ledger, clock: Clock) -> list[Role]:
+async def present(rooms: Rooms) -> list[Role]:
     """Who is at work for this ledger now."""
-    return await ledger.present(since=clock.now() - timedelta(seconds=ALIVE_S))
+    return await rooms.ledger.present(since=rooms.clock.now() - timedelta(seconds=rooms.tempo.alive_s))

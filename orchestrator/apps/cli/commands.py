@@ -181,6 +181,14 @@ def jobs(json: Json = False) -> None:
 
 
 @app.command()
+def doctor(json: Json = False) -> None:
+    """What is set up, who you are, what is missing, and what to type next."""
+    from orchestrator.apps.cli import doctor as command
+
+    act(command.doctor, as_json=json)
+
+
+@app.command()
 def demo(rows: Annotated[int, typer.Option(min=1, max=200, help="How many of the 200 rows.")] = 200, json: Json = False) -> None:
     """The main job on the stand-in for Replicate, from nothing."""
     from orchestrator.apps.cli import demo as command

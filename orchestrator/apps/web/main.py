@@ -57,8 +57,7 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
         place = f"{settings.web_address[0]}:{listener.getsockname()[1]}"
         chores = [asyncio.create_task(chore) for chore in (house.keep_keys(), house.send_wakes(), house.forget())]
         try:
-            async with at_work(rooms.ledger, rooms.clock, role="web", owner=rooms.owner, place=place,
-                               version=version("replicate-orchestrator")):
+            async with at_work(rooms, role="web", version=version("replicate-orchestrator"), place=place):
                 log.info("listening on %s", place)
                 await _until_stopped(route, listener)
         finally:

@@ -52,8 +52,7 @@ class StationLoop:
         assert self._ready is not None
         try:
             async with wiring.rooms(self._settings, redis_url=self._redis_url, stopping=lambda: self._stopping) as rooms:
-                async with at_work(rooms.ledger, rooms.clock, role="worker", owner=rooms.owner,
-                                   version=version("replicate-orchestrator")):
+                async with at_work(rooms, role="worker", version=version("replicate-orchestrator")):
                     self._ready.set_result(rooms)
                     await self._end.wait()
         except Exception as error:

@@ -1,0 +1,133 @@
+"""Roles as processes: `up` beside `run`, batches that are left to it, roles that vanish, and the doctor's word on all of it."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from tests.e2e.desk import Desk, interrupt, wait_until
+
+ECHO = "model: simulator/echo\nsource: { path: rows.csv }\ninput: { text: \"{{ text }}\" }\n"
+
+
+@pytest.fixture
+def house(desk: Desk, free_port: Callable[[], int]) -> Desk:
+    """A desk with a job of 60 rows and a place for a web part."""
+    desk.job(ECHO, name="echo", rows=[{"text": f"sentence {n}"} for n in range(60)])
+    desk.env["ORCHESTRATOR_WEB_BIND"] = f"127.0.0.1:{free_port()}"
+    return desk
+
+
+@contextmanager
+def up(desk: Desk, *args: str) -> Iterator[int]:
+    """`orchestrator up` until the block ends; it must end by SIGTERM and leave nothing behind."""
+    process = desk.start("up", *args)
+    try:
+        wait_until(lambda: "scheduler@" in desk("doctor", "--json").out and _answers(desk), timeout_s=30)
+        yield process.pid
+    finally:
+        if process.poll() is None:
+            interrupt(process, 15)
+        process.communicate(timeout=30)
+    wait_until(lambda: not desk.processes(), timeout_s=15)
+
+
+def _answers(desk: Desk) -> bool:
+    try:
+        return httpx.get(f"http://{desk.env['ORCHESTRATOR_WEB_BIND']}/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_run_uses_a_live_up(house: Desk):
+    """Beside `up`, a run starts no worker of its own, and its batch ends all the same; a detached one too."""
+    with up(house, "--workers", "2"):
+        done = house("run", "echo", "--json")
+        assert done.code == 0, done
+        detached = house("run", "echo", "--fresh", "--detach", "--json")
+        assert (detached.code, detached.json["state"]) == (0, "running"), detached
+        watched = house("watch", detached.json["batch"], "--json")
+        assert (watched.code, watched.json["items"]["succeeded"]) == (0, 60), watched
+        assert len(list((house.folder / ".orchestrator" / "logs").glob("worker*.log"))) == 2
+        api = httpx.get(f"http://{house.env['ORCHESTRATOR_WEB_BIND']}/api/batches").json()
+        assert [batch["items"]["succeeded"] for batch in api] == [60, 60]
+    assert len(house.provider.purchases()) == 120
+
+
+def test_up_dies_and_run_goes_on(house: Desk):
+    """When everything else is killed, the command that follows its batch brings it home by itself."""
+    house.env |= {"ORCHESTRATOR_TEMPO__CREATES_PER_MINUTE": "400", "ORCHESTRATOR_TEMPO__CREATE_BURST": "2"}
+    with up(house) as pid:
+        process = house.start("run", "echo", "--json")
+        wait_until(lambda: len(house.provider.purchases()) > 5)
+
+        os.kill(pid, 9)
+        out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert '"succeeded": 60' in out
+    assert "goes on by itself" in err
+    assert len(house.provider.purchases()) == 60
+
+
+def test_detach_with_nobody_at_work(house: Desk):
+    """Nothing would move the batch: exit 2, nothing bought, and what to start is said."""
+    done = house("run", "echo", "--detach")
+    assert done.code == 2
+    assert "orchestrator up" in done.err
+    assert house.provider.purchases() == []
+
+
+@pytest.mark.parametrize("command", ["run", "up", "web"])
+def test_the_web_part_s_address_is_taken(house: Desk, command: str):
+    """A busy port is exit 2 with the remedy, before anything is bought."""
+    host, port = house.env["ORCHESTRATOR_WEB_BIND"].split(":")
+    with socket.create_server((host, int(port))):
+        done = house(*(["run", "echo"] if command == "run" else [command]), ORCHESTRATOR_PUBLIC_URL="http://127.0.0.1:9")
+    assert done.code == 2, done
+    assert "ORCHESTRATOR_WEB_BIND" in done.err
+    assert house.provider.purchases() == []
+
+
+@pytest.mark.parametrize("role", ["worker", "scheduler"])
+def test_a_role_without_redis(house: Desk, role: str):
+    """A lone role says what it needs, and what to type instead on one machine."""
+    done = house(role)
+    assert done.code == 2
+    assert "ORCHESTRATOR_REDIS_URL" in done.err
+    assert "orchestrator up" in done.err
+
+
+def test_a_setting_that_is_none(house: Desk):
+    """Settings that cannot be read are named, not dumped."""
+    done = house("doctor", ORCHESTRATOR_PUBLIC_URL="me.example", ORCHESTRATOR_TEMPO__SLICE_S="long")
+    assert done.code == 2
+    assert "ORCHESTRATOR_PUBLIC_URL: must look like https://" in done.err
+    assert "ORCHESTRATOR_TEMPO__SLICE_S" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_the_doctor_s_visits(house: Desk):
+    """Without a token 2, without a provider 4, and when all is well 0 with the next thing to type."""
+    nobody = house("doctor", "--json", REPLICATE_API_TOKEN="")
+    assert nobody.code == 2
+    assert "export REPLICATE_API_TOKEN" in nobody.json["next"]
+    away = house("doctor", "--json", REPLICATE_BASE_URL="http://127.0.0.1:9")
+    assert away.code == 4
+    refused = house("doctor", REPLICATE_API_TOKEN="r8_wrong")
+    assert refused.code == 4
+    assert "does not accept the token" in refused.out
+    well = house("doctor", "--json")
+    assert (well.code, well.json["next"]) == (0, "orchestrator plan echo"), well
+    assert not (house.folder / ".orchestrator").exists(), "a doctor only looks"
+
+
+def test_the_doctor_tries_the_webhook_loop(house: Desk):
+    """A signed probe goes out to the public URL and comes home through the web part."""
+    house.env["ORCHESTRATOR_PUBLIC_URL"] = f"http://{house.env['ORCHESTRATOR_WEB_BIND']}"
+    lonely = house("doctor")
+    assert "orchestrator up" in lonely.out
+    with up(house):
+        assert "a signed probe came home" in house("doctor").out
