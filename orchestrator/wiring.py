@@ -34,8 +34,8 @@ from orchestrator.gateways.rows.files import FileTables
 from orchestrator.gateways.storage import LocalFolder
 from orchestrator.settings import Settings, config_folder, home_of, read_settings
 
-__all__ = ["WORKER_OPTIONS", "LedgerViews", "Settings", "free_bytes", "home_of", "is_writable", "post", "read_settings",
-           "redis_facts", "redis_server", "sqlite_version"]
+__all__ = ["WORKER_OPTIONS", "LedgerViews", "LoadedJob", "Settings", "free_bytes", "home_of", "is_writable", "post",
+           "read_settings", "redis_facts", "redis_server", "sqlite_version"]
 
 LedgerViews = SqlLedger  # the ledger with its views, for who only looks
 

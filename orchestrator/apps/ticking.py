@@ -39,7 +39,8 @@ async def regularly(chores: Mapping[str, tuple[float, Chore]], *,
 async def _do(name: str, chore: Chore, beat: asyncio.Event, every_s: float, heard: Callable[[str | None], object]) -> None:
     while True:
         try:
-            await asyncio.wait_for(beat.wait(), LONGEST_SILENCE * every_s)
+            async with asyncio.timeout(LONGEST_SILENCE * every_s):  # wait_for swallows a cancellation that meets the beat
+                await beat.wait()
         except TimeoutError:
             log.debug("no beat for %s", name)
         beat.clear()

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from orchestrator.core.cron import check_cron, check_zone
 from orchestrator.core.errors import BadInput
 from orchestrator.core.target import TargetRef, parse_deployment, parse_training, parse_version_or_model
-from orchestrator.core.template import OutputNamer, check_output_folder
+from orchestrator.core.template import OutputNamer, check_output_folder, with_date
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
 _SECONDS = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
@@ -99,6 +100,14 @@ def _file_name(text: str) -> str:
     return text
 
 
+def _dated(where: str) -> AfterValidator:
+    def path(text: str) -> str:
+        _checked(lambda: with_date(text, date="2000-01-01", where=where))
+        return text
+
+    return AfterValidator(path)
+
+
 def _checked(check: Any) -> None:
     try:
         check()
@@ -124,7 +133,9 @@ class _Part(BaseModel):
 class Source(_Part):
     """Where the rows come from."""
 
-    path: Text = Field(description="A CSV, TSV, Parquet or JSONL file, gzipped or not, or a glob; relative to the job file.")
+    path: Annotated[Text, _dated("source.path")] = Field(
+        description="A CSV, TSV, Parquet or JSONL file, gzipped or not, or a glob; relative to the job file. {{ date }} is the "
+        "day of the run.")
     id: Text | None = Field(None, description="A column that names rows in file names and messages; default: the row number.")
     bad_rows: Literal["refuse", "skip"] = Field(
         "refuse", description="Rows that do not fit the model: refuse the batch, or skip them (they end failed, class "
@@ -204,19 +215,19 @@ class OutputPlace(_Part):
 
 
 class Schedule(_Part):
-    """When the job runs by itself."""
+    """When the job runs by itself, wherever a scheduler is at work."""
 
-    cron: Text = Field(description="Five fields: minute, hour, day of month, month, day of week.")
-    timezone: Text = Field("UTC", description="An IANA time zone, such as Europe/Berlin.")
-    missed: Literal["run-once", "skip"] = Field("run-once", description="Slots missed while nothing ran.")
-    overlap: Literal["skip", "queue"] = Field("skip", description="A slot that comes while the last one is still running.")
-    source: Text | None = Field(None, description="The source of a slot, with {{ date }} in it; default: source.path.")
-
-    @model_validator(mode="after")
-    def _five_fields(self) -> Self:
-        if len(self.cron.split()) != 5:
-            raise ValueError("cron has five fields: minute, hour, day of month, month, day of week")
-        return self
+    cron: Annotated[Text, AfterValidator(check_cron)] = Field(
+        description="Five fields: minute, hour, day of month, month, day of week. Where the clocks are changed, a time that is "
+        "left out comes as much later, and one that comes twice runs once.")
+    timezone: Annotated[Text, AfterValidator(check_zone)] = Field(
+        "UTC", description="An IANA time zone, such as Europe/Berlin: of cron, and of {{ date }}.")
+    missed: Literal["run-once", "skip"] = Field(
+        "run-once", description="Slots missed while no scheduler was at work: run the newest of them, or none.")
+    overlap: Literal["skip", "queue"] = Field(
+        "skip", description="A slot that comes while the last one is still running: leave it out, or run it afterwards.")
+    source: Annotated[Text, _dated("schedule.source")] | None = Field(
+        None, description="The source of a slot, with {{ date }} in it; default: source.path.")
 
 
 _TARGETS = ("model", "deployment", "cog", "training")
@@ -286,9 +297,10 @@ class Job(_Part):
              "model: a version alone does not tell its model; write owner/name:version"),
             (self.duplicates == "once", "duplicates: once is not supported yet; leave it out to buy every row"),
             (self.retry.unsure == "buy", "retry.unsure: buy is not supported yet; leave it out, and use `retry --class unsure`"),
-            (self.schedule is not None, "schedule: the scheduler is not there yet; leave it out and use `run`"),
             (bool(_REMOTE.match(self.source.path)),
              f"source.path: remote sources are not read yet ({self.source.path}); copy the file to a folder"),
+            (bool(self.schedule and _REMOTE.match(self.schedule.source or "")),
+             "schedule.source: remote sources are not read yet; name a file in a folder"),
             (bool(_REMOTE.match(self.output.to)),
              f"output.to: buckets are not written yet ({self.output.to}); name a folder"),
         ) if used]

@@ -32,6 +32,7 @@ from orchestrator.core.records import (
     ToCollect,
     Wake,
 )
+from orchestrator.core.schedule import NewSlot, Slot, SlotsStanding, SlotState
 from orchestrator.core.tempo import Tempo
 
 
@@ -457,6 +458,28 @@ class Ledger(Protocol):
 
     async def take_due(self, *, now: datetime, hold_s: float) -> list[Wake]:
         """Wakes that are due; each is held back for `hold_s` so that a lost message is sent again, not lost."""
+
+    async def slots_standing(self, job: str, *, rule: str) -> SlotsStanding:
+        """A job's open slots, its last one, and since when this rule of it is known."""
+
+    async def know_schedule(self, job: str, *, rule: str, now: datetime) -> None:
+        """From now on slots of this rule count; one known before is known since then."""
+
+    async def note_slots(self, job: str, new: Sequence[NewSlot], *, now: datetime) -> None:
+        """Slots become rows; of one noted before, only a due one is moved, and only to skipped."""
+
+    async def claim_slot(self, job: str, *, slot_at: datetime, owner: str, now: datetime, lease_until: datetime) -> bool:
+        """Begin to start a slot: true for exactly one of all who ask, and again once its lease is over without a batch."""
+
+    async def hold_slot(self, job: str, *, slot_at: datetime, owner: str, lease_until: datetime) -> bool:
+        """Its owner is still starting it. False: somebody else has taken it over."""
+
+    async def finish_slot(self, job: str, *, slot_at: datetime, owner: str | None, state: SlotState, reason: str | None = None,
+                          batch_id: str | None = None, lease_until: datetime | None = None) -> bool:
+        """What became of a running slot, if it is still its owner's. Back to due: not before `lease_until`."""
+
+    async def slots_of(self, job: str, *, limit: int) -> list[Slot]:
+        """A job's latest slots, newest first."""
 
 
 @dataclass(frozen=True, slots=True)

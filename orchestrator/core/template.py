@@ -274,3 +274,19 @@ def _check_only(text: str, *, names: frozenset[str], where: str) -> None:
     tree = parse(text, where=where)
     for name in sorted(meta.find_undeclared_variables(tree) - names):
         raise BadInput(f"{where}: unknown name {name!r}{did_you_mean(name, names)}; there are {listed(sorted(names))}")
+
+
+_NAMES_OF_SOURCES = frozenset({"date"})
+
+
+def with_date(text: str, *, date: str, where: str) -> str:
+    """A path with `{{ date }}` (YYYY-MM-DD) filled in; one without braces stays as it is.
+
+    Raises BadInput, beginning with `where`, for wrong syntax and unknown names."""
+    if "{{" not in text:
+        return text
+    _check_only(text, names=_NAMES_OF_SOURCES, where=where)
+    try:
+        return _ENVIRONMENT.from_string(text).render(date=date)
+    except Exception as error:  # as above: any failure of an expression
+        raise BadInput(f"{where}: cannot be rendered: {error}") from error

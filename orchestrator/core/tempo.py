@@ -41,6 +41,7 @@ class Tempo:
     collect_lease_s: float = 180.0
     retention_s: float = 3600.0  # Replicate docs: data retention of API predictions, one hour
     retry_first_s: float = 2.0  # first pause before another attempt at a row; doubles, at most ten minutes
+    slots_s: float = 5.0  # between two looks at what is scheduled
     beat_s: float = 5.0  # a role says so often that it is at work
     alive_s: float = 16.0  # a role not seen for so long has gone: three beats and a little
     outage_pause_s: float = 5.0  # nobody submits for so long after the provider could not be reached

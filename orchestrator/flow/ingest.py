@@ -21,6 +21,7 @@ from orchestrator.core.naming import batch_id
 from orchestrator.core.ports import Model, Rooms
 from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Row, RowChunk, SourceFile, Target
 from orchestrator.core.runkey import hash_text, run_key
+from orchestrator.core.schedule import date_of
 from orchestrator.core.template import output_folder
 
 CHUNK_ROWS = 1000
@@ -40,6 +41,7 @@ class Order:
     run_key: str | None = None
     fresh: bool = False
     limit: int | None = None
+    date: str | None = None  # what {{ date }} means; None: the day of creation, in the zone of the job's schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,7 @@ def _new_batch(prepared: Prepared, *, now: datetime, token: str) -> NewBatch:
 
 def output_to(order: Order, batch: str, created_at: datetime) -> str:
     """The output folder that an order means for a batch of this id."""
-    folder = output_folder(order.output_to, batch=batch, date=f"{created_at:%Y-%m-%d}")
+    folder = output_folder(order.output_to, batch=batch, date=order.date or date_of(order.job, at=created_at))
     return str(Path(order.output_base) / folder)
 
 

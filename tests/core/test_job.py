@@ -134,7 +134,7 @@ def test_other_targets_carry_their_word() -> None:
     ({"model": None, "training": f"acme/t:{HEX}", "destination": "acme/mine"}, "training"),
     ({"model": HEX}, "owner/name:version"),
     ({"duplicates": "once"}, "duplicates"),
-    ({"schedule": {"cron": "0 2 * * *"}}, "schedule"),
+    ({"schedule": {"cron": "0 2 * * *", "source": "s3://in/{{ date }}.parquet"}}, "schedule.source"),
     ({"source": {"path": "s3://in/rows.parquet"}}, "source.path"),
     ({"output": {"to": "gs://out/{{ batch }}"}}, "output.to"),
 ])

@@ -18,7 +18,7 @@ QUICK = {
     "UNSURE_MARGIN_S": "1.5", "UNSURE_CONFIRM_S": "0.5", "UNSURE_NO_CANARY_S": "3", "LEASE_MARGIN_S": "2",
     "REQUEST_TIMEOUT_S": "5", "SWEEP_MIN_S": "0.5", "IDLE_S": "0.3", "SLICE_S": "5", "HOLD_S": "8", "RETRY_FIRST_S": "0.2",
     "CREATES_PER_MINUTE": "0", "READS_PER_MINUTE": "0", "OUTAGE_PAUSE_S": "1",
-    "BEAT_S": "0.4", "ALIVE_S": "2", "SWEEP_WEBHOOKS_S": "1.5", "KEPT_WEBHOOK_S": "0.5",
+    "BEAT_S": "0.4", "SLOTS_S": "0.5", "ALIVE_S": "2", "SWEEP_WEBHOOKS_S": "1.5", "KEPT_WEBHOOK_S": "0.5",
 }
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from datetime import date
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -46,3 +47,15 @@ def test_the_demonstration(shipped: Desk):
     assert done.code == 0, f"{done}\n{shipped.log()}"
     files = sorted(p.name for p in (Path(done.json["results"]).parent / "files").iterdir())
     assert files == [f"d{n:03}-0.png" for n in range(1, 11)]
+
+
+def test_a_nightly_job_by_hand(shipped: Desk):
+    """A job with a schedule runs when told to, into a folder of its day in Berlin; `jobs` says when it runs by itself."""
+    done = shipped("run", "nightly-images", "--json")
+    assert done.code == 0, f"{done}\n{shipped.log()}"
+    folder = Path(done.json["results"]).parent
+    assert folder.name == done.json["batch"]
+    date.fromisoformat(folder.parent.name)
+    (job,) = [job for job in shipped("jobs", "--json").json["jobs"] if job["job"] == "nightly-images"]
+    assert job["schedule"]["next_local"][11:16] in ("02:30", "03:30")  # the latter in the night without a half past two
+    assert job["schedule"]["last"] is None

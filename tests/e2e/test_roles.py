@@ -2,8 +2,9 @@
 
 import os
 import socket
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import httpx
 import pytest
@@ -70,6 +71,30 @@ def test_up_dies_and_run_goes_on(house: Desk):
     assert '"succeeded": 60' in out
     assert "goes on by itself" in err
     assert len(house.provider.purchases()) == 60
+
+
+def test_a_slot_is_started_once_and_brought_home(house: Desk):
+    """A nightly job whose night nobody was there for: `up` starts the newest slot, once, and `jobs` tells of it."""
+    assert house("run", "echo", "--json").code == 0  # by hand, and so there is a ledger
+    schedule = ('schedule: { cron: "*/5 * * * *", timezone: Europe/Berlin, missed: run-once }\n'
+                'output: { to: "out/{{ date }}/{{ batch }}" }\n')
+    house.job(ECHO + schedule, name="nightly")
+    with closing(sqlite3.connect(house.folder / ".orchestrator" / "ledger.db")) as ledger, ledger:
+        ledger.execute("INSERT INTO schedules VALUES (?, ?, ?)",
+                       ("jobs/nightly.yaml", "*/5 * * * * Europe/Berlin", "2026-11-01 02:00:00.000000"))
+    with up(house):
+        wait_until(lambda: _last_slot(house) == "done", timeout_s=40)
+    batches = [b for b in house("status", "--json").json["batches"] if b["job"] == "nightly"]
+    assert len(batches) <= 2, "a slot of this very minute may have come as well"
+    assert batches[-1]["run_key"].startswith("jobs/nightly.yaml@20")
+    assert batches[-1]["items"]["succeeded"] == 60
+    assert list(house.folder.glob("out/20??-??-??/nightly-*/results.parquet"))
+
+
+def _last_slot(house: Desk) -> str | None:
+    (job,) = [job for job in house("jobs", "--json").json["jobs"] if job["job"] == "nightly"]
+    last = job["schedule"]["last"]
+    return last and last["state"]
 
 
 def test_detach_with_nobody_at_work(house: Desk):

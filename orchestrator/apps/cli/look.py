@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import wiring
+from orchestrator.apps.cli import schedules
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.follow import Follower
 from orchestrator.apps.cli.panel import screen, usd_text
 from orchestrator.core.cost import to_usd
 from orchestrator.core.errors import BadInput, OrchestratorError
+from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import ItemState
 from orchestrator.core.results import summary
 from orchestrator.flow.report import results_path
@@ -100,17 +102,28 @@ async def items(name: str, *, state: str | None, limit: int) -> Ending:
 
 
 async def jobs() -> Ending:
-    """Every job file that can be found from here."""
+    """Every job file that can be found from here, and when it runs by itself."""
+    found = [(path, *_read(path)) for path in wiring.discover_jobs(Path.cwd())]
+    kept = await schedules.kept([path for path, job, _ in found if job is not None and job.schedule is not None])
+    now = wiring.clock().now()
     documents: list[dict[str, Any]] = []
     lines = []
-    for path in wiring.discover_jobs(Path.cwd()):
-        try:
-            job = wiring.load_job(path, changes={}).job
-            wrong = job.unsupported()
-            documents.append({"job": path.stem, "path": str(path), "model": job.target_as_written(), "wrong": wrong})
-            lines.append(f"{path.stem:<24} {job.target_as_written():<44} {'; '.join(wrong) or 'ready'}")
-        except OrchestratorError as error:
-            documents.append({"job": path.stem, "path": str(path), "model": None, "wrong": [str(error)]})
-            lines.append(f"{path.stem:<24} {error}")
+    for path, job, wrong in found:
+        schedule, model = (job.schedule, job.target_as_written()) if job else (None, None)
+        last = kept.last.get(path)
+        documents.append({"job": path.stem, "path": str(path), "model": model, "wrong": wrong,
+                          "schedule": schedules.document(schedule, last=last, now=now) if schedule else None})
+        lines.append(f"{path.stem:<24} {model:<44} {'; '.join(wrong) or 'ready'}" if job else f"{path.stem:<24} {wrong[0]}")
+        lines += [schedules.line(schedule, last=last, now=now)] if schedule else []
     bad = any(d["wrong"] for d in documents)
+    lines += [f"note: {kept.trouble}"] if kept.trouble else []
     return Ending(Exit.BAD_INPUT if bad else Exit.DONE, {"jobs": documents}, tuple(lines or ["no jobs/ folder here"]))
+
+
+def _read(path: Path) -> tuple[Job | None, list[str]]:
+    """The job, and what is wrong with it."""
+    try:
+        job = wiring.load_job(path, changes={}).job
+    except OrchestratorError as error:
+        return None, [str(error)]
+    return job, job.unsupported()

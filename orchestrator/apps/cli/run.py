@@ -15,6 +15,7 @@ from orchestrator.apps.cli.follow import Follower
 from orchestrator.apps.cli.panel import clock_text, screen, usd_text
 from orchestrator.apps.cli.speech import ask, say
 from orchestrator.apps.machine import Machine, is_present, is_served, machine
+from orchestrator.apps.orders import order_by_hand
 from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import BatchState, Event, ItemState
 from orchestrator.core.ports import Rooms
@@ -49,13 +50,7 @@ def order_of(options: RunOptions) -> tuple[Order, Path]:
     path = wiring.find_job(options.job, cwd=cwd)
     source = None if options.source is None else str(cwd / options.source)
     loaded = wiring.load_job(path, changes=options.changes, source=source)
-    refused = loaded.job.unsupported()
-    if refused:
-        raise BadInput("\n".join(f"{path}: {sentence}" for sentence in refused))
-    beside = loaded.folder.parent if loaded.folder.name == "jobs" else loaded.folder
-    order = Order(job=loaded.job, name=loaded.name, folder=str(loaded.folder), output_to=options.output or loaded.job.output.to,
-                  output_base=str(cwd if options.output else beside), places=loaded.places, run_key=options.run_key,
-                  fresh=options.fresh, limit=options.limit)
+    order = order_by_hand(loaded, output=options.output, run_key=options.run_key, fresh=options.fresh, limit=options.limit)
     return order, home_of(path, cwd=cwd)
 
 

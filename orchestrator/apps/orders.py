@@ -1,0 +1,55 @@
+"""From a job file to an order: what the command line, or the slot of a schedule, asks for."""
+
+from pathlib import Path
+
+from orchestrator import wiring
+from orchestrator.core.errors import BadInput, OrchestratorError
+from orchestrator.core.schedule import SlotRun, date_of, dated, job_key
+from orchestrator.flow.ingest import Order
+from orchestrator.flow.schedule import ScheduledJob
+from orchestrator.wiring import LoadedJob, Settings
+
+
+def order_by_hand(loaded: LoadedJob, *, output: str | None = None, run_key: str | None = None, fresh: bool = False,
+                  limit: int | None = None) -> Order:
+    """What `run` and `plan` order. Raises BadInput for what this version cannot do."""
+    refused = loaded.job.unsupported()
+    if refused:
+        raise BadInput("\n".join(f"{loaded.path}: {sentence}" for sentence in refused))
+    job = dated(loaded.job, date=date_of(loaded.job, at=wiring.clock().now()))
+    return Order(job=job, name=loaded.name, folder=str(loaded.folder), output_to=output or job.output.to,
+                 output_base=str(Path.cwd() if output else _beside(loaded)), places=loaded.places, run_key=run_key,
+                 fresh=fresh, limit=limit)
+
+
+def order_of_slot(loaded: LoadedJob, run: SlotRun) -> Order:
+    """What a slot orders: its run key is job and slot, its date the slot's."""
+    return Order(job=run.job, name=loaded.name, folder=str(loaded.folder), output_to=run.job.output.to,
+                 output_base=str(_beside(loaded)), places=loaded.places, run_key=run.run_key, date=run.date)
+
+
+def _beside(loaded: LoadedJob) -> Path:
+    """Relative output folders lie beside `jobs/`, or beside a job file that lies elsewhere."""
+    return loaded.folder.parent if loaded.folder.name == "jobs" else loaded.folder
+
+
+def scheduled_jobs(settings: Settings, cwd: Path) -> tuple[list[ScheduledJob], dict[str, LoadedJob], list[str]]:
+    """The jobs with a schedule that can be found from here, each by its key in the ledger, and what is wrong with others."""
+    jobs: list[ScheduledJob] = []
+    by_key: dict[str, LoadedJob] = {}
+    wrong: list[str] = []
+    for path in wiring.discover_jobs(cwd):
+        try:
+            loaded = wiring.load_job(path, changes={})
+        except OrchestratorError as error:
+            wrong.append(str(error))
+            continue
+        if loaded.job.schedule is None:
+            continue
+        if refused := loaded.job.unsupported():
+            wrong += [f"{path}: {sentence}" for sentence in refused]
+            continue
+        key = job_key(path.resolve(), home=settings.home)
+        by_key[key] = loaded
+        jobs.append(ScheduledJob(key, loaded.job))
+    return jobs, by_key, wrong
