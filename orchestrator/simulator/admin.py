@@ -9,6 +9,7 @@ import orjson
 from orchestrator.simulator import answers
 from orchestrator.simulator.counting import Calls, ledger, purchases
 from orchestrator.simulator.limits import Bucket, Limits
+from orchestrator.simulator.webhooks import Dispatch
 from orchestrator.simulator.wire import Reply, Request
 from orchestrator.simulator.world import Account, World
 
@@ -19,8 +20,9 @@ WORDING = {"reduced": (None, "credit", "payment"), "dialect": ("now", "old"), "r
 class Admin:
     """Answers the admin routes of one world."""
 
-    def __init__(self, world: World, *, calls: Calls, reset: Callable[[], None]) -> None:
-        """Take the world, the calls counted so far and the way to begin anew."""
+    def __init__(self, world: World, *, calls: Calls, dispatch: Dispatch, reset: Callable[[], None]) -> None:
+        """Take the world, the calls counted so far, the sender of webhooks and the way to begin anew."""
+        self._dispatch = dispatch
         self._world = world
         self._calls = calls
         self._reset = reset
@@ -42,6 +44,8 @@ class Admin:
             return Reply(200, purchases(self._world), "application/jsonl")
         if name == "calls":
             return answers.json_reply(self._calls.as_json(times=request.query.get("times") == "1"))
+        if name == "webhooks":
+            return answers.json_reply(self._dispatch.as_json())
         if name == "faults":
             return answers.json_reply(self._world.faults.as_json())
         return answers.not_found()
@@ -63,6 +67,10 @@ class Admin:
             self._world.settle(self._world.now())
         elif lever == "PUT clock":
             self._world.clock_offset_s = float(body["offset_s"])
+        elif lever == "POST webhooks":
+            if body.get("rotate") is not True:
+                raise ValueError('say {"rotate": true}, with "overlap": true to sign with the old secret as well')
+            self._dispatch.secrets.rotate(overlap=body.get("overlap") is True)
         elif lever == "POST reset":
             self._reset()
         else:

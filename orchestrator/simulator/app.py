@@ -1,7 +1,6 @@
 """The simulated Replicate as one handler: a request comes in, an answer or its fate goes out."""
 
 import asyncio
-import base64
 import html
 from collections.abc import Awaitable, Callable
 from importlib.resources import files as resources
@@ -21,11 +20,11 @@ from orchestrator.simulator.outputs import MEDIA_TYPES, drawing
 from orchestrator.simulator.pictures import Album, padded
 from orchestrator.simulator.render import Renderer
 from orchestrator.simulator.shop import Shop
+from orchestrator.simulator.webhooks import Dispatch
 from orchestrator.simulator.wire import Fate, Reply, Request
 from orchestrator.simulator.world import Account, World
 
 Answer = Reply | Awaitable[Reply]
-WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"a simulator's own secret").decode()
 LATEST = 24
 
 
@@ -42,6 +41,7 @@ class Simulator:
         self._tokens = {
             token: account or "simulator" for token, _, account in (given.partition("=") for given in config.tokens)
         }
+        self.dispatch = Dispatch(config, seed=self._seed)
         self.reset()
 
     def reset(self) -> None:
@@ -53,7 +53,8 @@ class Simulator:
         self._creating = Creating(self.world, catalogue=self._catalogue, renderer=self._renderer)
         self._files = Files(self.world)
         self._album = Album()
-        self._admin = Admin(self.world, calls=self._calls, reset=self.reset)
+        self.dispatch.enter(self.world, self._renderer)
+        self._admin = Admin(self.world, calls=self._calls, dispatch=self.dispatch, reset=self.reset)
 
     def told_now(self) -> float:
         """Return the time the provider believes it is, Unix seconds: what its Date header says."""
@@ -132,7 +133,7 @@ class Simulator:
         if route in ("get prediction", "cancel prediction"):
             return self._prediction(request, parts[1], account=account, cancel=route.startswith("cancel"))
         if parts == ["webhooks", "default", "secret"]:
-            return answers.json_reply({"key": WEBHOOK_SECRET})
+            return answers.json_reply({"key": self.dispatch.secrets.served(account.name)})
         document = self._shop.find(parts, base_url=request.base_url, account=account.name)
         if document is None or request.method != "GET":
             return answers.not_found()

@@ -12,6 +12,8 @@ class SimulatorConfig:
     `latency_s` is the mean time from creation to completion of an ordinary image. `seed` None draws a new one at each
     start, so that prediction ids of two runs never meet; with a number everything repeats. `credit_usd` None is a
     bottomless account. `retention_s` counts from completion. `clock_offset_s` is the provider's clock minus ours.
+    Webhooks go to this machine only, unless `webhook_hosts` is `any`; `webhook_retry_scale` shortens the minute in which they
+    are tried again; `webhook_aborted` sends a completion for aborted predictions too, which is not known of the real one.
     """
 
     host: str = "127.0.0.1"
@@ -28,12 +30,17 @@ class SimulatorConfig:
     failure_rate: float = 0.0
     clock_offset_s: float = 0.0
     credit_usd: str | None = None
+    webhook_hosts: str = "loopback"
+    webhook_retry_scale: float = 1.0
+    webhook_aborted: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers that would make a world without sense."""
         for name in ("creates_per_minute", "reads_per_minute", "polls_per_minute", "latency_s", "retention_s", "burst"):
             if getattr(self, name) < 0:
                 raise ValueError(f"simulator setting {name} is {getattr(self, name)}; give 0 or more")
+        if self.webhook_hosts not in ("loopback", "any"):
+            raise ValueError(f"simulator setting webhook_hosts is {self.webhook_hosts!r}; give loopback or any")
         if not 0 <= self.failure_rate <= 1:
             raise ValueError(f"simulator setting failure_rate is {self.failure_rate}; give a share between 0 and 1")
         if not self.tokens:

@@ -67,6 +67,9 @@ class Creating:
         if before is not None:
             return self._fail_before(before, order=order, now=now)
         prediction = self._world.create(order, at=now)
+        early = self._world.faults.strike("webhook_early") if prediction.webhook is not None else None
+        if early is not None:
+            return self._overtaken(request, prediction=prediction, within_s=early.seconds, headers=headers)
         answer = self._answer(request, prediction=prediction, wait_s=wait_s, headers=headers)
         after = self._world.faults.first(AFTER)
         return answer if after is None else self._spoil(after, answer=answer)
@@ -127,6 +130,17 @@ class Creating:
         if wait_s is not None:
             return self._waited(request, prediction=prediction, wait_s=wait_s, headers=headers)
         document = self._renderer.created(prediction, base_url=request.base_url)
+        return Reply(201, orjson.dumps(document), headers=headers)
+
+    async def _overtaken(
+        self, request: Request, *, prediction: Prediction, within_s: float, headers: list[tuple[str, str]]
+    ) -> Reply:
+        """Answer only after the completion was told: the answer still says `starting`."""
+        document = self._renderer.created(prediction, base_url=request.base_url)
+        self._world.end_at_once(prediction, now=self._world.now())
+        self._world.settle(self._world.now())
+        if self._world.dispatch is not None:
+            await self._world.dispatch.early(prediction, within_s=within_s)
         return Reply(201, orjson.dumps(document), headers=headers)
 
     async def _waited(

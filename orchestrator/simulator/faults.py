@@ -12,9 +12,12 @@ AFTER = ("lost_answer", "lost_answer_reset", "error_after", "cut_answer", "garba
 AROUND = ("storm_429", "list_lag", "list_error", "get_error", "list_webhook", "next_drops_filters", "internal_names")
 # Of the prediction itself.
 INSIDE = ("fail", "stuck", "sync_data_uris")
+# Of a webhook on its way: not sent, sent twice, with the create still open, later; or others besides the genuine one.
+WEBHOOK = ("webhook_dropped", "webhook_doubled", "webhook_early", "webhook_late", "webhook_reordered", "webhook_forged",
+           "webhook_old", "webhook_two_signatures", "webhook_misaddressed")
 # Of an output file being fetched.
 OUTPUT = ("output_404", "output_truncated", "output_wrong_type", "output_slow", "output_error", "output_reset")
-NAMES = frozenset((*BEFORE, *AFTER, *AROUND, *INSIDE, *OUTPUT))
+NAMES = frozenset((*BEFORE, *AFTER, *AROUND, *INSIDE, *WEBHOOK, *OUTPUT))
 FIELDS = frozenset(("p", "next", "seconds", "status", "text", "body"))
 
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
         "--clock-offset", type=float, dest="clock_offset_s", help="provider's clock minus ours, seconds"
     )
     parser.add_argument("--credit", dest="credit_usd", help="USD on the account; default: bottomless")
+    parser.add_argument("--webhook-hosts", choices=("loopback", "any"), help="where webhooks may go; default: this machine")
+    parser.add_argument("--webhook-retry-scale", type=float, help="shortens the minute in which completions are tried again")
+    parser.add_argument("--webhook-aborted", action="store_true", default=None, help="completions for aborted ones too")
     parser.add_argument("--ready-file", type=Path, help="write the JSON line with the URL here when listening")
     parser.add_argument("--print-url", action="store_true", help="print that line on stdout (the default)")
     return parser
@@ -104,13 +107,28 @@ def _fast_loop() -> Any:
     return uvloop.new_event_loop
 
 
-async def _open(config: SimulatorConfig) -> Listener:
+@contextlib.asynccontextmanager
+async def _open(config: SimulatorConfig) -> AsyncIterator[Listener]:
+    """A listening simulator that sends its webhooks, until the block ends."""
     simulator = Simulator(config, clock=time.time)
-    return await listen(simulator.handle, host=config.host, port=config.port, date=simulator.told_now)
+    listener = await listen(simulator.handle, host=config.host, port=config.port, date=simulator.told_now)
+    simulator.dispatch.base_url = f"http://{config.host}:{listener.port}"
+    sending = asyncio.create_task(simulator.dispatch.run())
+    try:
+        yield listener
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        listener.close()
 
 
 async def _serve(config: SimulatorConfig, *, ready_file: Path | None, print_url: bool) -> None:
-    listener = await _open(config)
+    async with _open(config) as listener:
+        await _announced(config, listener, ready_file=ready_file, print_url=print_url)
+
+
+async def _announced(config: SimulatorConfig, listener: Listener, *, ready_file: Path | None, print_url: bool) -> None:
+    """Say where it listens, and wait for a signal."""
     url = f"http://{config.host}:{listener.port}"
     line = orjson.dumps({"url": url}) + b"\n"
     sys.stderr.write(_welcome(url, token=config.tokens[0].partition("=")[0]))
@@ -126,7 +144,6 @@ async def _serve(config: SimulatorConfig, *, ready_file: Path | None, print_url:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     await stop.wait()
-    listener.close()
 
 
 def _welcome(url: str, *, token: str) -> str:
@@ -157,12 +174,10 @@ class _Stage:
 
     async def _play(self, config: SimulatorConfig) -> None:
         try:
-            listener = await _open(config)
+            async with _open(config) as listener:
+                self._loop, self.port = asyncio.get_running_loop(), listener.port
+                self.started.set()
+                await self._stop.wait()
         except OSError as error:
             self.failure = error
             self.started.set()
-            return
-        self._loop, self.port = asyncio.get_running_loop(), listener.port
-        self.started.set()
-        await self._stop.wait()
-        listener.close()

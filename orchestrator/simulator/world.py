@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -119,6 +119,22 @@ class Account:
         return left is not None and left < LOW_CREDIT_USD
 
 
+class Heralds(Protocol):
+    """Who tells the outside of predictions: `webhooks.Dispatch`."""
+
+    def created(self, prediction: Prediction) -> None:
+        """A new one."""
+
+    def canceled(self, prediction: Prediction) -> None:
+        """One that ended sooner than planned."""
+
+    def nudge(self) -> None:
+        """Time was moved."""
+
+    async def early(self, prediction: Prediction, *, within_s: float) -> None:
+        """One that has ended before its create is answered."""
+
+
 class World:
     """Accounts, predictions and time; every question is asked with the world's own `now`."""
 
@@ -133,6 +149,7 @@ class World:
         self._late: list[tuple[float, int, Order]] = []
         self._open: list[tuple[float, int, Prediction]] = []
         self._drawn = 0
+        self.dispatch: Heralds | None = None
         self.predictions: dict[str, Prediction] = {}
         self.accounts: dict[str, Account] = {}
         for token in config.tokens:
@@ -149,6 +166,8 @@ class World:
     def advance(self, seconds: float) -> None:
         """Let time pass at once."""
         self._advanced_s += seconds
+        if self.dispatch is not None:
+            self.dispatch.nudge()
 
     def account(self, name: str) -> Account:
         """Return an account, opened on first use."""
@@ -201,7 +220,7 @@ class World:
     def settle(self, now: float) -> None:
         """Let everything happen that was due by `now`: late creations, and the bill of what has ended.
 
-        Each prediction that ends passes here exactly once, in order of its end: the place for terminal webhooks.
+        Each prediction that ends passes here exactly once, in order of its end.
         """
         while self._late and self._late[0][0] <= now:
             at, _, order = heapq.heappop(self._late)
@@ -221,6 +240,13 @@ class World:
             return
         prediction.end_status, prediction.end_at, prediction.error = "canceled", now, None
         self._await_end(prediction)
+        if self.dispatch is not None:
+            self.dispatch.canceled(prediction)
+
+    def end_at_once(self, prediction: Prediction, *, now: float) -> None:
+        """Let a prediction be over as soon as it is made, as it would have ended."""
+        prediction.start_at = prediction.end_at = now
+        self._await_end(prediction)
 
     def removed(self, prediction: Prediction, now: float) -> bool:
         """Say whether input, output, logs and files are gone: the retention counts from completion."""
@@ -238,6 +264,8 @@ class World:
         self.predictions[prediction.id] = prediction
         insort(self.account(prediction.account).predictions, prediction, key=lambda known: known.key)
         self._await_end(prediction)
+        if self.dispatch is not None and prediction.webhook is not None:
+            self.dispatch.created(prediction)
 
     def _await_end(self, prediction: Prediction) -> None:
         if math.isfinite(prediction.end_at):
