@@ -69,7 +69,7 @@ async def _slice(rooms: Rooms, order: _Order, facts: FactsBuffer) -> float:
 async def _rounds(rooms: Rooms, order: _Order, *, facts: FactsBuffer, in_air: set[asyncio.Task[None]]) -> float:
     while rooms.clock.boottime() < order.ends_at and not rooms.stopping():
         free = min(rooms.tempo.submit_chunk, rooms.tempo.submit_concurrency - len(in_air))
-        if free <= 0:
+        if in_air and free < rooms.tempo.submit_concurrency // 4:  # chunks, not items: a claim for each answer costs dearly
             await asyncio.wait(in_air, return_when=asyncio.FIRST_COMPLETED)
             continue
         wait_s, claims = await _round(rooms, order, free=free)

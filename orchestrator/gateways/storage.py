@@ -6,8 +6,9 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +17,9 @@ from orchestrator.core.errors import OutputBroken
 
 T = TypeVar("T")
 BLOCK_BYTES = 1024 * 1024  # what is gathered before a thread is asked to write it
-WRITERS = 16  # files being written at once
+WRITERS = 16  # large files being written at once; groups at once on a slow disk
+LARGEST_GROUP = 64
+SLOW_FILE_S = 0.003  # a disk that takes longer for each file is slow
 STALE_S = 6 * 3600.0  # far longer than any download: a temporary file of this age has no owner
 _TEMP_PREFIX, _TEMP_SUFFIX = ".incoming-", ".part"
 
@@ -24,40 +27,123 @@ _TEMP_PREFIX, _TEMP_SUFFIX = ".incoming-", ".part"
 class LocalFolder:
     """`core.ports.Storage` in a local folder. Nothing is ever written outside it, whatever a path says.
 
-    All file work happens in threads, so that an fsync stalls nobody: one hop for a file of up to 1 MB."""
+    File work happens in threads, so that an fsync stalls nobody. Files of up to 1 MB are finished in groups: what arrived
+    while one group was written is the next one, and a group costs one hop to a thread and one fsync of its folder."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
-        self._free = asyncio.Semaphore(WRITERS)
+        self._folders = _Folders(self._root)
+        self._open = asyncio.Semaphore(WRITERS)
+        self._waiting: list[_Errand] = []
+        self._writing = 0
+        self._slow_disk = False
 
     async def put(self, path: str, chunks: AsyncIterator[bytes], *, length: int | None) -> tuple[int, str]:
         """As the port says: temporary name, sha256 as bytes arrive, fsync of file and folder, rename.
 
         An existing file of that name is replaced. Raises also OSError (EINVAL) for a path that leaves the folder."""
-        parts = _parts(path)
-        incoming = _Incoming(self._root, parts, length)
-        async with self._free:
+        incoming = _Incoming(self._folders, _parts(path), length)
+        blob, last = await _gathered(chunks)
+        if last:
+            return await self._finished(incoming, blob)
+        async with self._open:
             try:
-                return await _stream(incoming, chunks)
+                return await self._streamed(incoming, blob, chunks)
             finally:
                 if incoming.is_open:
                     await _in_thread(incoming.discard)
+
+    async def _streamed(self, incoming: "_Incoming", blob: bytes, chunks: AsyncIterator[bytes]) -> tuple[int, str]:
+        last = False
+        while not last:
+            await _in_thread(partial(incoming.write, blob))
+            blob, last = await _gathered(chunks)
+        return await self._finished(incoming, blob)
+
+    async def _finished(self, incoming: "_Incoming", blob: bytes) -> tuple[int, str]:
+        """In the next group. Once handed over it is finished, whoever goes away."""
+        errand = _Errand(incoming, blob, asyncio.get_running_loop().create_future())
+        self._waiting.append(errand)
+        if self._writing < (WRITERS if self._slow_disk else 1):
+            self._writing += 1
+            writing = asyncio.create_task(self._write_groups())
+            _BACKGROUND.add(writing)
+            writing.add_done_callback(_BACKGROUND.discard)
+        try:
+            return await asyncio.shield(errand.done)
+        except asyncio.CancelledError:
+            await asyncio.wait({errand.done})  # nobody may close a file that is being written
+            raise
+
+    async def _write_groups(self) -> None:
+        """One writer while the disk is quick; on a slow one several, as their waiting overlaps."""
+        try:
+            while self._waiting:
+                count = LARGEST_GROUP if not self._slow_disk else 1 + len(self._waiting) // WRITERS
+                group, self._waiting = self._waiting[:count], self._waiting[count:]
+                began = time.monotonic()
+                outcomes = await asyncio.to_thread(_finish_all, [(errand.incoming, errand.blob) for errand in group])
+                self._slow_disk = time.monotonic() - began > SLOW_FILE_S * len(group)
+                for errand, outcome in zip(group, outcomes, strict=True):
+                    errand.settle(outcome)
+        finally:
+            self._writing -= 1
 
     async def clean(self, *, older_than_s: float = STALE_S) -> int:
         """Remove temporary files that dead processes left, by their age; how many."""
         return await _in_thread(partial(_sweep, self._root, before_s=time.time() - older_than_s))
 
 
-async def _stream(incoming: "_Incoming", chunks: AsyncIterator[bytes]) -> tuple[int, str]:
+_BACKGROUND: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
+
+
+@dataclass(slots=True)
+class _Errand:
+    """A file whose last bytes are here."""
+
+    incoming: "_Incoming"
+    blob: bytes
+    done: "asyncio.Future[tuple[int, str]]"
+
+    def settle(self, outcome: "tuple[int, str] | Exception") -> None:
+        """Tell who waits, unless it has gone."""
+        if self.done.done():
+            return
+        if isinstance(outcome, Exception):
+            self.done.set_exception(outcome)
+        else:
+            self.done.set_result(outcome)
+
+
+async def _gathered(chunks: AsyncIterator[bytes]) -> tuple[bytes, bool]:
+    """The next bytes, about a megabyte of them, and whether they are the last."""
     block: list[bytes] = []
     gathered = 0
     async for chunk in chunks:
         block.append(chunk)
         gathered += len(chunk)
         if gathered >= BLOCK_BYTES:
-            await _in_thread(partial(incoming.write, b"".join(block)))
-            block, gathered = [], 0
-    return await _in_thread(partial(incoming.finish, b"".join(block)))
+            return b"".join(block), False
+    return (block[0] if len(block) == 1 else b"".join(block)), True
+
+
+def _finish_all(group: "Sequence[tuple[_Incoming, bytes]]") -> "list[tuple[int, str] | Exception]":
+    """All bytes first, then each file made durable and visible, then their folders, once each."""
+    outcomes: list[tuple[int, str] | Exception] = []
+    folders: dict[str, list[int]] = {}
+    for place, (incoming, blob) in enumerate(group):
+        try:
+            outcomes.append(incoming.finish(blob))
+            folders.setdefault(incoming.folder, []).append(place)
+        except Exception as error:  # told to the one whose file it is
+            outcomes.append(error)
+    for folder, places in folders.items():
+        try:
+            _sync_folder(folder)
+        except OSError as error:
+            for place in places:
+                outcomes[place] = error
+    return outcomes
 
 
 async def _in_thread(call: Callable[[], T]) -> T:
@@ -80,10 +166,12 @@ def _parts(path: str) -> list[str]:
 class _Incoming:
     """One file on its way, written by one thread at a time. Opened with its first bytes."""
 
-    def __init__(self, root: Path, parts: list[str], length: int | None) -> None:
-        self._root = root
-        self._final = root.joinpath(*parts)
-        self._temp = self._final.with_name(f"{_TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(6)}{_TEMP_SUFFIX}")
+    def __init__(self, folders: "_Folders", parts: list[str], length: int | None) -> None:
+        self._folders = folders
+        self.name = parts[-1]
+        self.folder = folders.path_of(parts[:-1])
+        self._final = f"{self.folder}/{self.name}"
+        self._temp = Path(f"{self.folder}/{_TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(6)}{_TEMP_SUFFIX}")
         self._length = length
         self._size = 0
         self._hash = hashlib.sha256()
@@ -96,23 +184,21 @@ class _Incoming:
     def write(self, blob: bytes) -> None:
         """Append. Raises OutputBroken as soon as there is too much, OSError when the disk is full."""
         if self._fd is None:
-            _make_folder(self._root, self._final.parent)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-            self._fd = os.open(self._temp, flags, 0o666)
+            self._fd = self._folders.create(self.folder, self._temp)
         self._size += len(blob)
         self._hash.update(blob)
         if self._length is not None and self._size > self._length:
-            raise OutputBroken(f"{self._final.name}: more bytes came than the {self._length} announced")
+            raise OutputBroken(f"{self.name}: more bytes came than the {self._length} announced")
         rest = memoryview(blob)
         while rest:
             rest = rest[os.write(self._fd, rest):]
 
     def finish(self, blob: bytes) -> tuple[int, str]:
-        """Append the last bytes and make the file appear, durably. Leaves nothing behind when it fails."""
+        """Append the last bytes and make the file appear, durable but for its folder. Leaves nothing behind when it fails."""
         try:
             self.write(blob)
             if self._length is not None and self._size != self._length:
-                raise OutputBroken(f"{self._final.name}: {self._size} bytes came of the {self._length} announced")
+                raise OutputBroken(f"{self.name}: {self._size} bytes came of the {self._length} announced")
             assert self._fd is not None
             os.fsync(self._fd)
             os.close(self._fd)
@@ -121,7 +207,6 @@ class _Incoming:
         except BaseException:
             self.discard()
             raise
-        _sync_folder(self._final.parent)
         return self._size, self._hash.hexdigest()
 
     def discard(self) -> None:
@@ -130,6 +215,29 @@ class _Incoming:
         if fd is not None:
             os.close(fd)
         self._temp.unlink(missing_ok=True)
+
+
+class _Folders:
+    """The folders below a root, each looked at and made durable once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._known: set[str] = set()
+
+    def path_of(self, parts: Sequence[str]) -> str:
+        return "/".join((str(self._root), *parts))
+
+    def create(self, folder: str, path: Path) -> int:
+        """A new file, open for writing. Raises OSError where a link inside the root leads out of it."""
+        if folder not in self._known:
+            _make_folder(self._root, Path(folder))
+            self._known.add(folder)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        try:
+            return os.open(path, flags, 0o666)
+        except FileNotFoundError:  # somebody removed the folder meanwhile
+            _make_folder(self._root, Path(folder))
+            return os.open(path, flags, 0o666)
 
 
 def _make_folder(root: Path, folder: Path) -> None:
@@ -141,10 +249,10 @@ def _make_folder(root: Path, folder: Path) -> None:
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for made in reversed(missing):
-        _sync_folder(made.parent)
+        _sync_folder(str(made.parent))
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: str) -> None:
     """A rename is durable once its folder is. Windows cannot open folders, and needs no such thing."""
     if os.name == "nt":
         return

@@ -16,6 +16,7 @@ from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 from httpx_aiohttp import AiohttpTransport
+from multidict import CIMultiDict
 
 CONNECT_TIMEOUT_S = 10.0
 KEEP_ALIVE_S = 5.0  # short: a POST on a connection that the other side has just closed is an unsure purchase
@@ -93,14 +94,14 @@ class Wire:
             await self._transport.aclose()
             self._transport = None
 
-    async def exchange(self, method: str, url: httpx.URL, *, headers: list[tuple[bytes, bytes]], content: bytes = b"",
+    async def exchange(self, method: str, url: httpx.URL, *, headers: CIMultiDict[str], content: bytes = b"",
                        write_by_s: float | None = None) -> Answer:
         """One request, written at most once, and its whole answer.
 
         `write_by_s` (CLOCK_BOOTTIME seconds): the last moment at which it may be written. Raises TooLate, BodyTooLarge,
         TimeoutError for the whole, and whatever the layers below raise: see `not_sent` for what that proves."""
         assert self._transport is not None, "used outside its `async with`"
-        request = httpx.Request(method, url, headers=headers, content=content, extensions=self._timeouts)
+        request = _Prepared(method, url, headers=headers, content=content, extensions=self._timeouts)
         token = _write_by_s.set(write_by_s)
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -109,10 +110,25 @@ class Wire:
             _write_by_s.reset(token)
 
 
+class _Prepared(httpx.Request):
+    """A request whose headers are ready for the wire: building and copying httpx's own was a sixth of a purchase's CPU."""
+
+    def __init__(self, method: str, url: httpx.URL, *, headers: CIMultiDict[str], content: bytes,
+                 extensions: dict[str, Any]) -> None:
+        self.method = method
+        self.url = url
+        self.headers = headers  # type: ignore[assignment]  # the transport hands it to aiohttp as it is
+        self.extensions = extensions
+        self.stream = httpx.ByteStream(content)
+        self._content = content
+
+
 async def _read(response: httpx.Response) -> Answer:
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    plain = "content-encoding" not in response.headers
     try:
         size, chunks = 0, []
-        async for chunk in response.aiter_bytes():
+        async for chunk in response.stream if plain else response.aiter_bytes():
             size += len(chunk)
             if size > BODY_LIMIT_BYTES:
                 raise BodyTooLarge(f"an answer of more than {BODY_LIMIT_BYTES >> 20} MB")

@@ -1,143 +1,145 @@
-"""Measure the main job on the simulator: rate, CPU and API reads per item, and memory at two sizes, as one table.
+"""Measure the main job beside what people write without it, on this machine, in one run; print tables of ratios.
 
-    python scripts/bench/run.py [--rows 1000 --rows 20000] [--model simulator/echo] [--per-minute 0]
+    python scripts/bench/run.py [--quick] [whole] [submit] [intake] [size]
 
-Every figure is of one run each on this machine; compare ratios, not absolute numbers.
+Each comparison uses one stand-in for Replicate, without rate limits, and interleaves the candidates; figures are medians of
+three. CPU is user and system time of every process of a candidate (for ours: command, worker, web part, Redis; SQLite is part
+of them), start-up and imports included; the stand-in is not counted. `marginal` leaves start-up out: the difference between
+two sizes. Absolute figures depend on the machine and on what else it does: compare within a table only.
 """
 
 import argparse
 import json
 import os
-import resource
-import subprocess
+import statistics
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from urllib.request import urlopen
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = os.sysconf("SC_PAGE_SIZE")
-TICK = os.sysconf("SC_CLK_TCK")
+sys.path.insert(0, str(ROOT))
 
+import intake  # noqa: E402
+import ours  # noqa: E402
+import theirs  # noqa: E402
+from processes import Measured, StandIn, stand_in  # noqa: E402
 
-@dataclass
-class Figures:
-    """One run, measured from outside."""
-
-    command: str
-    rows: int
-    wall_s: float
-    cpu_s: float
-    peak_mb: dict[str, float]
-    reads: int
-    bought: int
-
-    def line(self) -> str:
-        """A row of the table."""
-        per = 1e6 / self.rows
-        peaks = ", ".join(f"{name} {mb:.0f}" for name, mb in sorted(self.peak_mb.items()))
-        return (f"| {self.command} | {self.rows:,} | {self.wall_s:.1f} | {self.rows / self.wall_s:,.0f} | "
-                f"{self.cpu_s * per:,.0f} | {self.reads / self.rows:.4f} | {self.bought:,} | {peaks} |")
+Candidate = Callable[..., Measured]
 
 
 def main() -> None:
-    """Run each size once for `plan` and `run`, on a fresh simulator each."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, action="append")
-    parser.add_argument("--model", default="simulator/echo")
-    parser.add_argument("--per-minute", type=int, default=0)
-    parser.add_argument("--latency", default="0.5")
-    parser.add_argument("--source", help="a TSV file to use instead of made-up rows, its first column feeding the model")
+    """Run what was asked for, or everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", default=[], help="whole, submit, intake, size; default: all")
+    parser.add_argument("--quick", action="store_true", help="one repetition, fewer rows: to see that it works")
     given = parser.parse_args()
-    print("| command | rows | seconds | items/s | CPU us/item | API reads/item | bought | peak MB by process |")
-    print("|---|---|---|---|---|---|---|---|")
-    for rows in given.rows or [1000, 20000]:
-        for command in ("plan", "run"):
-            print(measured(command, rows, given).line(), flush=True)
+    what = given.what or ["whole", "submit", "intake", "size"]
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start\n", flush=True)
+    found = {name: _KINDS[name](quick=given.quick) for name in what}
+    out = ROOT / "out" / "bench"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "figures.json").write_text(json.dumps(found, indent=1))
 
 
-def measured(command: str, rows: int, given: argparse.Namespace) -> Figures:
-    """One command on a simulator of its own."""
-    with tempfile.TemporaryDirectory(prefix="orchestrator-bench-") as folder:
-        stand_in = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.simulator", "--port", "0", "--rate-limit", str(given.per_minute), "--latency",
-             given.latency], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
-        try:
-            assert stand_in.stdout is not None
-            url = json.loads(stand_in.stdout.readline())["url"]
-            return _run(command, rows, given, folder=Path(folder), url=url)
-        finally:
-            stand_in.terminate()
-            stand_in.wait()
+def whole(*, quick: bool) -> list[dict[str, Any]]:
+    """From a file of rows to files at home, by size of output."""
+    rows_ours, rows_theirs, times = (1000, 200, 1) if quick else (8000, 1000, 3)
+    print("## Whole path: submit, complete, download, record\n\n| output | candidate | items/s | CPU us/item | marginal | "
+          "API calls/item | peak MB | ratio of CPU | ratio of marginal |\n|---|---|---|---|---|---|---|---|---|", flush=True)
+    table = []
+    for size_kb in (1, 10, 100):
+        with stand_in(latency_s=0.5, file_bytes=size_kb * 1024) as simulator:
+            both = [("user's script", theirs.user_script, rows_theirs, {}),
+                    ("orchestrator, webhooks", ours.whole_path, rows_ours, {}),
+                    ("orchestrator, polling", ours.whole_path, rows_ours, {"webhooks": False})]
+            table += _compare(simulator, both, label=f"{size_kb} KB", times=times, small=50)
+    return table
 
 
-def _run(command: str, rows: int, given: argparse.Namespace, *, folder: Path, url: str) -> Figures:
-    _write_job(folder, rows, given)
-    env = os.environ | {
-        "PYTHONPATH": str(ROOT), "REPLICATE_API_TOKEN": "r8_simulator", "REPLICATE_BASE_URL": url,
-        "ORCHESTRATOR_HOME": str(folder / ".orchestrator"), "ORCHESTRATOR_OUTPUT_HOSTS": url.removeprefix("http://"),
-        "ORCHESTRATOR_TEMPO__CREATES_PER_MINUTE": str(given.per_minute), "ORCHESTRATOR_TEMPO__READS_PER_MINUTE": "0"}
-    options = ["--yes", "--output", str(folder / "out")] if command == "run" else []
-    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = subprocess.Popen([sys.executable, "-m", "orchestrator", command, "bench", *options, "--json"], cwd=folder, env=env,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    peaks: dict[str, float] = {}
-    cpu: dict[int, float] = {}
-    while process.poll() is None:
-        _sample(folder, peaks, cpu)
-        time.sleep(0.2)
-    out, err = process.communicate()
-    wall_s = time.monotonic() - began
-    if process.returncode:
-        raise SystemExit(f"{command} ended with {process.returncode}\n{out}\n{err[-3000:]}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    own_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    calls = json.load(urlopen(f"{url}/_admin/calls"))
-    return Figures(command, rows, wall_s, max(own_s, sum(cpu.values())), peaks, _reads(calls), _bought(url))
+def submit(*, quick: bool) -> list[dict[str, Any]]:
+    """Only buying: nothing ends meanwhile."""
+    rows_ours, rows_theirs, times = (3000, 300, 1) if quick else (20000, 2000, 3)
+    print("\n## Submit stage: from file to predictions bought\n\n| output | candidate | items/s | CPU us/item | marginal | "
+          "API calls/item | peak MB | ratio of CPU | ratio of marginal |\n|---|---|---|---|---|---|---|---|---|", flush=True)
+    with stand_in(latency_s=36000) as simulator:
+        both = [("plain Celery", theirs.celery_plain, rows_theirs, {}), ("orchestrator", ours.submit_stage, rows_ours, {})]
+        return _compare(simulator, both, label="–", times=times, small=100)
 
 
-def _write_job(folder: Path, rows: int, given: argparse.Namespace) -> None:
-    (folder / "jobs").mkdir()
-    column, field = ("Prompt", "prompt") if given.source else ("text", "text")
-    path = given.source or "rows.csv"
-    (folder / "jobs" / "bench.yaml").write_text(
-        f"model: {given.model}\nsource: {{ path: {path} }}\ninput: {{ {field}: \"{{{{ {column} }}}}\" }}\n"
-        f"limits: {{ in_flight: 2000 }}\n")
-    with (folder / "jobs" / "rows.csv").open("w") as file:
-        file.write("text,kind,weight\n")
-        file.writelines(f"sentence number {n} about a teapot on a table,kind {n % 7},{n * 0.37:.2f}\n" for n in range(rows))
+def _compare(simulator: StandIn, candidates: Sequence[tuple[str, Candidate, int, dict[str, Any]]], *, label: str, times: int,
+             small: int) -> list[dict[str, Any]]:
+    """Interleaved: each candidate once, then each again."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name, *_ in candidates}
+    for _ in range(times):
+        for name, candidate, rows, options in candidates:
+            least = _once(simulator, candidate, small, options)
+            most = _once(simulator, candidate, rows, options)
+            runs[name].append({
+                "items_s": rows / most["wall_s"], "cpu_us": most["cpu_s"] * 1e6 / rows, "calls": most["calls"] / rows,
+                "peak_mb": most["peak_mb"], "marginal_us": (most["cpu_s"] - least["cpu_s"]) * 1e6 / (rows - small)})
+    table: list[dict[str, Any]] = []
+    for name, *_ in candidates:
+        row: dict[str, Any] = {key: statistics.median(run[key] for run in runs[name]) for key in runs[name][0]}
+        row |= {"output": label, "candidate": name, "spread_us": [round(run["cpu_us"]) for run in runs[name]]}
+        first = table[0] if table else row
+        row |= {"ratio": first["cpu_us"] / row["cpu_us"], "ratio_marginal": first["marginal_us"] / row["marginal_us"]}
+        table.append(row)
+        print(f"| {label} | {name} | {row['items_s']:,.0f} | {row['cpu_us']:,.0f} | {row['marginal_us']:,.0f} "
+              f"| {row['calls']:.2f} | {row['peak_mb']:,.0f} | {row['ratio']:.1f} | {row['ratio_marginal']:.1f} |", flush=True)
+    return table
 
 
-def _sample(folder: Path, peaks: dict[str, float], cpu: dict[int, float]) -> None:
-    """Peak resident memory and CPU of every process of this home."""
-    home = f"ORCHESTRATOR_HOME={folder}"
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-            mine = home in (entry / "environ").read_bytes().decode("utf-8", "replace")
-            if not mine or "simulator" in " ".join(line):
-                continue
-            stat = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        name = "redis" if "redis-server" in line[0] else next((w for w in ("worker", "run", "plan") if w in line), "other")
-        mb = int(stat[21]) * PAGE / 2**20
-        peaks[name] = max(peaks.get(name, 0.0), mb)
-        cpu[int(entry.name)] = (int(stat[11]) + int(stat[12])) / TICK
+def _once(simulator: StandIn, candidate: Candidate, rows: int, options: dict[str, Any]) -> dict[str, float]:
+    simulator.reset()
+    with tempfile.TemporaryDirectory(prefix="ob-") as folder:
+        done = candidate(simulator, Path(folder) / "w", rows=rows, **options)
+    assert simulator.created() == rows, f"{simulator.created()} bought of {rows}"
+    return {"wall_s": done.wall_s, "cpu_s": done.cpu_s, "calls": simulator.calls(), "peak_mb": done.peak_total_mb}
 
 
-def _reads(calls: dict[str, dict[str, dict[str, int]]]) -> int:
-    """GETs of predictions, lists included."""
-    routes = calls["routes"]
-    return sum(sum(statuses.values()) for route, statuses in routes.items() if route in ("list predictions", "get prediction"))
+def take_in(*, quick: bool) -> list[dict[str, Any]]:
+    """Webhooks into the ledger."""
+    count_ours, count_theirs, times = (5000, 500, 1) if quick else (30000, 3000, 3)
+    print("\n## Webhook intake: signed bodies of 1 KB, 64 at once, one core for the server\n\n"
+          "| server | webhooks/s | p50 ms | p99 ms | CPU us each | ratio |\n|---|---|---|---|---|---|", flush=True)
+    runs: dict[str, list[intake.Rate]] = {"FastAPI, SQLModel, a commit each": [], "orchestrator web": []}
+    with stand_in(latency_s=1) as simulator:
+        for _ in range(times):
+            for (name, rates), (candidate, count) in zip(
+                    runs.items(), ((intake.theirs, count_theirs), (intake.ours, count_ours)), strict=True):
+                with tempfile.TemporaryDirectory(prefix=f"ob-{len(name)}-") as folder:
+                    rates.append(candidate(simulator, Path(folder) / "w", count=count, at_once=64))
+    table: list[dict[str, Any]] = []
+    for name, rates in runs.items():
+        row: dict[str, Any] = {key: statistics.median(getattr(rate, key) for rate in rates)
+                               for key in ("per_s", "p50_ms", "p99_ms", "cpu_us")}
+        row |= {"server": name, "ratio": row["per_s"] / (table[0] if table else row)["per_s"]}
+        table.append(row)
+        print(f"| {name} | {row['per_s']:,.0f} | {row['p50_ms']:.1f} | {row['p99_ms']:.1f} | {row['cpu_us']:,.0f} | "
+              f"{row['ratio']:.1f} |", flush=True)
+    return table
 
 
-def _bought(url: str) -> int:
-    ledger = json.load(urlopen(f"{url}/_admin/ledger"))
-    return int(ledger.get("created", 0))
+def size(*, quick: bool) -> list[dict[str, Any]]:
+    """The same job at two sizes: memory stays."""
+    sizes = (1000, 5000) if quick else (1000, 100_000)
+    print("\n## Memory at two sizes, polling, outputs of 1 KB\n\n"
+          "| rows | seconds | items/s | peak MB by process |\n|---|---|---|---|", flush=True)
+    table = []
+    with stand_in(latency_s=0.5, file_bytes=1024) as simulator:
+        for rows in sizes:
+            simulator.reset()
+            with tempfile.TemporaryDirectory(prefix="ob-") as folder:
+                done = ours.whole_path(simulator, Path(folder) / "w", rows=rows, webhooks=False)
+            peaks = ", ".join(f"{name} {mb:.0f}" for name, mb in sorted(done.peak_mb.items()))
+            print(f"| {rows:,} | {done.wall_s:.1f} | {rows / done.wall_s:,.0f} | {peaks} |", flush=True)
+            table.append({"rows": rows, "wall_s": done.wall_s, "peak_mb": done.peak_mb})
+    return table
 
+
+_KINDS: dict[str, Callable[..., list[dict[str, Any]]]] = {"whole": whole, "submit": submit, "intake": take_in, "size": size}
 
 if __name__ == "__main__":
     main()

@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -194,14 +195,14 @@ async def test_server_that_only_reads(ledger: SqlLedger, ledger_url: str) -> Non
 
 
 COUNT = """
-import asyncio, sys
+import asyncio, sys, time
 from sqlalchemy import select, update
 from orchestrator.gateways.ledger import Database
 from orchestrator.gateways.ledger.tables import batches
 
 async def read_then_write(connection):
     found = (await connection.execute(select(batches.c.spent_units))).scalar_one()
-    await asyncio.sleep(0)
+    time.sleep(0.0001)
     await connection.execute(update(batches).values(spent_units=found + 1))
 
 async def main():
@@ -267,12 +268,16 @@ async def test_killed_in_mid_transaction(acts: Any, ledger_url: str) -> None:
 async def test_cancelled_in_mid_transaction(acts: Any, database: Database) -> None:
     """A caller cancelled between two statements, as by a timeout, still sees its transaction end whole, and no lock stays."""
     batch = await acts.loaded(4)
-    halfway, go_on = asyncio.Event(), asyncio.Event()
+    loop, halfway = asyncio.get_running_loop(), asyncio.Event()
+    go_on, thread_goes_on = asyncio.Event(), threading.Event()
 
     async def two_statements(connection: Any) -> None:
         await connection.execute(text("UPDATE items SET error = 'x'"))
-        halfway.set()
-        await go_on.wait()
+        loop.call_soon_threadsafe(halfway.set)
+        if connection.dialect.name == "sqlite":  # in a thread of its own
+            assert thread_goes_on.wait(10)
+        else:
+            await go_on.wait()
         await connection.execute(text("UPDATE batches SET reason = 'y'"))
 
     task = asyncio.create_task(database.write(two_statements))
@@ -281,6 +286,7 @@ async def test_cancelled_in_mid_transaction(acts: Any, database: Database) -> No
     await asyncio.sleep(0)
     assert not task.done()
     go_on.set()
+    thread_goes_on.set()
     assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
     assert {r.error for r in await acts.results(batch)} == {"x"}
     assert (await acts.again(batch)).reason == "y"
@@ -322,3 +328,16 @@ async def test_unused_imports_stay_out() -> None:
     child = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=subprocess.PIPE)
     out, _ = await child.communicate()
     assert out == b"[]\n"
+
+
+async def test_a_step_that_waits_for_something_else(tmp_path: Path) -> None:
+    """On SQLite a step runs in a thread without a loop: one that waits for the network is a defect, said at once, undone."""
+    async def step(connection: Any) -> None:
+        await connection.execute(text("DELETE FROM alembic_version"))
+        await asyncio.sleep(0)
+
+    async with Database.open(f"sqlite:///{tmp_path}/ledger.db") as database:
+        with pytest.raises(RuntimeError, match="something else than its database"):
+            await database.write(step)
+    async with Database.open(f"sqlite:///{tmp_path}/ledger.db") as database:
+        assert await SqlLedger(database).live_batches() == []

@@ -30,7 +30,7 @@ class StationLoop:
     def __init__(self, settings: Settings, *, redis_url: str) -> None:
         self._settings = settings
         self._redis_url = redis_url
-        self._loop = asyncio.new_event_loop()
+        self._loop = wiring.loop_factory()()
         self._ready: asyncio.Future[Rooms] | None = None
         self._end = asyncio.Event()
         self._stopping = False

@@ -1,5 +1,6 @@
 """`orchestrator worker`: a Celery worker whose tasks are the stations. Messages carry ids and may be lost or doubled."""
 
+import gc
 import logging
 from typing import Any
 
@@ -26,6 +27,8 @@ def work() -> None:
     def _wind_down(**_: Any) -> None:
         stations.wind_down()
 
+    gc.freeze()  # what is there now stays: looking through it again and again found nothing to collect
+    gc.set_threshold(20_000, 50, 50)
     stations.start()
     try:
         app.worker_main(["worker", "--pool=threads", f"--concurrency={THREADS}", *wiring.WORKER_OPTIONS,

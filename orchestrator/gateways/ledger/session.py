@@ -1,12 +1,11 @@
 """Connections and transactions: how to reach the database, and what its errors mean for the program."""
 
 import asyncio
-import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Table, event, inspect, make_url, text
+from sqlalchemy import Connection, Table, create_engine, event, inspect, make_url, text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.postgresql.dml import Insert as PostgresqlInsert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
@@ -14,9 +13,10 @@ from sqlalchemy.dialects.sqlite.dml import Insert as SqliteInsert
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from orchestrator.core.errors import BadInput, Unreachable
+from orchestrator.gateways.ledger.inline import InlineEngine
 from orchestrator.gateways.ledger.tables import HEAD, METADATA
 
 BUSY_S = 30  # how long a transaction waits for another one's lock
@@ -43,15 +43,14 @@ class Database:
     """A ledger's database: `write` and `read` run a function in one transaction each.
 
     On SQLite every write transaction is BEGIN IMMEDIATE, for a transaction that reads first and writes later loses
-    updates silently; writers of one process queue on a lock of their own, as SQLite's waiting is a blind sleep.
+    updates silently; writers of one process queue in its one writing thread, as SQLite's waiting is a blind sleep.
     """
 
     def __init__(self, url: str) -> None:
         self._url = _parsed(url)
         self.where = _where(self._url)
-        self._engine = _engine(self._url)
-        self._writer = self._engine.execution_options(ledger_writes=True)
-        self._turn: asyncio.Lock | None = None if self._url.get_backend_name() == "postgresql" else asyncio.Lock()
+        self._is_postgresql = self._url.get_backend_name() == "postgresql"
+        self._engine: _Postgresql | InlineEngine = _Postgresql(self._url) if self._is_postgresql else _sqlite(self._url)
 
     @classmethod
     @asynccontextmanager
@@ -69,25 +68,15 @@ class Database:
 
     async def close(self) -> None:
         """Disconnect."""
-        await self._engine.dispose()
+        await self._engine.close()
 
     async def prepare(self) -> None:
         """Tables as this program knows them: a new SQLite from the metadata, anything older by migration."""
-        if self._turn is not None:
-            await asyncio.to_thread(self._probe)
         if await self.read(_revision) == HEAD:
             return
-        if self._turn is not None and await self.write(_create):
+        if not self._is_postgresql and await self.write(_create):
             return
         await self.migrate()
-
-    def _probe(self) -> None:
-        """Open the file once without the asynchronous driver, whose thread outlives an opening that fails."""
-        try:
-            with closing(sqlite3.connect(self.where, timeout=BUSY_S)) as connection:
-                connection.execute("PRAGMA schema_version").fetchone()
-        except sqlite3.Error as error:
-            raise Unreachable(f"the ledger at {self.where} cannot be used: {error}") from error
 
     async def migrate(self) -> None:
         """Bring the tables to this program's revision. Raises BadInput for a ledger newer than the program."""
@@ -99,40 +88,31 @@ class Database:
             raise BadInput(f"the ledger at {self.where} was written by a newer version of this program ({error}); "
                            "install that version, or name another ledger with ORCHESTRATOR_DATABASE_URL") from None
 
-    async def write(self, step: Callable[Concatenate[AsyncConnection, P], Awaitable[T]], *args: P.args,
+    async def write(self, step: Callable[Concatenate[AsyncConnection, P], Coroutine[Any, Any, T]], *args: P.args,
                     **kwargs: P.kwargs) -> T:
         """Run `step(connection, …)` in one write transaction; it may run again if another transaction was in its way.
 
         Once begun it is brought to its end, even when the caller is canceled. Raises Unreachable."""
-        if self._turn is None:
-            return await _whole(self._repeated(step, *args, **kwargs))
-        async with self._turn:
-            return await _whole(self._repeated(step, *args, **kwargs))
+        return await _whole(self._repeated(lambda connection: step(connection, *args, **kwargs), writes=True))
 
-    async def _repeated(self, step: Callable[Concatenate[AsyncConnection, P], Awaitable[T]], *args: P.args,
-                        **kwargs: P.kwargs) -> T:
+    async def read(self, step: Callable[Concatenate[AsyncConnection, P], Coroutine[Any, Any, T]], *args: P.args,
+                   **kwargs: P.kwargs) -> T:
+        """Run `step(connection, …)` in one transaction that only reads. Raises Unreachable."""
+        return await _whole(self._repeated(lambda connection: step(connection, *args, **kwargs), writes=False))
+
+    async def _repeated(self, step: Callable[[AsyncConnection], Coroutine[Any, Any, T]], *, writes: bool) -> T:
         tries = 0
         while True:
             tries += 1
             try:
-                async with self._translated(), self._writer.begin() as connection:
-                    return await step(connection, *args, **kwargs)
+                with self._translated():
+                    return await self._engine.run(step, writes=writes)
             except DBAPIError as error:
                 if getattr(error.orig, "sqlstate", None) not in AGAIN or tries >= TRIES:
                     raise
 
-    async def read(self, step: Callable[Concatenate[AsyncConnection, P], Awaitable[T]], *args: P.args,
-                   **kwargs: P.kwargs) -> T:
-        """Run `step(connection, …)` in one transaction that only reads. Raises Unreachable."""
-        return await _whole(self._read(step, *args, **kwargs))
-
-    async def _read(self, step: Callable[Concatenate[AsyncConnection, P], Awaitable[T]], *args: P.args,
-                    **kwargs: P.kwargs) -> T:
-        async with self._translated(), self._engine.begin() as connection:
-            return await step(connection, *args, **kwargs)
-
-    @asynccontextmanager
-    async def _translated(self) -> AsyncIterator[None]:
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
         try:
             yield
         except PoolTimeout as error:
@@ -148,6 +128,25 @@ class Database:
         """The driver's first line, without the password should it stand there."""
         line = (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
         return line.replace(str(self._url.password), "***") if self._url.password else line
+
+
+class _Postgresql:
+    """Transactions on PostgreSQL, over the asynchronous driver."""
+
+    def __init__(self, url: URL) -> None:
+        options = f"{url.query.get('options', '')} -c timezone=UTC -c synchronous_commit=on -c lock_timeout={BUSY_S}s"
+        self._engine = create_async_engine(
+            url, pool_pre_ping=True, pool_size=8, max_overflow=8, **_SHARED,
+            connect_args={"options": options.strip(), "connect_timeout": 10})
+
+    async def run(self, step: Callable[[AsyncConnection], Coroutine[Any, Any, T]], *, writes: bool) -> T:
+        """One transaction around `step`; reads and writes are alike here."""
+        async with self._engine.begin() as connection:
+            return await step(connection)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._engine.dispose()
 
 
 async def _whole(work: Coroutine[Any, Any, T]) -> T:
@@ -167,7 +166,7 @@ def _parsed(url: str) -> URL:
     except ArgumentError:
         raise BadInput("the database's URL cannot be read; it looks like sqlite:////absolute/path or "
                        "postgresql://user:password@host/name") from None
-    driver = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}.get(parsed.get_backend_name())
+    driver = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}.get(parsed.get_backend_name())
     if driver is None:
         raise BadInput(f"databases of kind {parsed.get_backend_name()!r} are not supported: use sqlite:////path or postgresql://…")
     if driver.startswith("sqlite") and parsed.database in (None, "", ":memory:"):
@@ -183,16 +182,15 @@ def _where(url: URL) -> str:
     return f"{host}{f':{url.port}' if url.port else ''}/{url.database or ''}"
 
 
-def _engine(url: URL) -> AsyncEngine:
-    shared: dict[str, Any] = {"hide_parameters": True, "pool_timeout": BUSY_S}  # errors must not quote rows
-    if url.get_backend_name() == "postgresql":
-        options = f"{url.query.get('options', '')} -c timezone=UTC -c synchronous_commit=on -c lock_timeout={BUSY_S}s"
-        return create_async_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=8,
-                                   connect_args={"options": options.strip(), "connect_timeout": 10}, **shared)
-    engine = create_async_engine(url, pool_size=4, max_overflow=4, connect_args={"timeout": BUSY_S}, **shared)
-    event.listen(engine.sync_engine, "connect", _on_sqlite_connect)
-    event.listen(engine.sync_engine, "begin", _on_sqlite_begin)
-    return engine
+_SHARED: dict[str, Any] = {"hide_parameters": True, "pool_timeout": BUSY_S}  # errors must not quote rows
+
+
+def _sqlite(url: URL) -> InlineEngine:
+    engine = create_engine(url, pool_size=4, max_overflow=4, **_SHARED,
+                           connect_args={"timeout": BUSY_S, "check_same_thread": False})
+    event.listen(engine, "connect", _on_sqlite_connect)
+    event.listen(engine, "begin", _on_sqlite_begin)
+    return InlineEngine(engine)
 
 
 # FULL: with NORMAL a power cut can take the newest commits, and with them an attempt already paid for.
@@ -207,7 +205,7 @@ def _on_sqlite_connect(connection: Any, _record: Any) -> None:
             cursor.execute(f"PRAGMA {setting}")
         cursor.close()
     except BaseException:
-        connection.close()  # the pool does not know it yet, and its thread would live on
+        connection.close()  # the pool does not know it yet
         raise
 
 

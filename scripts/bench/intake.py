@@ -1,0 +1,189 @@
+"""Webhooks taken in, ours beside a plain FastAPI route: one core for the server, the other for who sends."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.request import urlopen
+
+import aiohttp
+import uvloop
+from processes import ROOT, StandIn, client_env
+
+from orchestrator.core.callback import PATH
+from orchestrator.core.lifecycle import Event
+from orchestrator.core.ports import ClaimTerms
+from orchestrator.core.records import Fact, NewBatch, NewChunk, NewItem, Prediction, Target
+from orchestrator.core.retry import Policy, decide
+from orchestrator.gateways.ledger import Database, SqlLedger
+
+SECRET = "whsec_" + base64.b64encode(b"a secret for the bench..").decode()
+SCHEMA = json.dumps({"components": {"schemas": {
+    "Input": {"type": "object", "properties": {"prompt": {"type": "string"}}},
+    "Output": {"type": "array", "items": {"type": "string", "format": "uri"}}}}})
+
+
+@dataclass
+class Rate:
+    """What a receiver managed."""
+
+    per_s: float
+    p50_ms: float
+    p99_ms: float
+    cpu_us: float  # of the server, for each webhook
+
+
+def ours(simulator: StandIn, folder: Path, *, count: int, at_once: int) -> Rate:
+    """`orchestrator web` on a ledger with as many predictions out."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    asyncio.run(_fill(f"sqlite:///{folder / 'ledger.db'}", count))
+    env = client_env(simulator) | {"ORCHESTRATOR_HOME": str(folder), "ORCHESTRATOR_WEB_BIND": "127.0.0.1:0",
+                                   "ORCHESTRATOR_LOG_LEVEL": "INFO"}
+    secret = json.load(urlopen(_with_token(f"{simulator.url}/v1/webhooks/default/secret")))["key"]
+    with _server([sys.executable, "-m", "orchestrator", "web"], env=env, folder=folder, word="listening on ") as (process, place):
+        rate = _measured(process, f"http://{place}{PATH}", secret, count=count, at_once=at_once)
+    with closing(sqlite3.connect(folder / "ledger.db")) as ledger:
+        (done,) = ledger.execute("SELECT count(*) FROM attempts WHERE ended_via = 'webhook'").fetchone()
+    assert done == count, f"{done} of {count} recorded"
+    return rate
+
+
+def theirs(_: StandIn, folder: Path, *, count: int, at_once: int) -> Rate:
+    """The same webhooks into FastAPI with a SQLModel session and a commit each."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    env = client_env(_) | {"BENCH_DATABASE": f"sqlite:///{folder / 'plain.db'}", "BENCH_SECRET": SECRET,
+                           "PYTHONPATH": str(Path(__file__).resolve().parent / "baselines")}
+    make = ("from webhook_app import *\nSQLModel.metadata.create_all(engine)\nwith Session(engine) as s:\n"
+            f"    s.add_all(Attempt(id=f'{{n:026d}}', prediction_id=f'p{{n:026d}}', status='running') for n in range({count}))\n"
+            "    s.commit()")
+    subprocess.run([sys.executable, "-c", make], env=env, check=True)
+    argv = [sys.executable, "-m", "uvicorn", "webhook_app:app", "--port", "0", "--no-access-log"]
+    with _server(argv, env=env, folder=folder, word="running on http://") as (process, place):
+        rate = _measured(process, f"http://{place}/webhooks/replicate", SECRET, count=count, at_once=at_once)
+    with closing(sqlite3.connect(folder / "plain.db")) as book:
+        (done,) = book.execute("SELECT count(*) FROM attempt WHERE status = 'succeeded'").fetchone()
+    assert done == count, f"{done} of {count} recorded"
+    return rate
+
+
+def _with_token(url: str) -> object:
+    from urllib.request import Request
+
+    return Request(url, headers={"authorization": "Bearer r8_simulator"})
+
+
+@contextmanager
+def _server(argv: list[str], *, env: dict[str, str], folder: Path, word: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A server on the first core, once its log says where it listens."""
+    log = folder / "server.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(["taskset", "--cpu-list", "0", *argv], env=env, cwd=ROOT, stdout=out, stderr=out)
+    try:
+        until = time.monotonic() + 30
+        while word not in log.read_text():
+            assert time.monotonic() < until and process.poll() is None, log.read_text()[-2000:]
+            time.sleep(0.05)
+        time.sleep(1.0)
+        yield process, log.read_text().partition(word)[2].split()[0]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _measured(process: subprocess.Popen[bytes], url: str, secret: str, *, count: int, at_once: int) -> Rate:
+    before_s = _cpu_s(process.pid)
+    other_core = str(max(os.sched_getaffinity(0)))
+    sent = subprocess.run(["taskset", "--cpu-list", other_core, sys.executable, __file__, url, secret, str(count), str(at_once)],
+                          cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
+    told = json.loads(sent.stdout)
+    return Rate(told["per_s"], told["p50_ms"], told["p99_ms"], (_cpu_s(process.pid) - before_s) * 1e6 / count)
+
+
+def _cpu_s(pid: int) -> float:
+    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def _fill(url: str, count: int) -> None:
+    """A batch whose predictions are all out, in a new ledger."""
+    now = datetime.now(UTC)
+    later = now + timedelta(hours=1)
+    async with Database.open(url) as database:
+        ledger = SqlLedger(database)
+        batch, _ = await ledger.open_batch(NewBatch(
+            id="bench", job="bench", run_key="bench", account="simulator", created_at=now, target=Target("models", "a/b", None),
+            job_json='{"model":"a/b","source":{"path":"x.csv"}}', schema_json=SCHEMA, source_json="[]",
+            price_json='{"price":{"id":"x","unit":"output","usd":"0.003"},"most_outputs":1}', output_to="/nowhere",
+            in_flight=count, max_attempts=3))
+        policy = Policy(3, 2.0, canceling=False, price=None, count_files=lambda _: 0)
+        for first in range(0, count, 1000):
+            numbers = range(first, min(count, first + 1000))
+            items = [NewItem(n, str(n), json.dumps({"prompt": f"teapot {n}"}), f"h{n}") for n in numbers]
+            await ledger.add_chunk(batch.pk, NewChunk(first, items, b""))
+        await ledger.seal(batch.pk, total=count, source_schema_json="", now=now)
+        for first in range(0, count, 1000):
+            ids = [f"{n:026d}" for n in range(first, min(count, first + 1000))]
+            await ledger.claim(batch.pk, attempt_ids=ids, terms=ClaimTerms(now, later, later, "bench", 0))
+            facts = [Fact(Event.ANSWERED, now, i, Prediction("p" + i, "starting", created_at=now)) for i in ids]
+            await ledger.move(facts, decide=lambda standing, fact: decide(standing, fact, policy=policy, jitter=0.5))
+
+
+# The sender, a process of its own
+
+def _deliveries(url: str, key: bytes, count: int) -> Iterator[tuple[str, bytes, dict[str, str]]]:
+    """Completions of about a kilobyte, signed."""
+    stamp = str(int(time.time()))
+    for n in range(count):
+        attempt = f"{n:026d}"
+        body = json.dumps({
+            "id": f"p{attempt}", "status": "succeeded", "model": "a/b", "version": "hidden", "input": {"prompt": "x" * 400},
+            "output": [f"https://replicate.delivery/xx/{attempt}/out-0.png"], "error": None, "logs": "step\n" * 20,
+            "metrics": {"predict_time": 1.2, "total_time": 2.0}, "created_at": "2026-11-21T01:00:00.000000Z",
+            "completed_at": "2026-11-21T01:00:02.000000Z",
+            "urls": {"get": f"https://api.replicate.com/v1/predictions/p{attempt}"}}).encode()
+        signature = hmac.new(key, f"msg_{attempt}.{stamp}.".encode() + body, hashlib.sha256).digest()
+        yield f"{url}?attempt={attempt}", body, {
+            "content-type": "application/json", "webhook-id": f"msg_{attempt}", "webhook-timestamp": stamp,
+            "webhook-signature": "v1," + base64.b64encode(signature).decode()}
+
+
+async def _send(url: str, secret: str, count: int, at_once: int) -> None:
+    prepared = list(_deliveries(url, base64.b64decode(secret.removeprefix("whsec_")), count))
+    took: list[float] = []
+    answers: Counter[int] = Counter()
+    todo = iter(prepared)
+
+    async def sender(http: aiohttp.ClientSession) -> None:
+        for place, body, headers in todo:
+            began = time.perf_counter()
+            async with http.post(place, data=body, headers=headers) as answer:
+                await answer.read()
+                answers[answer.status] += 1
+            took.append(time.perf_counter() - began)
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=at_once)) as http:
+        began = time.perf_counter()
+        await asyncio.gather(*(sender(http) for _ in range(at_once)))
+        wall_s = time.perf_counter() - began
+    assert answers == {200: count}, answers
+    took.sort()
+    print(json.dumps({"per_s": count / wall_s, "p50_ms": took[count // 2] * 1e3, "p99_ms": took[int(count * 0.99)] * 1e3}))
+
+
+if __name__ == "__main__":
+    uvloop.run(_send(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
