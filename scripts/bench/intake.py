@@ -62,8 +62,8 @@ def ours(simulator: StandIn, folder: Path, *, count: int, at_once: int) -> Rate:
     return rate
 
 
-def theirs(_: StandIn, folder: Path, *, count: int, at_once: int) -> Rate:
-    """The same webhooks into FastAPI with a SQLModel session and a commit each."""
+def theirs(_: StandIn, folder: Path, *, count: int, at_once: int, route: str = "replicate") -> Rate:
+    """The same webhooks into FastAPI with a SQLModel session and a commit each; route `replicate` or `async`."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     env = client_env(_) | {"BENCH_DATABASE": f"sqlite:///{folder / 'plain.db'}", "BENCH_SECRET": SECRET,
@@ -74,7 +74,7 @@ def theirs(_: StandIn, folder: Path, *, count: int, at_once: int) -> Rate:
     subprocess.run([sys.executable, "-c", make], env=env, check=True)
     argv = [sys.executable, "-m", "uvicorn", "webhook_app:app", "--port", "0", "--no-access-log"]
     with _server(argv, env=env, folder=folder, word="running on http://") as (process, place):
-        rate = _measured(process, f"http://{place}/webhooks/replicate", SECRET, count=count, at_once=at_once)
+        rate = _measured(process, f"http://{place}/webhooks/{route}", SECRET, count=count, at_once=at_once)
     with closing(sqlite3.connect(folder / "plain.db")) as book:
         (done,) = book.execute("SELECT count(*) FROM attempt WHERE status = 'succeeded'").fetchone()
     assert done == count, f"{done} of {count} recorded"

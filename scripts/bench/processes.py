@@ -24,6 +24,7 @@ class Measured:
     wall_s: float
     cpu_s: float
     code: int
+    system_s: float = 0.0  # of the CPU, inside the kernel: files, sockets, threads
     peak_mb: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -60,7 +61,7 @@ def measured(argv: Sequence[str], *, env: Mapping[str, str], folder: Path, log: 
     wall_s = (stopped_at or time.monotonic()) - began
     if process.returncode not in ((0,) if until is None else (0, 143, -15, 130)):
         raise SystemExit(f"{' '.join(argv[:4])} ended with {process.returncode}:\n{path.read_text()[-3000:]}")
-    return Measured(wall_s, usage.ru_utime + usage.ru_stime + redis_s, process.returncode, peaks)
+    return Measured(wall_s, usage.ru_utime + usage.ru_stime + redis_s, process.returncode, usage.ru_stime, peaks)
 
 
 def _sample(folder: str, peaks: dict[str, float]) -> float:

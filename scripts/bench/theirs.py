@@ -44,7 +44,8 @@ def celery_plain(simulator: StandIn, folder: Path, *, rows: int) -> Measured:
         worked = measured([sys.executable, "-m", "celery", "-A", "celery_plain", "worker", "--pool=prefork", "--concurrency=2",
                            "--loglevel=ERROR", "--without-gossip", "--without-mingle"],
                           env=env, folder=folder, log="worker.log", until=lambda: simulator.created() >= rows)
-        return Measured(enqueued.wall_s + worked.wall_s, enqueued.cpu_s + worked.cpu_s, 0, enqueued.peak_mb | worked.peak_mb)
+        return Measured(enqueued.wall_s + worked.wall_s, enqueued.cpu_s + worked.cpu_s, 0,
+                        enqueued.system_s + worked.system_s, enqueued.peak_mb | worked.peak_mb)
     finally:
         redis.terminate()
         redis.wait()

@@ -31,6 +31,7 @@ LARGE_AT_ONCE = 4
 BODY_TIMEOUT_S = 30.0
 log = logging.getLogger("orchestrator.web")
 
+_READ = frozenset({b"content-length", b"transfer-encoding", b"webhook-id", b"webhook-timestamp", b"webhook-signature"})
 _OF_RECEIPT = {Receipt.UNKNOWN: (404, "unknown attempt"), Receipt.MISADDRESSED: (404, "about another attempt")}
 
 
@@ -80,7 +81,7 @@ class Hook:
         if scope["method"] != "POST":
             return 405, "webhooks are POSTs"
         attempt_id = attempt_in(scope["query_string"].decode("latin-1"))
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name in _READ}
         length = headers.get("content-length", "0")
         announced = int(length) if length.isdigit() else 0
         if announced > LARGEST_BODY:

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from orchestrator.core.lifecycle import IN_AIR_ITEM, AttemptState, BatchState, ItemState
 from orchestrator.core.ports import Claimable, ClaimTerms
 from orchestrator.core.records import Batch, Claim
+from orchestrator.gateways.ledger.bulk import write_many
 from orchestrator.gateways.ledger.loading import batch_of
 from orchestrator.gateways.ledger.tables import FRESH_AT, PENDING, attempts, batches, items
 
@@ -117,11 +118,12 @@ async def _due(connection: AsyncConnection, batch_pk: int, *, room: _Room, now: 
 
 async def _write(connection: AsyncConnection, batch: Batch, *, pairs: Sequence[tuple[str, Row[Any]]],
                  terms: ClaimTerms) -> None:
-    await connection.execute(_CLAIM, [{"b_pk": row.pk, "b_attempt": attempt_id} for attempt_id, row in pairs])
+    await write_many(connection, _CLAIM, [{"b_pk": row.pk, "b_attempt": attempt_id, "b_from": ItemState.PENDING.value,
+                                           "b_to": ItemState.CLAIMED.value, "b_one": 1} for attempt_id, row in pairs])
     shared = {"batch_pk": batch.pk, "account": batch.account, "target_key": batch.target.key, "owner": terms.owner,
               "state": AttemptState.OPEN.value, "created_at": terms.now, "post_by_at": terms.post_by_at,
               "lease_until": terms.lease_until, "reserved_units": terms.reserve_units}
-    await connection.execute(plain_insert(attempts), [
+    await write_many(connection, _INSERT, [
         shared | {"id": attempt_id, "item_pk": row.pk, "n": row.attempts + 1, "input_hash": row.input_hash}
         for attempt_id, row in pairs])
     await connection.execute(update(batches).where(batches.c.pk == batch.pk).values(
@@ -129,5 +131,6 @@ async def _write(connection: AsyncConnection, batch: Batch, *, pairs: Sequence[t
         started=batches.c.started + sum(1 for _, row in pairs if row.attempts == 0)))
 
 
-_CLAIM = (update(items).where(items.c.pk == bindparam("b_pk"), items.c.state == ItemState.PENDING.value)
-          .values(state=ItemState.CLAIMED.value, attempt_id=bindparam("b_attempt"), attempts=items.c.attempts + 1))
+_INSERT = plain_insert(attempts)
+_CLAIM = (update(items).where(items.c.pk == bindparam("b_pk"), items.c.state == bindparam("b_from"))
+          .values(state=bindparam("b_to"), attempt_id=bindparam("b_attempt"), attempts=items.c.attempts + bindparam("b_one")))

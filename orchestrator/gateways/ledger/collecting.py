@@ -1,15 +1,18 @@
 """Outputs on their way home: which are due, under which names, and what has arrived."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import count, islice
+from typing import Any
 
-from sqlalchemy import bindparam, select, text, tuple_, update
+from sqlalchemy import bindparam, select, text, update
 from sqlalchemy import insert as plain_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import ItemState
 from orchestrator.core.records import OutputName, StoredOutput, ToCollect
+from orchestrator.gateways.ledger.bulk import write_many
 from orchestrator.gateways.ledger.tables import AGAIN_AT, COLLECTING, attempts, items, outputs
 from orchestrator.gateways.ledger.text import URL_KEPT, clean
 
@@ -26,8 +29,8 @@ async def to_collect(connection: AsyncConnection, batch_pk: int, *, count: int, 
     rows = (await connection.execute(due)).all()
     if not rows:
         return []
-    await connection.execute(_DUE, [
-        {"b_pk": row.pk, "b_due_at": lease_until, "b_more": 0, "b_error": None} for row in rows])
+    await write_many(connection, _DUE, [
+        {"b_pk": row.pk, "b_due_at": lease_until, "b_more": 0, "b_error": None, "b_state": _COLLECTING} for row in rows])
     bought = await connection.execute(select(attempts.c.id, attempts.c.prediction_id, attempts.c.output_json).where(
         attempts.c.id.in_([row.attempt_id for row in rows])))
     found = {row.id: row for row in bought}
@@ -35,15 +38,15 @@ async def to_collect(connection: AsyncConnection, batch_pk: int, *, count: int, 
                       found[row.attempt_id].output_json or "null", row.completed_at, row.tries) for row in rows]
 
 
-_DUE = (update(items).where(items.c.pk == bindparam("b_pk"), items.c.state == _COLLECTING)
+_DUE = (update(items).where(items.c.pk == bindparam("b_pk"), items.c.state == bindparam("b_state"))
         .values(due_at=bindparam("b_due_at"), tries=items.c.tries + bindparam("b_more"), error=bindparam("b_error")))
 
 
 async def delay_collect(connection: AsyncConnection, item_pks: Sequence[int], *, due_at: datetime, error: str) -> None:
     """One more failed try, and when to try again."""
-    rows = [{"b_pk": pk, "b_due_at": due_at, "b_more": 1, "b_error": clean(error)} for pk in sorted(item_pks)]
-    if rows:
-        await connection.execute(_DUE, rows)
+    await write_many(connection, _DUE, [
+        {"b_pk": pk, "b_due_at": due_at, "b_more": 1, "b_error": clean(error), "b_state": _COLLECTING}
+        for pk in sorted(item_pks)])
 
 
 async def release_leases(connection: AsyncConnection) -> None:
@@ -58,15 +61,16 @@ async def grant_names(connection: AsyncConnection, names: Sequence[OutputName]) 
         return []
     granted = await _granted(connection, names)
     taken = await _taken(connection, names)
+    new: list[dict[str, Any]] = []
     for name in names:
         at = (name.item_pk, name.index)
         if at not in granted:
             stem = next(stem for stem in _variants(name) if (name.batch_pk, _key(stem)) not in taken)
             taken.add((name.batch_pk, _key(stem)))
             granted[at] = stem
-            await connection.execute(plain_insert(outputs).values(
-                item_pk=name.item_pk, idx=name.index, batch_pk=name.batch_pk, attempt_id=name.attempt_id, stem=stem,
-                name_key=_key(stem)))
+            new.append({"item_pk": name.item_pk, "idx": name.index, "batch_pk": name.batch_pk, "attempt_id": name.attempt_id,
+                        "stem": stem, "name_key": _key(stem)})
+    await write_many(connection, _GRANT, new)
     return [granted[(name.item_pk, name.index)] for name in names]
 
 
@@ -85,14 +89,30 @@ async def _granted(connection: AsyncConnection, names: Sequence[OutputName]) -> 
     return {(row.item_pk, row.idx): row.stem for row in rows}
 
 
+_GRANT = plain_insert(outputs)
+
+
 async def _taken(connection: AsyncConnection, names: Sequence[OutputName]) -> set[tuple[int, str]]:
-    keys = sorted({(name.batch_pk, _key(stem)) for name in names for stem in islice(_variants(name), 4)})
-    taken: set[tuple[int, str]] = set()
-    for start in range(0, len(keys), 400):
-        rows = await connection.execute(select(outputs.c.batch_pk, outputs.c.name_key).where(
-            tuple_(outputs.c.batch_pk, outputs.c.name_key).in_(keys[start:start + 400])))
-        taken |= {(row.batch_pk, row.name_key) for row in rows}
-    return taken
+    """Names that are given away: of all as they were asked for, and of further marks only where one has to be moved."""
+    asked = Counter((name.batch_pk, _key(name.stem)) for name in names)
+    taken = await _found(connection, set(asked))
+    moved = [name for name in names if (name.batch_pk, _key(name.stem)) in taken or asked[name.batch_pk, _key(name.stem)] > 1]
+    marked = {(name.batch_pk, _key(stem)) for name in moved for stem in islice(_variants(name), 1, 4)}
+    return taken | await _found(connection, marked)
+
+
+async def _found(connection: AsyncConnection, keys: set[tuple[int, str]]) -> set[tuple[int, str]]:
+    found: set[tuple[int, str]] = set()
+    for batch_pk in sorted({batch_pk for batch_pk, _ in keys}):
+        wanted = sorted(key for of, key in keys if of == batch_pk)
+        for start in range(0, len(wanted), 400):
+            rows = await connection.execute(_NAMES, {"batch_pk": batch_pk, "keys": wanted[start:start + 400]})
+            found |= {(batch_pk, row.name_key) for row in rows}
+    return found
+
+
+_NAMES = select(outputs.c.name_key).where(
+    outputs.c.batch_pk == bindparam("batch_pk"), outputs.c.name_key.in_(bindparam("keys", expanding=True)))
 
 
 def _variants(name: OutputName) -> Iterator[str]:
@@ -111,8 +131,7 @@ async def store_outputs(connection: AsyncConnection, stored: Sequence[StoredOutp
     rows = [{"b_pk": one.item_pk, "b_idx": one.index, "b_path": one.path, "b_bytes": one.bytes, "b_sha256": one.sha256,
              "b_media_type": clean(one.media_type), "b_source_url": clean(one.source_url[:URL_KEPT]),
              "b_stored_at": one.stored_at} for one in stored]
-    if rows:
-        await connection.execute(_STORE, rows)
+    await write_many(connection, _STORE, rows)
 
 
 _STORE = (update(outputs).where(outputs.c.item_pk == bindparam("b_pk"), outputs.c.idx == bindparam("b_idx"))

@@ -32,6 +32,10 @@ class InlineConnection:
         """Executes at once."""
         return self._connection.execute(statement, parameters)
 
+    async def exec_driver_sql(self, statement: str, parameters: Any = None) -> Any:
+        """Executes at once, as the driver reads it."""
+        return self._connection.exec_driver_sql(statement, parameters)
+
     async def run_sync(self, call: Callable[..., T], *args: Any) -> T:
         """Calls at once."""
         return call(self._connection, *args)

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Target
+from orchestrator.gateways.ledger.bulk import write_many
 from orchestrator.gateways.ledger.session import insert, is_postgresql
 from orchestrator.gateways.ledger.tables import FRESH_AT, batches, items, outputs, source_chunks
 from orchestrator.gateways.ledger.text import clean
@@ -79,7 +80,10 @@ async def add_chunk(connection: AsyncConnection, batch_pk: int, chunk: NewChunk)
     if is_postgresql(connection):
         await _copy(connection, rows)
     else:
-        await connection.execute(plain_insert(items), [dict(zip(ITEM_COLUMNS, row, strict=True)) for row in rows])
+        await write_many(connection, _LOAD, [dict(zip(ITEM_COLUMNS, row, strict=True)) for row in rows])
+
+
+_LOAD = plain_insert(items)
 
 
 def _item_values(batch_pk: int, item: NewItem) -> tuple[Any, ...]:

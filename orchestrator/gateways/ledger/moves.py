@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, bindparam, func, select, text, update
+from sqlalchemy import and_, bindparam, func, null, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import AttemptState, Event, ItemState
@@ -14,6 +14,7 @@ from orchestrator.core.ports import Decide
 from orchestrator.core.prediction import parse
 from orchestrator.core.records import Change, Fact, Prediction, Standing
 from orchestrator.core.retry import event_of
+from orchestrator.gateways.ledger.bulk import write_many
 from orchestrator.gateways.ledger.tables import AGAIN_AT, KEPT, attempts, batches, deliveries, items
 from orchestrator.gateways.ledger.text import LOGS_KEPT, as_json, clean
 
@@ -177,7 +178,7 @@ _KEPT = ("prediction_id", "status", "model", "version", "provider_created_at", "
 _WRITE_ATTEMPT = update(attempts).where(
     attempts.c.id == bindparam("b_id"), attempts.c.state == bindparam("b_from"),
 ).values(
-    state=bindparam("b_state"), error=bindparam("b_error"), error_class=bindparam("b_error_class"), next_check_at=None,
+    state=bindparam("b_state"), error=bindparam("b_error"), error_class=bindparam("b_error_class"), next_check_at=null(),
     answered_at=func.coalesce(attempts.c.answered_at, bindparam("b_answered_at", type_=attempts.c.answered_at.type)),
     **{name: func.coalesce(bindparam(f"b_{name}", type_=attempts.c[name].type), attempts.c[name]) for name in _KEPT})
 _WRITE_ITEM = update(items).where(
@@ -192,8 +193,7 @@ async def _write_attempts(connection: AsyncConnection, scene: _Scene, *, before:
     names = ("state", "error", "error_class", "answered_at", *_KEPT)
     rows = [{f"b_{name}": values.get(name) for name in names} | {"b_id": i, "b_from": before[i].attempt_state.value}
             for i, values in sorted(scene.attempt_values.items())]
-    if rows:
-        await connection.execute(_WRITE_ATTEMPT, rows)
+    await write_many(connection, _WRITE_ATTEMPT, rows)
 
 
 async def _write_items(connection: AsyncConnection, scene: _Scene, *, before: dict[str, Standing]) -> None:
@@ -201,8 +201,7 @@ async def _write_items(connection: AsyncConnection, scene: _Scene, *, before: di
     names = ("state", "error", "error_class", "due_at", "failures", "tries", "completed_at")
     rows = [{f"b_{name}": values.get(name) for name in names} | {"b_pk": pk, "b_from": came_from[pk]}
             for pk, values in sorted(scene.item_values.items())]
-    if rows:
-        await connection.execute(_WRITE_ITEM, rows)
+    await write_many(connection, _WRITE_ITEM, rows)
 
 
 async def _write_money(connection: AsyncConnection, scene: _Scene) -> None:

@@ -6,12 +6,14 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import bindparam, delete, select, text
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.ports import Decide, KeptDelivery
 from orchestrator.core.records import Change, Delivery, Prediction, Receipt
+from orchestrator.gateways.ledger.bulk import write_many
 from orchestrator.gateways.ledger.moves import fact_of_webhook, move
-from orchestrator.gateways.ledger.session import insert
 from orchestrator.gateways.ledger.tables import KEPT, attempts, deliveries
 from orchestrator.gateways.ledger.text import as_json
 
@@ -89,11 +91,12 @@ async def _note(connection: AsyncConnection, rows: Sequence[dict[str, Any]]) -> 
         found = await connection.execute(_KNOWN, {"ids": ids[start:start + _AT_ONCE]})
         known |= {row.id for row in found}
     new = [row for row in rows if row["id"] not in known]
-    if new:
-        await connection.execute(insert(connection, deliveries).on_conflict_do_nothing(index_elements=["id"]), new)
+    await write_many(connection, _NOTE[connection.dialect.name], new)
     return {row["id"] for row in new}
 
 
+_NOTE = {"sqlite": sqlite_insert(deliveries).on_conflict_do_nothing(index_elements=["id"]),
+         "postgresql": postgresql_insert(deliveries).on_conflict_do_nothing(index_elements=["id"])}
 _KNOWN = select(deliveries.c.id).where(deliveries.c.id.in_(bindparam("ids", expanding=True)))
 
 

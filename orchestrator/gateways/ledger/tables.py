@@ -39,6 +39,17 @@ FRESH_AT = datetime(1970, 1, 1, tzinfo=UTC)
 AGAIN_AT = datetime(1970, 1, 2, tzinfo=UTC)
 
 
+NAIVE = "a time without a zone cannot be stored; use datetime.now(UTC)"
+
+
+def sqlite_time(value: datetime) -> str:
+    """UTC as text of fixed width. Raises ValueError for a naive time: whose midnight it means is not known."""
+    if value.tzinfo is None:
+        raise ValueError(NAIVE)
+    there = value if value.tzinfo is UTC else value.astimezone(UTC)
+    return there.isoformat(" ", "microseconds")[:26]
+
+
 class UtcTime(TypeDecorator[datetime]):
     """An aware datetime in UTC: timestamptz on PostgreSQL; on SQLite text of fixed width, which sorts as time does."""
 
@@ -53,12 +64,11 @@ class UtcTime(TypeDecorator[datetime]):
         """Refuses naive datetimes: whose midnight they mean is not known."""
         if value is None:
             return None
+        if dialect.name != "postgresql":
+            return sqlite_time(value)
         if value.tzinfo is None:
-            raise ValueError("a time without a zone cannot be stored; use datetime.now(UTC)")
-        if dialect.name == "postgresql":
-            return value
-        there = value if value.tzinfo is UTC else value.astimezone(UTC)
-        return there.isoformat(" ", "microseconds")[:26]
+            raise ValueError(NAIVE)
+        return value
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
         """Always UTC, whatever the session's zone."""
