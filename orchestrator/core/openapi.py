@@ -8,7 +8,7 @@ enums by `allOf` and `$ref`, files as strings of `format: uri`, secrets with `x-
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Self
 
@@ -161,6 +161,7 @@ class OutputShape:
     concatenate: bool  # a list of text pieces to be joined
     _node: dict[str, Any]
     _schemas: Mapping[str, Any]
+    _below: dict[int, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)  # flat nodes by identity
 
     @classmethod
     def from_openapi(cls, openapi_schema: Mapping[str, Any]) -> Self:
@@ -193,7 +194,7 @@ class OutputShape:
             if _ADDRESS.match(value) and _may_be_file(node):
                 found.append((value, path))
         elif isinstance(value, list):
-            items = _flat(node.get("items"), self._schemas)
+            items = self._laid_flat(node.get("items"))
             for place, member in enumerate(value):
                 self._walk(member, items, f"{path}[{place}]", found, depth=depth + 1)
         elif isinstance(value, dict):
@@ -201,7 +202,13 @@ class OutputShape:
             known = properties if isinstance(properties, Mapping) else {}
             for name, member in value.items():
                 below = known.get(name, node.get("additionalProperties"))
-                self._walk(member, _flat(below, self._schemas), f"{path}.{name}", found, depth=depth + 1)
+                self._walk(member, self._laid_flat(below), f"{path}.{name}", found, depth=depth + 1)
+
+    def _laid_flat(self, node: Any) -> dict[str, Any]:
+        """Once for each node of the schema, which this shape keeps alive."""
+        if id(node) not in self._below:
+            self._below[id(node)] = _flat(node, self._schemas)
+        return self._below[id(node)]
 
 
 def _may_be_file(node: dict[str, Any]) -> bool:

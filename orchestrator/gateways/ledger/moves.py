@@ -20,7 +20,7 @@ from orchestrator.gateways.ledger.text import LOGS_KEPT, as_json, clean
 
 
 @dataclass(slots=True)
-class _Scene:
+class Scene:
     """What a call found, and how it changes while the facts are applied one after the other."""
 
     standings: dict[str, Standing]
@@ -34,7 +34,11 @@ class _Scene:
 
 async def move(connection: AsyncConnection, facts: Sequence[Fact], *, decide: Decide) -> list[Change]:
     """Apply facts in their order; answers the changes that came of them."""
-    scene = await _scene(connection, facts)
+    return await play(connection, await scene_of(connection, facts), facts, decide=decide)
+
+
+async def play(connection: AsyncConnection, scene: Scene, facts: Sequence[Fact], *, decide: Decide) -> list[Change]:
+    """The same on a scene that was looked at before, in this transaction."""
     before = dict(scene.standings)
     changes = [change for fact in facts if (change := _apply(scene, fact, decide=decide)) is not None]
     answered = [i for i, standing in scene.standings.items() if standing.prediction_id and not before[i].prediction_id]
@@ -46,7 +50,7 @@ async def move(connection: AsyncConnection, facts: Sequence[Fact], *, decide: De
     return changes
 
 
-async def _scene(connection: AsyncConnection, facts: Sequence[Fact]) -> _Scene:
+async def scene_of(connection: AsyncConnection, facts: Sequence[Fact]) -> Scene:
     """By prediction id first, by attempt id second; locked in one order, so that two calls cannot deadlock."""
     predictions = sorted({fact.prediction.id for fact in facts if fact.prediction is not None})
     owners: dict[str, str] = {}
@@ -55,7 +59,7 @@ async def _scene(connection: AsyncConnection, facts: Sequence[Fact]) -> _Scene:
             select(attempts.c.prediction_id, attempts.c.id).where(attempts.c.prediction_id.in_(part)))
         owners |= {row.prediction_id: row.id for row in rows}
     named = {fact.attempt_id for fact in facts if fact.attempt_id is not None}
-    scene = _Scene({}, {}, owners, {})
+    scene = Scene({}, {}, owners, {})
     for part in _parts(sorted(named | set(owners.values()))):
         for row in await connection.execute(_STANDINGS, {"ids": part}):
             scene.leases[row.id] = row.lease_until
@@ -98,7 +102,7 @@ _STANDINGS = (
     .with_for_update(of=[attempts, items]))
 
 
-def _apply(scene: _Scene, fact: Fact, *, decide: Decide) -> Change | None:
+def _apply(scene: Scene, fact: Fact, *, decide: Decide) -> Change | None:
     """One fact: routed, decided, noted for writing. No prediction changes hands, nor an attempt its prediction."""
     named = fact.prediction.id if fact.prediction is not None else None
     attempt_id = scene.owners.get(named, fact.attempt_id) if named is not None else fact.attempt_id
@@ -111,7 +115,7 @@ def _apply(scene: _Scene, fact: Fact, *, decide: Decide) -> Change | None:
     return change
 
 
-def _note(scene: _Scene, change: Change, *, prediction_id: str | None) -> None:
+def _note(scene: Scene, change: Change, *, prediction_id: str | None) -> None:
     standing, attempt_id = change.standing, change.standing.attempt_id
     if prediction_id is not None:
         scene.owners[prediction_id] = attempt_id
@@ -125,11 +129,13 @@ def _note(scene: _Scene, change: Change, *, prediction_id: str | None) -> None:
         scene.money[standing.batch_pk] = (released + standing.reserved_units, spent + (change.charge_units or 0))
     scene.standings[attempt_id] = replace(
         standing, attempt_state=change.attempt_to, prediction_id=standing.prediction_id or prediction_id,
+        item_state=change.item_to if standing.is_current else standing.item_state,
         failures=standing.failures if change.failures is None else change.failures,
         reserved_units=0 if change.final_charge else standing.reserved_units)
     if standing.is_current:
         for sibling in scene.siblings[standing.item_pk]:
-            scene.standings[sibling] = replace(scene.standings[sibling], item_state=change.item_to)
+            if sibling != attempt_id:
+                scene.standings[sibling] = replace(scene.standings[sibling], item_state=change.item_to)
 
 
 def _attempt_values(change: Change, *, lease_until: datetime) -> dict[str, Any]:
@@ -189,22 +195,29 @@ _WRITE_ITEM = update(items).where(
        for name in ("due_at", "failures", "tries", "completed_at")})
 
 
-async def _write_attempts(connection: AsyncConnection, scene: _Scene, *, before: dict[str, Standing]) -> None:
-    names = ("state", "error", "error_class", "answered_at", *_KEPT)
-    rows = [{f"b_{name}": values.get(name) for name in names} | {"b_id": i, "b_from": before[i].attempt_state.value}
+_ATTEMPT_NAMES = tuple((f"b_{name}", name) for name in ("state", "error", "error_class", "answered_at", *_KEPT))
+_ITEM_NAMES = tuple((f"b_{name}", name)
+                    for name in ("state", "error", "error_class", "due_at", "failures", "tries", "completed_at"))
+
+
+def _bound(names: Sequence[tuple[str, str]], values: dict[str, Any]) -> dict[str, Any]:
+    return {bound: values.get(name) for bound, name in names}
+
+
+async def _write_attempts(connection: AsyncConnection, scene: Scene, *, before: dict[str, Standing]) -> None:
+    rows = [_bound(_ATTEMPT_NAMES, values) | {"b_id": i, "b_from": before[i].attempt_state.value}
             for i, values in sorted(scene.attempt_values.items())]
     await write_many(connection, _WRITE_ATTEMPT, rows)
 
 
-async def _write_items(connection: AsyncConnection, scene: _Scene, *, before: dict[str, Standing]) -> None:
+async def _write_items(connection: AsyncConnection, scene: Scene, *, before: dict[str, Standing]) -> None:
     came_from = {standing.item_pk: standing.item_state.value for standing in before.values()}
-    names = ("state", "error", "error_class", "due_at", "failures", "tries", "completed_at")
-    rows = [{f"b_{name}": values.get(name) for name in names} | {"b_pk": pk, "b_from": came_from[pk]}
+    rows = [_bound(_ITEM_NAMES, values) | {"b_pk": pk, "b_from": came_from[pk]}
             for pk, values in sorted(scene.item_values.items())]
     await write_many(connection, _WRITE_ITEM, rows)
 
 
-async def _write_money(connection: AsyncConnection, scene: _Scene) -> None:
+async def _write_money(connection: AsyncConnection, scene: Scene) -> None:
     """In the order of batches, and only where something changes: everybody who claims waits for this row."""
     for batch_pk, (released, spent) in sorted(scene.money.items()):
         if released or spent:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from orchestrator.core.ports import Decide, KeptDelivery
 from orchestrator.core.records import Change, Delivery, Prediction, Receipt
 from orchestrator.gateways.ledger.bulk import write_many
-from orchestrator.gateways.ledger.moves import fact_of_webhook, move
+from orchestrator.gateways.ledger.moves import Scene, fact_of_webhook, play, scene_of
 from orchestrator.gateways.ledger.tables import KEPT, attempts, deliveries
 from orchestrator.gateways.ledger.text import as_json
 
@@ -27,14 +27,15 @@ async def receive(connection: AsyncConnection, given: Sequence[Delivery], *,
 
     The signature does not cover the URL: a body about another prediction than the attempt's changes nothing. An attempt
     without a prediction yet may be about to learn of this one or of another, so its deliveries are kept."""
-    known = await _predictions_of(connection, sorted({delivery.attempt_id for delivery in given}))
-    places = [_place(delivery, known) for delivery in given]
+    told = [fact_of_webhook(delivery.attempt_id, delivery.prediction, at=delivery.received_at) for delivery in given]
+    scene = await scene_of(connection, told)
+    places = [_place(delivery, scene) for delivery in given]
     wanted = {d.message_id: _row(d, keep=place is Receipt.KEPT) for d, place in zip(given, places, strict=True)
               if place in (Receipt.RECORDED, Receipt.KEPT)}
     new = await _note(connection, list(wanted.values()))
     receipts: list[Receipt] = []
     facts = []
-    for delivery, place in zip(given, places, strict=True):
+    for delivery, fact, place in zip(given, told, places, strict=True):
         if place not in (Receipt.RECORDED, Receipt.KEPT):
             receipts.append(place)
         elif delivery.message_id not in new:
@@ -43,31 +44,18 @@ async def receive(connection: AsyncConnection, given: Sequence[Delivery], *,
             new.remove(delivery.message_id)  # a second one of the same message in this very call is a double
             receipts.append(place)
             if place is Receipt.RECORDED:
-                facts.append(fact_of_webhook(delivery.attempt_id, delivery.prediction, at=delivery.received_at))
-    return receipts, await move(connection, facts, decide=decide) if facts else []
+                facts.append(fact)
+    return receipts, await play(connection, scene, facts, decide=decide) if facts else []
 
 
-async def _predictions_of(connection: AsyncConnection, attempt_ids: Sequence[str]) -> dict[str, str | None]:
-    """Locked, so that an answer recorded meanwhile cannot pass a delivery that is just being kept for it."""
-    found: dict[str, str | None] = {}
-    for start in range(0, len(attempt_ids), _AT_ONCE):
-        rows = await connection.execute(_PREDICTIONS, {"ids": attempt_ids[start:start + _AT_ONCE]})
-        found |= {row.id: row.prediction_id for row in rows}
-    return found
-
-
-_PREDICTIONS = (select(attempts.c.id, attempts.c.prediction_id)
-                .where(attempts.c.id.in_(bindparam("ids", expanding=True)))
-                .order_by(attempts.c.item_pk, attempts.c.id).with_for_update(of=attempts))
-
-
-def _place(delivery: Delivery, known: dict[str, str | None]) -> Receipt:
-    if delivery.attempt_id not in known:
+def _place(delivery: Delivery, scene: Scene) -> Receipt:
+    """Read under lock, so that an answer recorded meanwhile cannot pass a delivery that is just being kept for it."""
+    standing = scene.standings.get(delivery.attempt_id)
+    if standing is None:
         return Receipt.UNKNOWN
-    prediction_id = known[delivery.attempt_id]
-    if prediction_id is None:
+    if standing.prediction_id is None:
         return Receipt.KEPT
-    return Receipt.RECORDED if prediction_id == delivery.prediction.id else Receipt.MISADDRESSED
+    return Receipt.RECORDED if standing.prediction_id == delivery.prediction.id else Receipt.MISADDRESSED
 
 
 def _row(delivery: Delivery, *, keep: bool) -> dict[str, Any]:
