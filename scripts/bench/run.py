@@ -1,6 +1,6 @@
 """Measure the main job beside what people write without it, on this machine, in one run; print tables of ratios.
 
-    python scripts/bench/run.py [--quick] [whole] [submit] [intake] [size]
+    python scripts/bench/run.py [--quick] [intake] [submit] [whole] [size]
 
 Each comparison uses one stand-in for Replicate, without rate limits, and interleaves the candidates; figures are medians of
 three. CPU is user and system time of every process of a candidate (for ours: command, worker, web part, Redis; SQLite is part
@@ -42,10 +42,10 @@ def fresh_folder() -> Path:
 def main() -> None:
     """Run what was asked for, or everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=[], help="whole, submit, intake, size; default: all")
+    parser.add_argument("what", nargs="*", default=[], help="intake, submit, whole, size; default: all")
     parser.add_argument("--quick", action="store_true", help="one repetition, fewer rows: to see that it works")
     given = parser.parse_args()
-    what = given.what or ["whole", "submit", "intake", "size"]
+    what = given.what or ["intake", "submit", "whole", "size"]
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start\n", flush=True)
     try:
         found = {name: _KINDS[name](quick=given.quick) for name in what}
