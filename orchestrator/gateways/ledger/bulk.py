@@ -20,7 +20,16 @@ async def write_many(connection: AsyncConnection, statement: Insert | Update, ro
         await connection.execute(statement, rows)
         return
     sql, names = _compiled(statement, connection.dialect, tuple(rows[0]))
-    await connection.exec_driver_sql(sql, [tuple([_plain(row[name]) for name in names]) for row in rows])
+    times: dict[datetime, str] = {}  # many rows share one moment
+
+    def plain(value: Any) -> Any:
+        if not isinstance(value, datetime):
+            return value
+        if value not in times:
+            times[value] = sqlite_time(value)
+        return times[value]
+
+    await connection.exec_driver_sql(sql, [tuple([plain(row[name]) for name in names]) for row in rows])
 
 
 @lru_cache(maxsize=64)
@@ -32,7 +41,3 @@ def _compiled(statement: Insert | Update, dialect: Dialect, columns: tuple[str, 
     if fixed:
         raise ValueError(f"a constant in a statement for many rows is a value of each row: {sorted(fixed)}")
     return compiled.string, names
-
-
-def _plain(value: Any) -> Any:
-    return sqlite_time(value) if isinstance(value, datetime) else value
