@@ -6,7 +6,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import Message
-from email.parser import BytesHeaderParser
+from email.parser import HeaderParser
 from typing import Any
 
 import orjson
@@ -111,7 +111,7 @@ def _parts(request: Request) -> dict[str, tuple[Message, bytes]]:
     parts = {}
     for section in (b"\r\n" + request.body).split(b"\r\n--" + boundary.encode("latin-1"))[1:]:
         head, _, content = section.partition(b"\r\n\r\n")
-        part = BytesHeaderParser().parsebytes(head.lstrip(b"\r\n"))
+        part = HeaderParser().parsestr(head.lstrip(b"\r\n").decode("utf-8", "replace"))  # file names are UTF-8
         name = part.get_param("name", header="content-disposition")
         if isinstance(name, str):
             parts[name] = (part, content)

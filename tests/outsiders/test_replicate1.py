@@ -157,7 +157,6 @@ answer = [client.files.get(made.id).dict(), listed, client.files.delete(made.id)
     assert missing == {"status": 404, "detail": "File not found"}
 
 
-@pytest.mark.xfail(strict=True, reason="the simulator reads a UTF-8 file name of a multipart part as ASCII (simulator/files.py)")
 def test_a_file_name_beyond_ascii(replicate1: Outsider) -> None:
     """File names are UTF-8 (Replicate docs: files)."""
     assert replicate1("""
