@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import socket
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ def web() -> None:
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     gc.freeze()  # what is there now stays: looking through it again and again found nothing to collect
     gc.set_threshold(20_000, 50, 50)
+    sys.setswitchinterval(0.02)
     with wiring.listening(settings) as listener, asyncio.Runner(loop_factory=wiring.loop_factory()) as runner:
         runner.run(serve(settings, listener))
 
