@@ -29,6 +29,7 @@ class _Order:
     cancel_after_s: float | None
     reserve_units: int
     ends_at: float  # clock.boottime()
+    said: list[str | None]  # the reason for waiting, as this task knows it to stand in the ledger
 
 
 async def submit(rooms: Rooms, batch_id: str, lane: int) -> list[Wake]:
@@ -53,7 +54,8 @@ def _order(rooms: Rooms, batch: Batch) -> _Order:
     worst = Pricing.from_json(batch.price_json).worst_case_usd(
         cancel_after_s=job.limits.cancel_after, per_row_usd=job.budget.per_row_usd if job.budget else None)
     reserve = to_units(worst) if worst is not None else 0
-    return _Order(batch, tuple(budgets), job.limits.cancel_after, reserve, rooms.clock.boottime() + tempo.slice_s)
+    return _Order(batch, tuple(budgets), job.limits.cancel_after, reserve, rooms.clock.boottime() + tempo.slice_s,
+                  [batch.reason])
 
 
 async def _slice(rooms: Rooms, order: _Order, facts: FactsBuffer) -> float:
@@ -88,9 +90,9 @@ async def _round(rooms: Rooms, order: _Order, *, free: int) -> tuple[float, list
     batch = order.batch
     room = await rooms.ledger.claimable(batch.pk, count=free, terms=_terms(rooms, order, Grant(0, 0, 0)))
     if not room.count:
-        return await _no_row(rooms, batch, reason=room.reason, next_due_at=room.next_due_at), []
+        return await _no_row(rooms, order, reason=room.reason, next_due_at=room.next_due_at), []
     grant = await rooms.limiter.reserve(order.budgets, count=room.count)
-    await _say(rooms, batch, grant.reason if not grant.count and grant.reason != "limit" else None)
+    await _say(rooms, order, grant.reason if not grant.count and grant.reason != "limit" else None)
     if not grant.count:
         return grant.first_in_s, []
     start = rooms.clock.boottime() + grant.first_in_s
@@ -112,22 +114,26 @@ def _permit_life_s(rooms: Rooms, grant: Grant) -> float:
     return rooms.tempo.permit_life_s if grant.every_s > 0 else 10 * rooms.tempo.permit_life_s
 
 
-async def _no_row(rooms: Rooms, batch: Batch, *, reason: str | None, next_due_at: datetime | None) -> float:
+async def _no_row(rooms: Rooms, order: _Order, *, reason: str | None, next_due_at: datetime | None) -> float:
     """Nothing may be claimed: say why, and stop the batch where its budget is spent for good."""
     if reason == "budget":
-        await rooms.ledger.set_state(batch.pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}),
+        await rooms.ledger.set_state(order.batch.pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}),
                                      reason="budget", now=rooms.clock.now())
-    await _say(rooms, batch, None if reason in ("none due", "not running", None) else reason)
+        return rooms.tempo.idle_s
+    await _say(rooms, order, None if reason in ("none due", "not running", None) else reason)
     if next_due_at is not None:
         return max(0.05, (next_due_at - rooms.clock.now()).total_seconds())
     return 0.2 if reason == "in flight" else rooms.tempo.idle_s
 
 
-async def _say(rooms: Rooms, batch: Batch, reason: str | None) -> None:
+async def _say(rooms: Rooms, order: _Order, reason: str | None) -> None:
     """Write the reason only when it changes: the batch row is read by everybody."""
-    current = await rooms.ledger.batch(batch.id)
+    if reason == order.said[0]:
+        return
+    current = await rooms.ledger.batch(order.batch.id)
     if current is not None and current.reason != reason and current.state is BatchState.RUNNING:
-        await rooms.ledger.note_reason(batch.pk, reason)
+        await rooms.ledger.note_reason(order.batch.pk, reason)
+    order.said[0] = reason
 
 
 async def _post(rooms: Rooms, order: _Order, claim: Claim, *, at: float, facts: FactsBuffer) -> None:

@@ -67,16 +67,24 @@ async def claim(connection: AsyncConnection, batch_pk: int, *, attempt_ids: Sequ
 
 
 async def _room(connection: AsyncConnection, batch: Row[Any], *, count: int, terms: ClaimTerms) -> _Room:
-    alive = (await connection.execute(select(func.count()).select_from(items).where(
-        items.c.batch_pk == batch.pk, items.c.state.in_(_ALIVE)))).scalar_one()
-    limits: list[tuple[int, str]] = [(batch.in_flight - alive, "in flight")]
+    """What the caps leave. Rows in the air are counted only where a cap may bind: no more are out than were ever started."""
+    limits: list[tuple[int, str]] = [(count, "")]
+    if batch.started + count > batch.in_flight:
+        limits.append((batch.in_flight - await _alive(connection, batch.pk), "in flight"))
     if batch.cap_units is not None:
         left = batch.cap_units - batch.spent_units - batch.reserved_units
         affordable = left // terms.reserve_units if terms.reserve_units else (count if left >= 0 else 0)
-        limits.append((affordable, "budget: waiting for running rows" if alive else "budget"))
+        if affordable < count:
+            waits = await _alive(connection, batch.pk)
+            limits.append((affordable, "budget: waiting for running rows" if waits else "budget"))
     least, reason = min(limits)
-    fresh = _fresh_room(batch)
-    return _Room(min(count, max(0, least)), fresh, reason if least < count else None)
+    return _Room(min(count, max(0, least)), _fresh_room(batch), reason if least < count else None)
+
+
+async def _alive(connection: AsyncConnection, batch_pk: int) -> int:
+    """Rows in the air."""
+    return int((await connection.execute(select(func.count()).select_from(items).where(
+        items.c.batch_pk == batch_pk, items.c.state.in_(_ALIVE)))).scalar_one())
 
 
 def _fresh_room(batch: Row[Any]) -> int:
