@@ -39,7 +39,7 @@ class Admin:
 
     def _read(self, request: Request, name: str) -> Reply:
         if name == "ledger":
-            return answers.json_reply(ledger(self._world, self._calls))
+            return answers.json_reply(ledger(self._world, self._calls, webhooks=self._dispatch.as_json()))
         if name == "purchases":
             return Reply(200, purchases(self._world), "application/jsonl")
         if name == "calls":

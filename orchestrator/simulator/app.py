@@ -181,7 +181,7 @@ class Simulator:
     def _page(self) -> Reply:
         """Return the page for people: counts, and the pictures made last."""
         now = self.world.now()
-        totals = ledger(self.world, self._calls)
+        totals = ledger(self.world, self._calls, webhooks=self.dispatch.as_json())
         totals.pop("by_input")
         shown = []
         for known in islice(reversed(self.world.predictions.values()), LATEST):

@@ -12,8 +12,9 @@ class SimulatorConfig:
     `latency_s` is the mean time from creation to completion of an ordinary image. `seed` None draws a new one at each
     start, so that prediction ids of two runs never meet; with a number everything repeats. `credit_usd` None is a
     bottomless account. `retention_s` counts from completion. `clock_offset_s` is the provider's clock minus ours.
-    Webhooks go to this machine only, unless `webhook_hosts` is `any`; `webhook_retry_scale` shortens the minute in which they
-    are tried again; `webhook_aborted` sends a completion for aborted predictions too, which is not known of the real one.
+    Webhooks go to this machine only, unless `webhook_hosts` is `any`. `webhook_retry_scale` is the share of a minute in
+    which they are tried again. `webhook_aborted` sends a completion for aborted predictions too; whether the real one
+    does is not known.
     """
 
     host: str = "127.0.0.1"
@@ -36,7 +37,8 @@ class SimulatorConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that would make a world without sense."""
-        for name in ("creates_per_minute", "reads_per_minute", "polls_per_minute", "latency_s", "retention_s", "burst"):
+        counted = ("creates_per_minute", "reads_per_minute", "polls_per_minute", "burst")
+        for name in (*counted, "latency_s", "retention_s", "webhook_retry_scale"):
             if getattr(self, name) < 0:
                 raise ValueError(f"simulator setting {name} is {getattr(self, name)}; give 0 or more")
         if self.webhook_hosts not in ("loopback", "any"):

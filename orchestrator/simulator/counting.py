@@ -67,8 +67,8 @@ def busiest(moments: "array[float]", span_s: float) -> int:
     return most
 
 
-def ledger(world: World, calls: Calls) -> dict[str, Any]:
-    """Return what was bought and billed: counts by status, model and input, and USD as a decimal string."""
+def ledger(world: World, calls: Calls, *, webhooks: dict[str, Any]) -> dict[str, Any]:
+    """Return what was bought, billed and told: counts by status, model and input, USD as a decimal string, webhooks sent."""
     now = world.now()
     by_status: Counter[str] = Counter()
     by_model: Counter[str] = Counter()
@@ -93,6 +93,7 @@ def ledger(world: World, calls: Calls) -> dict[str, Any]:
             }
             for account in world.accounts.values()
         },
+        "webhooks": webhooks,
     }
 
 

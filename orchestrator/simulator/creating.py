@@ -67,7 +67,7 @@ class Creating:
         if before is not None:
             return self._fail_before(before, order=order, now=now)
         prediction = self._world.create(order, at=now)
-        early = self._world.faults.strike("webhook_early") if prediction.webhook is not None else None
+        early = self._world.faults.strike("webhook_early") if prediction.tells("completed") else None
         if early is not None:
             return self._overtaken(request, prediction=prediction, within_s=early.seconds, headers=headers)
         answer = self._answer(request, prediction=prediction, wait_s=wait_s, headers=headers)
@@ -95,6 +95,7 @@ class Creating:
             cancel_after_s=_lifetime_s(request.headers.get("cancel-after")),
             webhook=body.get("webhook") or None,
             events=_events(body.get("webhook_events_filter")),
+            base_url=request.base_url,
         )
 
     def _target(self, body: dict[str, Any], *, place: tuple[str, str] | None) -> Target:

@@ -63,6 +63,11 @@ class Faults:
             else:
                 self._switches.pop(name, None)
 
+    @property
+    def any_on(self) -> bool:
+        """Say whether there is any switch to draw at all."""
+        return bool(self._switches)
+
     def strike(self, name: str) -> Switch | None:
         """Return the switch if it strikes this time, counting down a `next`."""
         switch = self._switches.get(name)
@@ -77,7 +82,7 @@ class Faults:
 
     def first(self, names: tuple[str, ...]) -> tuple[str, Switch] | None:
         """Return the first of `names` that strikes, with its switch."""
-        if not self._switches:
+        if not self.any_on:
             return None
         for name in names:
             if (switch := self.strike(name)) is not None:

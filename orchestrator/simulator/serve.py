@@ -15,7 +15,12 @@ import orjson
 
 from orchestrator.simulator.app import Simulator
 from orchestrator.simulator.config import SimulatorConfig
+from orchestrator.simulator.faults import NAMES
 from orchestrator.simulator.wire import Listener, listen
+
+ADMIN = """Levers while it runs, without a token, under /_admin: GET ledger, purchases, calls, webhooks, faults;
+PUT faults {"name": probability or {"next": n}}, limits, credit, clock; POST advance {"seconds": s}, reset,
+webhooks {"rotate": true, "overlap": false}. Fault switches: """
 
 __all__ = ["SimulatorConfig", "main", "running", "serve"]
 
@@ -64,7 +69,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     plain = SimulatorConfig()
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.simulator", description="A local Replicate.")
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestrator.simulator", description="A local Replicate.", epilog=ADMIN + ", ".join(sorted(NAMES)) + "."
+    )
     parser.add_argument("--host", default=plain.host)
     parser.add_argument("--port", type=int, default=plain.port, help="0 picks a free port")
     parser.add_argument("--token", action="append", dest="tokens", help="accepted token, or token=account; repeatable")
@@ -82,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--credit", dest="credit_usd", help="USD on the account; default: bottomless")
     parser.add_argument("--webhook-hosts", choices=("loopback", "any"), help="where webhooks may go; default: this machine")
-    parser.add_argument("--webhook-retry-scale", type=float, help="shortens the minute in which completions are tried again")
+    parser.add_argument("--webhook-retry-scale", type=float, help="share of the minute in which completions are tried again")
     parser.add_argument("--webhook-aborted", action="store_true", default=None, help="completions for aborted ones too")
     parser.add_argument("--ready-file", type=Path, help="write the JSON line with the URL here when listening")
     parser.add_argument("--print-url", action="store_true", help="print that line on stdout (the default)")
@@ -112,7 +119,6 @@ async def _open(config: SimulatorConfig) -> AsyncIterator[Listener]:
     """A listening simulator that sends its webhooks, until the block ends."""
     simulator = Simulator(config, clock=time.time)
     listener = await listen(simulator.handle, host=config.host, port=config.port, date=simulator.told_now)
-    simulator.dispatch.base_url = f"http://{config.host}:{listener.port}"
     sending = asyncio.create_task(simulator.dispatch.run())
     try:
         yield listener

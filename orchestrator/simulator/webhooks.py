@@ -59,13 +59,13 @@ class Dispatch:
         self._tasks: set[asyncio.Task[None]] = set()
         self._receivers: dict[str, Receiver] = {}
         self._telling: dict[str, deque[Message]] = {}
-        self._under_way = 0
 
     def enter(self, world: World, renderer: Renderer) -> None:
         """Serve this world from now on, counting from zero; what another one owed is forgotten."""
         self._world = world
         self._renderer = renderer
         self._due: list[tuple[float, int, str | Message, Prediction]] = []
+        self._under_way = 0
         self._counts: Counter[str] = Counter()
         self._by_event: Counter[str] = Counter()
         self._by_status: Counter[str] = Counter()
@@ -104,6 +104,7 @@ class Dispatch:
 
     async def early(self, prediction: Prediction, *, within_s: float) -> None:
         """Tell the end of a prediction now, and wait for the receiver's answer, so long at most."""
+        self._under_way += 1
         told = self._spawn(self._tell(self._message("completed", prediction, at=prediction.end_at)))
         await asyncio.wait({told}, timeout=within_s)
 
@@ -197,10 +198,10 @@ class Dispatch:
         self._plan(now + THROTTLE_S, "more", prediction)
 
     def _enqueue(self, message: Message) -> None:
-        parts = urlsplit(message.url)
-        receiver = self._receivers.setdefault(f"{parts.scheme}://{parts.netloc}", Receiver())
-        receiver.due.append(message)
+        host_and_port = message.url.partition("?")[0].split("/", 3)[2]
         self._under_way += 1
+        receiver = self._receivers.setdefault(host_and_port, Receiver())
+        receiver.due.append(message)
         if receiver.workers < AT_ONCE:
             receiver.workers += 1
             self._spawn(self._work(receiver))
@@ -214,15 +215,12 @@ class Dispatch:
     async def _work(self, receiver: Receiver) -> None:
         try:
             while receiver.due:
-                message = receiver.due.popleft()
-                self._under_way -= 1
-                await self._tell(message)
+                await self._tell(receiver.due.popleft())
         finally:
             receiver.workers -= 1
 
     async def _tell(self, message: Message) -> None:
         """Send a message after those of the same prediction that are being sent."""
-        self._under_way += 1
         before = self._telling.get(message.prediction.id)
         if before is not None:
             before.append(message)
@@ -230,18 +228,23 @@ class Dispatch:
         line = self._telling[message.prediction.id] = deque([message])
         try:
             while line:
-                try:
-                    await self._send(line.popleft())
-                except Exception:  # a fault of the simulator must show as one, and not as a lost webhook
-                    traceback.print_exc()
-                self._under_way -= 1
+                await self._finish(line.popleft())
         finally:
             del self._telling[message.prediction.id]
 
-    async def _send(self, message: Message) -> None:
-        """Send a message with all that befalls it, once that is known."""
+    async def _finish(self, message: Message) -> None:
+        """Send a message of this world, and count it off."""
         if message.world is not self._world:
             return
+        try:
+            await self._send(message)
+        except Exception:  # a fault of the simulator must show as one, and not as a lost webhook
+            traceback.print_exc()
+        if message.world is self._world:
+            self._under_way -= 1
+
+    async def _send(self, message: Message) -> None:
+        """Send a message with all that befalls it, drawn once; late ones are planned anew."""
         if message.fate is None:
             message.fate = fate_of(message, new_id=self._new_id)
             if message.fate.dropped:
@@ -250,14 +253,9 @@ class Dispatch:
             if message.fate.late_s > 0:
                 self._plan(self._world.now() + message.fate.late_s, message, message.prediction)
                 return
-        if message.tries > 0:
-            return await self._try(message)
-        for copy in message.fate.before:
-            await self._try(copy)
-        await self._try(message)
-        for copy in message.fate.after:
-            await self._try(copy)
-        return None
+        first = message.tries == 0
+        for part in (*message.fate.before, message, *message.fate.after) if first else (message,):
+            await self._try(part)
 
     async def _try(self, message: Message) -> None:
         if self._config.webhook_hosts != "any" and not _is_loopback(message.url):

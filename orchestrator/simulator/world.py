@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from hashlib import blake2b
+from sys import intern
 from typing import Any, Protocol
 
 import orjson
@@ -39,7 +40,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """One accepted create: who asked for what, where to, and the deadline and webhook given with it."""
+    """One accepted create: who asked for what, where to, the deadline and webhook given with it, and the host addressed."""
 
     account: str
     target: Target
@@ -47,6 +48,7 @@ class Order:
     cancel_after_s: float | None = None
     webhook: str | None = None
     events: tuple[str, ...] | None = None
+    base_url: str = "http://127.0.0.1"
 
 
 @dataclass(slots=True, eq=False)
@@ -54,7 +56,8 @@ class Prediction:
     """One prediction and its fate: when it starts, when it ends and how; times are world seconds, inf is never.
 
     `input` is JSON with the keys in database order (by length, then by letter); `key` orders the listing: creation in
-    microseconds as the provider tells it, then the running number.
+    microseconds as the provider tells it, then the running number. `base_url` is the host its create came to; webhooks
+    name it in their URLs.
     """
 
     id: str
@@ -70,6 +73,7 @@ class Prediction:
     deadline_at: float | None
     webhook: str | None
     events: tuple[str, ...] | None
+    base_url: str
     billed: Decimal | None = None
 
     def status(self, now: float) -> str:
@@ -77,6 +81,10 @@ class Prediction:
         if now >= self.end_at:
             return self.end_status
         return "processing" if now >= self.start_at else "starting"
+
+    def tells(self, event: str) -> bool:
+        """Say whether a webhook is wanted for an event; Cog's default is all four, and Replicate's docs differ on it."""
+        return self.webhook is not None and (self.events is None or event in self.events)
 
     @property
     def started(self) -> bool:
@@ -163,6 +171,11 @@ class World:
         """Return the time the provider believes it is."""
         return self.now() + self.clock_offset_s
 
+    @property
+    def late_at(self) -> float:
+        """Return when the next stuck create will come through, infinity if there is none."""
+        return self._late[0][0] if self._late else math.inf
+
     def advance(self, seconds: float) -> None:
         """Let time pass at once."""
         self._advanced_s += seconds
@@ -208,6 +221,7 @@ class World:
             deadline_at=deadline_at,
             webhook=order.webhook,
             events=order.events,
+            base_url=intern(order.base_url),
         )
         self._admit(prediction)
         return prediction
@@ -216,6 +230,8 @@ class World:
         """Make a prediction when the clock reaches `at`, as if the create had been stuck inside the provider."""
         self._drawn += 1
         heapq.heappush(self._late, (at, self._drawn, order))
+        if self.dispatch is not None:
+            self.dispatch.nudge()
 
     def settle(self, now: float) -> None:
         """Let everything happen that was due by `now`: late creations, and the bill of what has ended.

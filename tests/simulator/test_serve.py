@@ -47,3 +47,5 @@ def test_bad_argument_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     """A senseless number ends with code 2 and the name of the setting."""
     assert main(["--failure-rate", "7"]) == 2
     assert "failure_rate" in capsys.readouterr().err
+    assert main(["--webhook-retry-scale", "-1"]) == 2
+    assert "webhook_retry_scale" in capsys.readouterr().err
