@@ -76,6 +76,7 @@ class Charge:
 
 
 FREE = Charge(Decimal(0), "free")
+NOT_BOUGHT = Charge(Decimal(0), "not bought")
 UNKNOWN = Charge(None, None)
 
 

@@ -145,3 +145,6 @@ class BatchState(StrEnum):
     CANCELING = "canceling"  # nothing new is bought; what is out is being canceled at the provider
     CANCELED = "canceled"
     FINISHED = "finished"
+
+
+LIVE_BATCH = frozenset(BatchState) - {BatchState.CANCELED, BatchState.FINISHED}

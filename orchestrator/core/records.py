@@ -1,10 +1,16 @@
-"""The nouns: plain frozen values that travel between rooms. No method does work."""
+"""The nouns: plain values that never change and travel between rooms. No method does work.
 
-from dataclasses import dataclass, field
+Those made once or more for each webhook are NamedTuples: a frozen dataclass of a dozen fields takes 1.6 us to make and 3.3
+to make anew with one field changed, a NamedTuple 0.45 and 0.9.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from orchestrator.core.lifecycle import AttemptState, BatchState, Event, ItemState
 
@@ -146,8 +152,7 @@ class Claim:
     input_json: str
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(NamedTuple):
     """The provider's account of one prediction, parsed alike from POST answer, GET, list item and webhook."""
 
     id: str
@@ -158,7 +163,7 @@ class Prediction:
     output: Any = None
     error: str | None = None
     logs_tail: str | None = None
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = MappingProxyType({})
     created_at: datetime | None = None
     started_at: datetime | None = None
     completed_at: datetime | None = None
@@ -166,8 +171,7 @@ class Prediction:
     webhook: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
+class Fact(NamedTuple):
     """Something learned about one attempt, from whichever side. Routed by prediction id first, by attempt id second."""
 
     event: Event
@@ -179,8 +183,7 @@ class Fact:
     via: str | None = None  # from where it was learned: post, webhook, list, get
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """A genuine webhook: its message id, the attempt its URL names, and what its body says of a prediction."""
 
     message_id: str
@@ -211,8 +214,18 @@ class Role:
     seen_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Rules(NamedTuple):
+    """What an attempt's batch wants done with facts, read with where the attempt stands."""
+
+    batch_id: str
+    is_live: bool  # it has not ended
+    canceling: bool
+    max_attempts: int
+    price_json: str
+    schema_json: str
+
+
+class Standing(NamedTuple):
     """Where an attempt and its item stand, read under lock just before a move is decided."""
 
     attempt_id: str
@@ -224,10 +237,10 @@ class Standing:
     failures: int  # provider failures of the item so far
     batch_pk: int
     reserved_units: int
+    rules: Rules
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """A decided move, ready to be written: new states and the columns that go with them."""
 
     standing: Standing

@@ -1,10 +1,10 @@
 """What a fact means for an attempt and its row: one pure decision, the same for POST answer, list, GET and webhook."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 
-from orchestrator.core.cost import Price, charge, to_units
+from orchestrator.core.cost import NOT_BOUGHT, Charge, Price, charge, to_units
 from orchestrator.core.lifecycle import Event, advance
 from orchestrator.core.prediction import classify
 from orchestrator.core.records import Change, Fact, Prediction, Standing
@@ -43,14 +43,21 @@ def decide(standing: Standing, fact: Fact, *, policy: Policy, jitter: float) -> 
     move = advance(fact.event, attempt=standing.attempt_state, item=standing.item_state)
     if move is None:
         return None
-    change = Change(standing, fact.event, move.attempt_to, move.item_to, fact.at, failures=failures, error=fact.error,
-                    error_class=fact.error_class, prediction=fact.prediction, via=fact.via)
-    if fact.event is Event.FAILED_AGAIN:
-        pause = timedelta(seconds=backoff_s(failures or 1, first_s=policy.retry_first_s, jitter=jitter))
-        change = replace(change, due_at=fact.at + pause)
-    elif fact.event is Event.NOT_SENT:
-        change = replace(change, due_at=fact.at + timedelta(seconds=1 + jitter))
-    return _priced(change, policy)
+    wait_s = _wait_s(fact.event, failures=failures, first_s=policy.retry_first_s, jitter=jitter)
+    cost = _charge(fact, policy)
+    return Change(
+        standing, fact.event, move.attempt_to, move.item_to, fact.at,
+        due_at=None if wait_s is None else fact.at + timedelta(seconds=wait_s), failures=failures,
+        error=fact.error, error_class=fact.error_class, prediction=fact.prediction,
+        charge_units=None if cost is None or cost.usd is None else to_units(cost.usd),
+        charge_basis=None if cost is None else cost.basis, final_charge=cost is not None, via=fact.via)
+
+
+def _wait_s(event: Event, *, failures: int | None, first_s: float, jitter: float) -> float | None:
+    """How long the row waits for its next attempt; None: the event says nothing about it."""
+    if event is Event.FAILED_AGAIN:
+        return backoff_s(failures or 1, first_s=first_s, jitter=jitter)
+    return 1 + jitter if event is Event.NOT_SENT else None
 
 
 def _refine(standing: Standing, fact: Fact, policy: Policy) -> tuple[Fact, int | None]:
@@ -63,10 +70,10 @@ def _refine(standing: Standing, fact: Fact, policy: Policy) -> tuple[Fact, int |
         failures = standing.failures + 1
         again = worth_again and failures < policy.max_attempts and not policy.canceling
         event = Event.FAILED_AGAIN if again else Event.FAILED
-        return replace(fact, event=event, error=prediction.error or "failed without a reason", error_class=error_class), failures
+        return fact._replace(event=event, error=prediction.error or "failed without a reason", error_class=error_class), failures
     if fact.event is Event.CANCELED and not policy.canceling:
         text = f"the provider ended it ({prediction.status}): its deadline passed, or somebody canceled it there"
-        return replace(fact, event=Event.DEADLINE, error=text, error_class=prediction.status), None
+        return fact._replace(event=Event.DEADLINE, error=text, error_class=prediction.status), None
     return fact, None
 
 
@@ -74,13 +81,11 @@ _ENDS = {Event.SUCCEEDED, Event.FAILED, Event.FAILED_AGAIN, Event.CANCELED, Even
 _NEVER_BOUGHT = {Event.NOT_SENT, Event.THROTTLED, Event.HELD, Event.REFUSED, Event.ABSENT}
 
 
-def _priced(change: Change, policy: Policy) -> Change:
-    """With an end comes a charge, and the reservation is released. What is unsure keeps its reservation."""
-    if change.event in _NEVER_BOUGHT:
-        return replace(change, charge_units=0, charge_basis="not bought", final_charge=True)
-    if change.event not in _ENDS or change.prediction is None:
-        return change
-    files = policy.count_files(change.prediction.output) if change.prediction.output is not None else 0
-    cost = charge(change.prediction, price=policy.price, outputs=files)
-    units = None if cost.usd is None else to_units(cost.usd)
-    return replace(change, charge_units=units, charge_basis=cost.basis, final_charge=True)
+def _charge(fact: Fact, policy: Policy) -> Charge | None:
+    """What comes with an end: a charge, and its reservation is released. None: not over, or unsure and so still reserved."""
+    if fact.event in _NEVER_BOUGHT:
+        return NOT_BOUGHT
+    if fact.event not in _ENDS or fact.prediction is None:
+        return None
+    output = fact.prediction.output
+    return charge(fact.prediction, price=policy.price, outputs=0 if output is None else policy.count_files(output))

@@ -1,17 +1,17 @@
 """The one door for facts: whatever was learned, from a POST's answer, a list, a GET or a webhook, ends here."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 from orchestrator.core.cost import Pricing
 from orchestrator.core.errors import Unreachable
 from orchestrator.core.inputs import shape_of
-from orchestrator.core.lifecycle import BatchState, ItemState
-from orchestrator.core.ports import Rooms
-from orchestrator.core.records import Batch, Change, Delivery, Fact, Prediction, Receipt, Standing, Wake
+from orchestrator.core.lifecycle import ItemState
+from orchestrator.core.ports import Decide, Rooms
+from orchestrator.core.records import Change, Delivery, Fact, Prediction, Receipt, Rules, Standing, Wake
 from orchestrator.core.retry import Policy, decide, event_of
 
 
@@ -29,70 +29,53 @@ async def news_of(rooms: Rooms, facts: Sequence[Fact]) -> tuple[int, list[Wake]]
     """`record`, for who wants to know how many of the facts were news."""
     if not facts:
         return 0, []
-    rules = await rules_of(rooms)
-    changes = await rooms.ledger.move(facts, decide=rules.judge)
-    return len(changes), rules.wakes(changes)
+    changes = await rooms.ledger.move(facts, decide=judge(rooms))
+    return len(changes), wakes_of(changes)
 
 
 async def receive(rooms: Rooms, deliveries: Sequence[Delivery]) -> tuple[list[Receipt], list[Wake]]:
     """Webhooks, through the same door: taken in and applied in one transaction; a receipt for each, and the wakes."""
-    rules = await rules_of(rooms)
-    receipts, changes = await rooms.ledger.receive(deliveries, decide=rules.judge)
-    return receipts, rules.wakes(changes)
+    receipts, changes = await rooms.ledger.receive(deliveries, decide=judge(rooms))
+    return receipts, wakes_of(changes)
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What the live batches want done with facts, at one moment."""
+def judge(rooms: Rooms) -> Decide:
+    """The decision that the ledger takes about each fact, by the rules it finds with it."""
+    first_s, jitter = rooms.tempo.retry_first_s, rooms.clock.jitter
 
-    ids: dict[int, str]
-    policies: dict[int, Policy]
-    lone: Policy  # for attempts of batches that have ended
-    jitter: Callable[[], float]
+    def decided(standing: Standing, fact: Fact) -> Change | None:
+        return decide(standing, fact, policy=_policy(standing.rules, first_s), jitter=jitter())
 
-    def judge(self, standing: Standing, fact: Fact) -> Change | None:
-        """The change that a fact makes, or None."""
-        policy = self.policies.get(standing.batch_pk, self.lone)
-        return decide(standing, fact, policy=policy, jitter=self.jitter())
-
-    def wakes(self, changes: Iterable[Change]) -> list[Wake]:
-        """Whom the changes concern."""
-        return list(_wakes(changes, self.ids))
+    return decided
 
 
-async def rules_of(rooms: Rooms) -> Rules:
-    """The rules that hold now."""
-    batches = await rooms.ledger.live_batches()
-    first_s = rooms.tempo.retry_first_s
-    return Rules({batch.pk: batch.id for batch in batches},
-                 {batch.pk: policy_of(batch, retry_first_s=first_s) for batch in batches},
-                 Policy(1, first_s, canceling=False, price=None, count_files=lambda _: 0), rooms.clock.jitter)
-
-
-def policy_of(batch: Batch, *, retry_first_s: float) -> Policy:
-    """What this batch wants done with its facts."""
-    shape = shape_of(batch.schema_json)
+@lru_cache(maxsize=64)
+def _policy(rules: Rules, retry_first_s: float) -> Policy:
+    """Asked for with every fact, so remembered. In a batch that has ended nothing is bought again."""
+    shape = shape_of(rules.schema_json)
     return Policy(
-        max_attempts=batch.max_attempts,
+        max_attempts=rules.max_attempts if rules.is_live else 1,
         retry_first_s=retry_first_s,
-        canceling=batch.state is BatchState.CANCELING,
-        price=Pricing.from_json(batch.price_json).price,
+        canceling=rules.canceling,
+        price=Pricing.from_json(rules.price_json).price,
         count_files=lambda output: len(shape.files(output)),
     )
 
 
-def _wakes(changes: Iterable[Change], ids: dict[int, str]) -> Iterable[Wake]:
-    """Once per batch and station: outputs to bring home, rows to buy again, an end to report."""
-    seen: set[tuple[int, ItemState]] = set()
+def wakes_of(changes: Iterable[Change]) -> list[Wake]:
+    """Once per batch and station: outputs to bring home, rows to buy again."""
+    wakes: list[Wake] = []
+    seen: set[tuple[str, ItemState]] = set()
     for change in changes:
-        pk, to = change.standing.batch_pk, change.item_to
-        if (pk, to) in seen or pk not in ids:
+        rules, to = change.standing.rules, change.item_to
+        if (rules.batch_id, to) in seen or not rules.is_live:
             continue
-        seen.add((pk, to))
+        seen.add((rules.batch_id, to))
         if to is ItemState.COLLECTING:
-            yield Wake("collect", ids[pk])
+            wakes.append(Wake("collect", rules.batch_id))
         elif to is ItemState.PENDING:
-            yield Wake("submit", ids[pk], due_at=change.due_at)
+            wakes.append(Wake("submit", rules.batch_id, due_at=change.due_at))
+    return wakes
 
 
 class FactsBuffer:

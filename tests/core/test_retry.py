@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from orchestrator.core.cost import Price, to_units
 from orchestrator.core.lifecycle import FINAL_ITEM, AttemptState, Event, ItemState
-from orchestrator.core.records import Fact, Prediction, Standing
+from orchestrator.core.records import Fact, Prediction, Rules, Standing
 from orchestrator.core.retry import LONGEST_BACKOFF_S, Policy, backoff_s, decide, event_of
 
 NOW = datetime(2026, 11, 20, 2, 0, tzinfo=UTC)
 PRICE = Price("test", "output", Decimal("0.003"), official=True)
+RULES = Rules("b1", True, False, 3, "null", "{}")
 
 
 def policy(*, attempts: int = 3, canceling: bool = False) -> Policy:
@@ -21,7 +22,7 @@ def policy(*, attempts: int = 3, canceling: bool = False) -> Policy:
 
 
 def standing(attempt: AttemptState = AttemptState.RUNNING, item: ItemState = ItemState.RUNNING, *, failures: int = 0) -> Standing:
-    return Standing("a1", attempt, "p1", 1, item, True, failures, 1, 5)
+    return Standing("a1", attempt, "p1", 1, item, True, failures, 1, 5, RULES)
 
 
 def fact(status: str, **more: object) -> Fact:

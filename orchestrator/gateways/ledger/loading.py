@@ -8,7 +8,7 @@ from sqlalchemy import Row, bindparam, case, delete, func, select, text, update
 from sqlalchemy import insert as plain_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from orchestrator.core.lifecycle import BatchState, ItemState
+from orchestrator.core.lifecycle import LIVE_BATCH, BatchState, ItemState
 from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Target
 from orchestrator.gateways.ledger.bulk import write_many
 from orchestrator.gateways.ledger.session import insert, is_postgresql
@@ -59,8 +59,7 @@ async def known(connection: AsyncConnection, run_key: str) -> bool:
 
 async def live_batches(connection: AsyncConnection) -> list[Batch]:
     """Batches that have not ended, oldest first."""
-    live = [s.value for s in (BatchState.LOADING, BatchState.RUNNING, BatchState.PAUSED, BatchState.CANCELING)]
-    rows = await connection.execute(select(batches).where(batches.c.state.in_(live)).order_by(batches.c.pk))
+    rows = await connection.execute(select(batches).where(batches.c.state.in_(sorted(LIVE_BATCH))).order_by(batches.c.pk))
     return [batch_of(row) for row in rows]
 
 

@@ -1,20 +1,20 @@
 """The guarded writes behind every fact: read where things stand, under lock; let the rules decide; write their word."""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, bindparam, func, null, select, text, update
+from sqlalchemy import Select, Update, and_, bindparam, func, null, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from orchestrator.core.lifecycle import AttemptState, Event, ItemState
+from orchestrator.core.lifecycle import LIVE_BATCH, AttemptState, BatchState, Event, ItemState
 from orchestrator.core.ports import Decide
 from orchestrator.core.prediction import parse
-from orchestrator.core.records import Change, Fact, Prediction, Standing
+from orchestrator.core.records import Change, Fact, Prediction, Rules, Standing
 from orchestrator.core.retry import event_of
-from orchestrator.gateways.ledger.bulk import write_many
+from orchestrator.gateways.ledger.bulk import among, write_many
 from orchestrator.gateways.ledger.tables import AGAIN_AT, KEPT, attempts, batches, deliveries, items
 from orchestrator.gateways.ledger.text import LOGS_KEPT, as_json, clean
 
@@ -51,36 +51,50 @@ async def play(connection: AsyncConnection, scene: Scene, facts: Sequence[Fact],
 
 
 async def scene_of(connection: AsyncConnection, facts: Sequence[Fact]) -> Scene:
-    """By prediction id first, by attempt id second; locked in one order, so that two calls cannot deadlock."""
-    predictions = sorted({fact.prediction.id for fact in facts if fact.prediction is not None})
-    owners: dict[str, str] = {}
-    for part in _parts(predictions):
-        rows = await connection.execute(
-            select(attempts.c.prediction_id, attempts.c.id).where(attempts.c.prediction_id.in_(part)))
-        owners |= {row.prediction_id: row.id for row in rows}
-    named = {fact.attempt_id for fact in facts if fact.attempt_id is not None}
-    scene = Scene({}, {}, owners, {})
-    for part in _parts(sorted(named | set(owners.values()))):
-        for row in await connection.execute(_STANDINGS, {"ids": part}):
-            scene.leases[row.id] = row.lease_until
-            scene.siblings.setdefault(row.item_pk, []).append(row.id)
-            scene.standings[row.id] = Standing(
-                attempt_id=row.id, attempt_state=AttemptState(row.attempt_state), prediction_id=row.prediction_id,
-                item_pk=row.item_pk, item_state=ItemState(row.item_state), is_current=row.current_id == row.id,
-                failures=row.failures, batch_pk=row.batch_pk, reserved_units=row.reserved_units)
+    """Attempts that have one of the predictions, or are named; locked in one order, so that two calls cannot deadlock."""
+    rows = await connection.execute(_STANDINGS[connection.dialect.name], {
+        "predictions": list({fact.prediction.id for fact in facts if fact.prediction is not None}),
+        "named": list({fact.attempt_id for fact in facts if fact.attempt_id is not None})})
+    found = rows.all()
+    rules = await _rules(connection, {row.batch_pk for row in found}) if found else {}
+    scene = Scene({}, {}, {}, {})
+    for attempt_id, state, prediction_id, lease_until, item_pk, batch_pk, reserved, item_state, current_id, failures in found:
+        if prediction_id is not None:
+            scene.owners[prediction_id] = attempt_id
+        scene.leases[attempt_id] = lease_until
+        scene.siblings.setdefault(item_pk, []).append(attempt_id)
+        scene.standings[attempt_id] = Standing(
+            attempt_id, AttemptState(state), prediction_id, item_pk, ItemState(item_state), current_id == attempt_id,
+            failures, batch_pk, reserved, rules[batch_pk])
     return scene
+
+
+async def _rules(connection: AsyncConnection, batch_pks: set[int]) -> dict[int, Rules]:
+    rows = await connection.execute(_RULES, {"pks": sorted(batch_pks)})
+    return {pk: Rules(id_, state in LIVE_BATCH, state == BatchState.CANCELING, max_attempts, price_json, schema_json)
+            for pk, id_, state, max_attempts, price_json, schema_json in rows}
+
+
+_RULES = select(batches.c.pk, batches.c.id, batches.c.state, batches.c.max_attempts, batches.c.price_json,
+                batches.c.openapi_json).where(batches.c.pk.in_(bindparam("pks", expanding=True)))
 
 
 async def kept_facts(connection: AsyncConnection, attempt_ids: Sequence[str]) -> list[Fact]:
     """Webhooks that came before their attempt's own answer: facts now, and not kept any longer."""
-    facts: list[Fact] = []
-    for part in _parts(sorted(attempt_ids)):
-        is_kept = and_(deliveries.c.attempt_id.in_(part), text(KEPT))
-        rows = (await connection.execute(select(deliveries).where(is_kept).order_by(deliveries.c.received_at))).all()
-        if rows:
-            await connection.execute(update(deliveries).where(is_kept).values(payload_json=None))
-        facts += [fact_of_webhook(row.attempt_id, parse(json.loads(row.payload_json)), at=row.received_at) for row in rows]
-    return facts
+    read, release = _WAITING[connection.dialect.name]
+    rows = (await connection.execute(read, {"attempts": list(attempt_ids)})).all()
+    if rows:
+        await connection.execute(release, {"attempts": list(attempt_ids)})
+    return [fact_of_webhook(row.attempt_id, parse(json.loads(row.payload_json)), at=row.received_at) for row in rows]
+
+
+def _waiting(dialect: str) -> tuple[Select[Any], Update]:
+    of_these = and_(among(deliveries.c.attempt_id, "attempts", dialect=dialect), text(KEPT))
+    return (select(deliveries).where(of_these).order_by(deliveries.c.received_at),
+            update(deliveries).where(of_these).values(payload_json=None))
+
+
+_WAITING = {dialect: _waiting(dialect) for dialect in ("sqlite", "postgresql")}
 
 
 def fact_of_webhook(attempt_id: str, prediction: Prediction, *, at: datetime) -> Fact:
@@ -88,18 +102,19 @@ def fact_of_webhook(attempt_id: str, prediction: Prediction, *, at: datetime) ->
     return Fact(event_of(prediction), at, attempt_id=attempt_id, prediction=prediction, via="webhook")
 
 
-def _parts(values: Sequence[str], size: int = 1000) -> Iterable[Sequence[str]]:
-    return (values[start:start + size] for start in range(0, len(values), size))
+def _standings(dialect: str) -> Select[Any]:
+    return (
+        select(attempts.c.id, attempts.c.state, attempts.c.prediction_id, attempts.c.lease_until, attempts.c.item_pk,
+               attempts.c.batch_pk, attempts.c.reserved_units, items.c.state.label("item_state"),
+               items.c.attempt_id.label("current_id"), items.c.failures)
+        .join(items, items.c.pk == attempts.c.item_pk)
+        .where(or_(among(attempts.c.prediction_id, "predictions", dialect=dialect),
+                   among(attempts.c.id, "named", dialect=dialect)))
+        .order_by(items.c.pk, attempts.c.id)
+        .with_for_update(of=[attempts, items]))
 
 
-_STANDINGS = (
-    select(attempts.c.id, attempts.c.state.label("attempt_state"), attempts.c.prediction_id, attempts.c.lease_until,
-           attempts.c.item_pk, attempts.c.batch_pk, attempts.c.reserved_units, items.c.state.label("item_state"),
-           items.c.attempt_id.label("current_id"), items.c.failures)
-    .join(items, items.c.pk == attempts.c.item_pk)
-    .where(attempts.c.id.in_(bindparam("ids", expanding=True)))
-    .order_by(items.c.pk, attempts.c.id)
-    .with_for_update(of=[attempts, items]))
+_STANDINGS = {dialect: _standings(dialect) for dialect in ("sqlite", "postgresql")}
 
 
 def _apply(scene: Scene, fact: Fact, *, decide: Decide) -> Change | None:
@@ -127,54 +142,66 @@ def _note(scene: Scene, change: Change, *, prediction_id: str | None) -> None:
     if change.final_charge:
         released, spent = scene.money.get(standing.batch_pk, (0, 0))
         scene.money[standing.batch_pk] = (released + standing.reserved_units, spent + (change.charge_units or 0))
-    scene.standings[attempt_id] = replace(
-        standing, attempt_state=change.attempt_to, prediction_id=standing.prediction_id or prediction_id,
+    scene.standings[attempt_id] = standing._replace(
+        attempt_state=change.attempt_to, prediction_id=standing.prediction_id or prediction_id,
         item_state=change.item_to if standing.is_current else standing.item_state,
         failures=standing.failures if change.failures is None else change.failures,
         reserved_units=0 if change.final_charge else standing.reserved_units)
     if standing.is_current:
         for sibling in scene.siblings[standing.item_pk]:
             if sibling != attempt_id:
-                scene.standings[sibling] = replace(scene.standings[sibling], item_state=change.item_to)
+                scene.standings[sibling] = scene.standings[sibling]._replace(item_state=change.item_to)
 
 
 def _attempt_values(change: Change, *, lease_until: datetime) -> dict[str, Any]:
+    """Parameters of `_WRITE_ATTEMPT`."""
     values: dict[str, Any] = {
-        "state": change.attempt_to.value, "error": clean(change.error), "error_class": change.error_class}
+        "b_state": change.attempt_to.value, "b_error": clean(change.error), "b_error_class": change.error_class}
     if change.event is Event.ANSWER_LOST:
         # The request cannot have lasted beyond its lease, however late somebody noticed.
-        values["sent_until_at"] = min(change.at, lease_until)
+        values["b_sent_until_at"] = min(change.at, lease_until)
     if change.prediction is not None:
         values |= _prediction_values(change.prediction, at=change.at, has_ended=change.event is Event.SUCCEEDED)
     if change.final_charge:
-        values |= {"charge_units": change.charge_units, "charge_basis": change.charge_basis, "reserved_units": 0,
-                   "ended_via": change.via}
+        values |= {"b_charge_units": change.charge_units, "b_charge_basis": change.charge_basis, "b_reserved_units": 0,
+                   "b_ended_via": change.via}
     return values
 
 
 def _prediction_values(prediction: Prediction, *, at: datetime, has_ended: bool) -> dict[str, Any]:
-    seconds = prediction.metrics.get("predict_time")
-    values = {
-        "prediction_id": prediction.id, "status": prediction.status, "model": clean(prediction.model),
-        "version": clean(prediction.version), "answered_at": at, "provider_created_at": prediction.created_at,
-        "completed_at": prediction.completed_at,
-        "output_json": as_json(prediction.output) if has_ended or prediction.output is not None else None,
-        "metrics_json": as_json(prediction.metrics) if prediction.metrics else None,
-        "logs_tail": clean(prediction.logs_tail[-LOGS_KEPT:]) if prediction.logs_tail else None,
-        "seconds": float(seconds) if isinstance(seconds, int | float) else None}
-    return {name: value for name, value in values.items() if value is not None}
+    """Parameters of `_WRITE_ATTEMPT`: only what the prediction has to tell."""
+    values: dict[str, Any] = {"b_prediction_id": prediction.id, "b_status": prediction.status, "b_answered_at": at}
+    if prediction.model is not None:
+        values["b_model"] = clean(prediction.model)
+    if prediction.version is not None:
+        values["b_version"] = clean(prediction.version)
+    if prediction.created_at is not None:
+        values["b_provider_created_at"] = prediction.created_at
+    if prediction.completed_at is not None:
+        values["b_completed_at"] = prediction.completed_at
+    if has_ended or prediction.output is not None:
+        values["b_output_json"] = as_json(prediction.output)
+    if prediction.logs_tail:
+        values["b_logs_tail"] = clean(prediction.logs_tail[-LOGS_KEPT:])
+    if prediction.metrics:
+        values["b_metrics_json"] = as_json(prediction.metrics)
+        seconds = prediction.metrics.get("predict_time")
+        if isinstance(seconds, int | float):
+            values["b_seconds"] = float(seconds)
+    return values
 
 
 def _item_values(change: Change) -> dict[str, Any]:
+    """Parameters of `_WRITE_ITEM`."""
     values: dict[str, Any] = {
-        "state": change.item_to.value, "error": clean(change.error), "error_class": change.error_class}
+        "b_state": change.item_to.value, "b_error": clean(change.error), "b_error_class": change.error_class}
     if change.failures is not None:
-        values["failures"] = change.failures
+        values["b_failures"] = change.failures
     if change.item_to is ItemState.PENDING:
-        values["due_at"] = change.due_at or AGAIN_AT
+        values["b_due_at"] = change.due_at or AGAIN_AT
     if change.item_to is ItemState.COLLECTING:
         completed_at = change.prediction.completed_at if change.prediction is not None else None
-        values |= {"due_at": AGAIN_AT, "tries": 0, "completed_at": completed_at or change.at}
+        values |= {"b_due_at": AGAIN_AT, "b_tries": 0, "b_completed_at": completed_at or change.at}
     return values
 
 
@@ -195,24 +222,20 @@ _WRITE_ITEM = update(items).where(
        for name in ("due_at", "failures", "tries", "completed_at")})
 
 
-_ATTEMPT_NAMES = tuple((f"b_{name}", name) for name in ("state", "error", "error_class", "answered_at", *_KEPT))
-_ITEM_NAMES = tuple((f"b_{name}", name)
-                    for name in ("state", "error", "error_class", "due_at", "failures", "tries", "completed_at"))
-
-
-def _bound(names: Sequence[tuple[str, str]], values: dict[str, Any]) -> dict[str, Any]:
-    return {bound: values.get(name) for bound, name in names}
+_NO_ATTEMPT_VALUES = dict.fromkeys([f"b_{name}" for name in ("state", "error", "error_class", "answered_at", *_KEPT)])
+_NO_ITEM_VALUES = dict.fromkeys(f"b_{name}" for name in (
+    "state", "error", "error_class", "due_at", "failures", "tries", "completed_at"))
 
 
 async def _write_attempts(connection: AsyncConnection, scene: Scene, *, before: dict[str, Standing]) -> None:
-    rows = [_bound(_ATTEMPT_NAMES, values) | {"b_id": i, "b_from": before[i].attempt_state.value}
+    rows = [_NO_ATTEMPT_VALUES | values | {"b_id": i, "b_from": before[i].attempt_state.value}
             for i, values in sorted(scene.attempt_values.items())]
     await write_many(connection, _WRITE_ATTEMPT, rows)
 
 
 async def _write_items(connection: AsyncConnection, scene: Scene, *, before: dict[str, Standing]) -> None:
     came_from = {standing.item_pk: standing.item_state.value for standing in before.values()}
-    rows = [_bound(_ITEM_NAMES, values) | {"b_pk": pk, "b_from": came_from[pk]}
+    rows = [_NO_ITEM_VALUES | values | {"b_pk": pk, "b_from": came_from[pk]}
             for pk, values in sorted(scene.item_values.items())]
     await write_many(connection, _WRITE_ITEM, rows)
 

@@ -1,24 +1,18 @@
 """Webhooks into the ledger: bound to their attempt, taken in once, and their effect in the same transaction."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import bindparam, delete, select, text
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy import delete, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.ports import Decide, KeptDelivery
 from orchestrator.core.records import Change, Delivery, Prediction, Receipt
-from orchestrator.gateways.ledger.bulk import write_many
 from orchestrator.gateways.ledger.moves import Scene, fact_of_webhook, play, scene_of
-from orchestrator.gateways.ledger.tables import KEPT, attempts, deliveries
+from orchestrator.gateways.ledger.tables import KEPT, attempts, deliveries, sqlite_time
 from orchestrator.gateways.ledger.text import as_json
 
 FORGET_ROWS = 5000
-_AT_ONCE = 500  # rows per statement: SQLite takes 32,766 values in one
 
 
 async def receive(connection: AsyncConnection, given: Sequence[Delivery], *,
@@ -32,7 +26,7 @@ async def receive(connection: AsyncConnection, given: Sequence[Delivery], *,
     places = [_place(delivery, scene) for delivery in given]
     wanted = {d.message_id: _row(d, keep=place is Receipt.KEPT) for d, place in zip(given, places, strict=True)
               if place in (Receipt.RECORDED, Receipt.KEPT)}
-    new = await _note(connection, list(wanted.values()))
+    new = await _note(connection, wanted.values())
     receipts: list[Receipt] = []
     facts = []
     for delivery, fact, place in zip(given, told, places, strict=True):
@@ -58,34 +52,36 @@ def _place(delivery: Delivery, scene: Scene) -> Receipt:
     return Receipt.RECORDED if standing.prediction_id == delivery.prediction.id else Receipt.MISADDRESSED
 
 
-def _row(delivery: Delivery, *, keep: bool) -> dict[str, Any]:
-    return {"id": delivery.message_id, "attempt_id": delivery.attempt_id, "prediction_id": delivery.prediction.id,
-            "received_at": delivery.received_at, "payload_json": _payload(delivery.prediction) if keep else None}
+def _row(delivery: Delivery, *, keep: bool) -> tuple[str, str, str, str, str | None]:
+    """As `_NOTE` wants it."""
+    return (delivery.message_id, delivery.attempt_id, delivery.prediction.id, sqlite_time(delivery.received_at),
+            _payload(delivery.prediction) if keep else None)
 
 
 def _payload(prediction: Prediction) -> str:
     """What `core.prediction.parse` reads again; the input is ours already."""
-    values = asdict(prediction) | {"input": None, "logs": prediction.logs_tail}
+    values = prediction._asdict() | {"input": None, "logs": prediction.logs_tail, "metrics": dict(prediction.metrics)}
     return as_json({name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()})
 
 
-async def _note(connection: AsyncConnection, rows: Sequence[dict[str, Any]]) -> set[str]:
-    """Insert what is not known by its message id; the ids that were new.
-
-    Another web part may insert the same message in between: then both call it new, and the door lets it in once."""
-    known: set[str] = set()
-    ids = [row["id"] for row in rows]
-    for start in range(0, len(ids), _AT_ONCE):
-        found = await connection.execute(_KNOWN, {"ids": ids[start:start + _AT_ONCE]})
-        known |= {row.id for row in found}
-    new = [row for row in rows if row["id"] not in known]
-    await write_many(connection, _NOTE[connection.dialect.name], new)
-    return {row["id"] for row in new}
+async def _note(connection: AsyncConnection, rows: Iterable[tuple[str, str, str, str, str | None]]) -> set[str]:
+    """Insert what is not known by its message id, in one order for all web parts; the ids that were new."""
+    given = sorted(rows)
+    if not given:
+        return set()
+    return set((await connection.execute(_NOTE[connection.dialect.name], {"rows": as_json(given)})).scalars())
 
 
-_NOTE = {"sqlite": sqlite_insert(deliveries).on_conflict_do_nothing(index_elements=["id"]),
-         "postgresql": postgresql_insert(deliveries).on_conflict_do_nothing(index_elements=["id"])}
-_KNOWN = select(deliveries.c.id).where(deliveries.c.id.in_(bindparam("ids", expanding=True)))
+_NOTE = {
+    "sqlite": text(
+        "INSERT INTO deliveries (id, attempt_id, prediction_id, received_at, payload_json) "
+        "SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'), "
+        "json_extract(value, '$[3]'), json_extract(value, '$[4]') FROM json_each(:rows) WHERE true "
+        "ON CONFLICT (id) DO NOTHING RETURNING id"),
+    "postgresql": text(
+        "INSERT INTO deliveries (id, attempt_id, prediction_id, received_at, payload_json) "
+        "SELECT r->>0, r->>1, r->>2, CAST(r->>3 || '+00' AS timestamptz), r->>4 "
+        "FROM jsonb_array_elements(CAST(:rows AS jsonb)) AS r ON CONFLICT (id) DO NOTHING RETURNING id")}
 
 
 async def kept(connection: AsyncConnection, *, before: datetime, account: str) -> list[KeptDelivery]:
