@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.apps.web.hook import LARGEST_BODY, Hook
+from orchestrator.apps.web import bodies
+from orchestrator.apps.web.bodies import LARGEST_BODY
+from orchestrator.apps.web.hook import Hook
 from orchestrator.apps.web.intake import LARGEST_GROUP, Intake
 from orchestrator.apps.web.keys import LEARN_EVERY_S, OLD_KEY_LIVES_S, SigningKeys
 from orchestrator.core.errors import Unreachable
@@ -135,6 +137,29 @@ async def test_cut(stand: Stand):
                      receive, send)
     assert answers[0]["status"] == 400
     assert stand.taken == []
+
+
+async def test_too_slow(stand: Stand, monkeypatch: pytest.MonkeyPatch):
+    """A sender that stops in the middle is told so, and one that has just begun is left alone."""
+    async def receive() -> Any:
+        return parts.pop(0) if parts else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        answers.append(message)
+
+    parts = [{"type": "http.request", "body": b"{", "more_body": True}]
+    answers: list[Any] = []
+    await stand.keys.learn()
+    scope = {"type": "http", "method": "POST", "path": "/webhooks/replicate", "query_string": b"", "headers": []}
+    request = asyncio.create_task(stand.hook(scope, receive, send))
+    await asyncio.sleep(0.01)
+    stand.hook.bodies.cut_slow()
+    await asyncio.sleep(0.01)
+    assert not request.done()
+    monkeypatch.setattr(bodies, "BODY_TIMEOUT_S", 0.0)
+    stand.hook.bodies.cut_slow()
+    await asyncio.wait_for(request, 1)
+    assert (answers[0]["status"], stand.taken) == (408, [])
 
 
 async def test_without_a_secret_503(stand: Stand):

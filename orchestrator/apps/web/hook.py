@@ -7,11 +7,10 @@ ledger, 405, 408, 413, and 503 while the signing secret or the ledger is away: t
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 import orjson
 
+from orchestrator.apps.web.bodies import LARGEST_BODY, Bodies, Receive, Refused, Scope, Send
 from orchestrator.apps.web.intake import Intake
 from orchestrator.apps.web.keys import SigningKeys
 from orchestrator.core.callback import PATH, attempt_in
@@ -21,37 +20,24 @@ from orchestrator.core.prediction import parse
 from orchestrator.core.records import Delivery, Receipt
 from orchestrator.core.signature import Verdict, check
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-LARGEST_BODY = 64 * 1024 * 1024  # a body with data URIs has tens of megabytes; refused, its completion would be lost
 LARGE_BODY = 1024 * 1024
 LARGE_AT_ONCE = 4
-BODY_TIMEOUT_S = 30.0
 log = logging.getLogger("orchestrator.web")
 
 _READ = frozenset({b"content-length", b"transfer-encoding", b"webhook-id", b"webhook-timestamp", b"webhook-signature"})
 _OF_RECEIPT = {Receipt.UNKNOWN: (404, "unknown attempt"), Receipt.MISADDRESSED: (404, "about another attempt")}
 
 
-class _Refused(Exception):
-    """An answer that is given before anything was judged."""
-
-    def __init__(self, status: int, word: str) -> None:
-        super().__init__(word)
-        self.status = status
-        self.word = word
-
-
 class Hook:
-    """One route as an ASGI application. `counts` says how often each answer was given."""
+    """One route as an ASGI application. `counts` says how often each answer was given; `bodies.cut_slow` is to be called now
+    and then."""
 
     def __init__(self, *, keys: SigningKeys, intake: Intake, clock: Clock) -> None:
         self._keys = keys
         self._intake = intake
         self._clock = clock
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        self.bodies = Bodies()
         self.counts: Counter[str] = Counter()
 
     @staticmethod
@@ -63,7 +49,7 @@ class Hook:
         """Answer one request."""
         try:
             status, word = await self._answer(scope, receive)
-        except _Refused as refused:
+        except Refused as refused:
             status, word = refused.status, refused.word
         except OrchestratorError as error:
             log.warning("a webhook could not be taken in, the provider will try again: %s", error)
@@ -89,9 +75,9 @@ class Hook:
         if not self._keys.live() and not await self._keys.learn():
             return 503, "the signing secret is not known yet"
         if announced <= LARGE_BODY and "transfer-encoding" not in headers:
-            return await self._judged(attempt_id, headers, await _body(receive))
+            return await self._judged(attempt_id, headers, await self.bodies.read(receive))
         async with self._large:  # a few of these fit into memory at once
-            return await self._judged(attempt_id, headers, await _body(receive))
+            return await self._judged(attempt_id, headers, await self.bodies.read(receive))
 
     async def _judged(self, attempt_id: str | None, headers: dict[str, str], body: bytes) -> tuple[int, str]:
         now = self._clock.now()
@@ -108,28 +94,3 @@ class Hook:
             return 400, "no prediction"
         receipt = await self._intake.offer(Delivery(headers["webhook-id"], attempt_id, prediction, now))
         return _OF_RECEIPT.get(receipt, (200, receipt.value))
-
-
-async def _body(receive: Receive) -> bytes:
-    """All of the body. Raises _Refused for one that is too long, too slow, or cut."""
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            message = await receive()
-            if not message.get("more_body") and message["type"] == "http.request":
-                return bytes(message.get("body", b""))
-            return await _rest(message, receive)
-    except TimeoutError:
-        raise _Refused(408, "too slow") from None
-
-
-async def _rest(message: MutableMapping[str, Any], receive: Receive) -> bytes:
-    parts, size = [], 0
-    while message["type"] == "http.request":
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > LARGEST_BODY:
-            raise _Refused(413, "larger than 64 MB")
-        if not message.get("more_body"):
-            return b"".join(parts)
-        message = await receive()
-    raise _Refused(400, "cut")

@@ -17,7 +17,8 @@ import uvicorn
 from orchestrator import wiring
 from orchestrator.apps.signals import until_told_to_stop
 from orchestrator.apps.web.api import create_api
-from orchestrator.apps.web.hook import Hook, Receive, Scope, Send
+from orchestrator.apps.web.bodies import Receive, Scope, Send
+from orchestrator.apps.web.hook import Hook
 from orchestrator.apps.web.intake import Intake
 from orchestrator.apps.web.keys import SigningKeys
 from orchestrator.core.errors import OrchestratorError
@@ -30,6 +31,7 @@ from orchestrator.wiring import Settings
 WAKE_EVERY_S = 0.25
 LEARN_S = 5.0  # between two tries to fetch the signing secret, as long as there is none
 RELEARN_S = 600.0
+CUT_EVERY_S = 5.0
 FORGET_EVERY_S = 60.0
 REMEMBERED_S = 900.0  # a message told again after this would be stale by its signature
 STOP_GRACE_S = 5
@@ -60,7 +62,8 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
             await (hook if Hook.is_for(scope) else api)(scope, receive, send)
 
         place = f"{settings.web_address[0]}:{listener.getsockname()[1]}"
-        chores = [asyncio.create_task(chore) for chore in (house.keep_keys(), house.send_wakes(), house.forget())]
+        chores = [asyncio.create_task(chore) for chore in (
+            house.keep_keys(), house.send_wakes(), house.cut_slow(), house.forget())]
         try:
             async with at_work(rooms, role="web", version=version("replicate-orchestrator"), place=place):
                 log.info("listening on %s", place)
@@ -123,6 +126,13 @@ class WebHouse:
             if wakes:
                 with suppress(OrchestratorError):
                     await self.rooms.ledger.schedule(list(wakes), now=self.rooms.clock.now())
+
+    async def cut_slow(self) -> None:
+        """Nobody holds a request open for ever."""
+        while True:
+            await self.rooms.clock.sleep(CUT_EVERY_S)
+            if self.hook is not None:
+                self.hook.bodies.cut_slow()
 
     async def keep_keys(self) -> None:
         """Have a signing secret, and notice in time when it was changed."""

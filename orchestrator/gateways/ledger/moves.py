@@ -1,12 +1,12 @@
 """The guarded writes behind every fact: read where things stand, under lock; let the rules decide; write their word."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Select, Update, and_, bindparam, func, null, or_, select, text, update
+from sqlalchemy import Select, Update, and_, bindparam, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import LIVE_BATCH, AttemptState, BatchState, Event, ItemState
@@ -18,13 +18,15 @@ from orchestrator.gateways.ledger.bulk import among, write_many
 from orchestrator.gateways.ledger.tables import AGAIN_AT, KEPT, attempts, batches, deliveries, items
 from orchestrator.gateways.ledger.text import LOGS_KEPT, as_json, clean
 
+K = TypeVar("K", int, str)
+
 
 @dataclass(slots=True)
 class Scene:
     """What a call found, and how it changes while the facts are applied one after the other."""
 
     standings: dict[str, Standing]
-    leases: dict[str, datetime]
+    leases: dict[str, datetime]  # of attempts whose answer was lost
     owners: dict[str, str]  # prediction id -> attempt id
     siblings: dict[int, list[str]]  # item -> its attempts here
     attempt_values: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -57,16 +59,32 @@ async def scene_of(connection: AsyncConnection, facts: Sequence[Fact]) -> Scene:
         "named": list({fact.attempt_id for fact in facts if fact.attempt_id is not None})})
     found = rows.all()
     rules = await _rules(connection, {row.batch_pk for row in found}) if found else {}
-    scene = Scene({}, {}, {}, {})
-    for attempt_id, state, prediction_id, lease_until, item_pk, batch_pk, reserved, item_state, current_id, failures in found:
+    scene = Scene({}, await _leases(connection, facts), {}, {})
+    for attempt_id, state, prediction_id, item_pk, batch_pk, reserved, item_state, current_id, failures in found:
         if prediction_id is not None:
             scene.owners[prediction_id] = attempt_id
-        scene.leases[attempt_id] = lease_until
         scene.siblings.setdefault(item_pk, []).append(attempt_id)
         scene.standings[attempt_id] = Standing(
-            attempt_id, AttemptState(state), prediction_id, item_pk, ItemState(item_state), current_id == attempt_id,
+            attempt_id, _ATTEMPT_STATES[state], prediction_id, item_pk, _ITEM_STATES[item_state], current_id == attempt_id,
             failures, batch_pk, reserved, rules[batch_pk])
     return scene
+
+
+_ATTEMPT_STATES = {state.value: state for state in AttemptState}
+_ITEM_STATES = {state.value: state for state in ItemState}
+
+
+async def _leases(connection: AsyncConnection, facts: Sequence[Fact]) -> dict[str, datetime]:
+    """Until when the attempts whose answer was lost could have been sent."""
+    lost = [fact.attempt_id for fact in facts if fact.event is Event.ANSWER_LOST and fact.attempt_id is not None]
+    if not lost:
+        return {}
+    rows = await connection.execute(_LEASES[connection.dialect.name], {"named": lost})
+    return {row.id: row.lease_until for row in rows}
+
+
+_LEASES = {dialect: select(attempts.c.id, attempts.c.lease_until).where(among(attempts.c.id, "named", dialect=dialect))
+           for dialect in ("sqlite", "postgresql")}
 
 
 async def _rules(connection: AsyncConnection, batch_pks: set[int]) -> dict[int, Rules]:
@@ -104,9 +122,9 @@ def fact_of_webhook(attempt_id: str, prediction: Prediction, *, at: datetime) ->
 
 def _standings(dialect: str) -> Select[Any]:
     return (
-        select(attempts.c.id, attempts.c.state, attempts.c.prediction_id, attempts.c.lease_until, attempts.c.item_pk,
-               attempts.c.batch_pk, attempts.c.reserved_units, items.c.state.label("item_state"),
-               items.c.attempt_id.label("current_id"), items.c.failures)
+        select(attempts.c.id, attempts.c.state, attempts.c.prediction_id, attempts.c.item_pk, attempts.c.batch_pk,
+               attempts.c.reserved_units, items.c.state.label("item_state"), items.c.attempt_id.label("current_id"),
+               items.c.failures)
         .join(items, items.c.pk == attempts.c.item_pk)
         .where(or_(among(attempts.c.prediction_id, "predictions", dialect=dialect),
                    among(attempts.c.id, "named", dialect=dialect)))
@@ -136,7 +154,7 @@ def _note(scene: Scene, change: Change, *, prediction_id: str | None) -> None:
         scene.owners[prediction_id] = attempt_id
     if change.attempt_to is not standing.attempt_state or change.prediction is not None or change.final_charge:
         noted = scene.attempt_values.setdefault(attempt_id, {})
-        noted |= _attempt_values(change, lease_until=scene.leases[attempt_id])
+        noted |= _attempt_values(change, lease_until=scene.leases.get(attempt_id))
     if standing.is_current:
         scene.item_values.setdefault(standing.item_pk, {}).update(_item_values(change))
     if change.final_charge:
@@ -153,96 +171,82 @@ def _note(scene: Scene, change: Change, *, prediction_id: str | None) -> None:
                 scene.standings[sibling] = scene.standings[sibling]._replace(item_state=change.item_to)
 
 
-def _attempt_values(change: Change, *, lease_until: datetime) -> dict[str, Any]:
-    """Parameters of `_WRITE_ATTEMPT`."""
-    values: dict[str, Any] = {
-        "b_state": change.attempt_to.value, "b_error": clean(change.error), "b_error_class": change.error_class}
-    if change.event is Event.ANSWER_LOST:
+def _attempt_values(change: Change, *, lease_until: datetime | None) -> dict[str, Any]:
+    """What a change says of its attempt, by column."""
+    values: dict[str, Any] = {"state": change.attempt_to.value, "error": clean(change.error), "error_class": change.error_class,
+                              "next_check_at": None}
+    if change.event is Event.ANSWER_LOST and lease_until is not None:
         # The request cannot have lasted beyond its lease, however late somebody noticed.
-        values["b_sent_until_at"] = min(change.at, lease_until)
+        values["sent_until_at"] = min(change.at, lease_until)
     if change.prediction is not None:
-        values |= _prediction_values(change.prediction, at=change.at, has_ended=change.event is Event.SUCCEEDED)
+        values |= _prediction_values(change.prediction, has_ended=change.event is Event.SUCCEEDED)
+        if change.standing.prediction_id is None:
+            values |= {"prediction_id": change.prediction.id, "answered_at": change.at}
     if change.final_charge:
-        values |= {"b_charge_units": change.charge_units, "b_charge_basis": change.charge_basis, "b_reserved_units": 0,
-                   "b_ended_via": change.via}
+        values |= {"charge_units": change.charge_units, "charge_basis": change.charge_basis, "reserved_units": 0,
+                   "ended_via": change.via}
     return values
 
 
-def _prediction_values(prediction: Prediction, *, at: datetime, has_ended: bool) -> dict[str, Any]:
-    """Parameters of `_WRITE_ATTEMPT`: only what the prediction has to tell."""
-    values: dict[str, Any] = {"b_prediction_id": prediction.id, "b_status": prediction.status, "b_answered_at": at}
-    if prediction.model is not None:
-        values["b_model"] = clean(prediction.model)
-    if prediction.version is not None:
-        values["b_version"] = clean(prediction.version)
-    if prediction.created_at is not None:
-        values["b_provider_created_at"] = prediction.created_at
-    if prediction.completed_at is not None:
-        values["b_completed_at"] = prediction.completed_at
-    if has_ended or prediction.output is not None:
-        values["b_output_json"] = as_json(prediction.output)
-    if prediction.logs_tail:
-        values["b_logs_tail"] = clean(prediction.logs_tail[-LOGS_KEPT:])
-    if prediction.metrics:
-        values["b_metrics_json"] = as_json(prediction.metrics)
-        seconds = prediction.metrics.get("predict_time")
-        if isinstance(seconds, int | float):
-            values["b_seconds"] = float(seconds)
-    return values
+def _prediction_values(prediction: Prediction, *, has_ended: bool) -> dict[str, Any]:
+    """What the prediction has to tell, by column; what it leaves out stays as it was."""
+    seconds = prediction.metrics.get("predict_time")
+    values = {
+        "status": prediction.status, "model": clean(prediction.model), "version": clean(prediction.version),
+        "provider_created_at": prediction.created_at, "completed_at": prediction.completed_at,
+        "output_json": as_json(prediction.output) if has_ended or prediction.output is not None else None,
+        "metrics_json": as_json(prediction.metrics) if prediction.metrics else None,
+        "logs_tail": clean(prediction.logs_tail[-LOGS_KEPT:]) if prediction.logs_tail else None,
+        "seconds": float(seconds) if isinstance(seconds, int | float) else None}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _item_values(change: Change) -> dict[str, Any]:
-    """Parameters of `_WRITE_ITEM`."""
-    values: dict[str, Any] = {
-        "b_state": change.item_to.value, "b_error": clean(change.error), "b_error_class": change.error_class}
+    """What a change says of its item, by column."""
+    values: dict[str, Any] = {"state": change.item_to.value, "error": clean(change.error), "error_class": change.error_class}
     if change.failures is not None:
-        values["b_failures"] = change.failures
+        values["failures"] = change.failures
     if change.item_to is ItemState.PENDING:
-        values["b_due_at"] = change.due_at or AGAIN_AT
+        values["due_at"] = change.due_at or AGAIN_AT
     if change.item_to is ItemState.COLLECTING:
         completed_at = change.prediction.completed_at if change.prediction is not None else None
-        values |= {"b_due_at": AGAIN_AT, "b_tries": 0, "b_completed_at": completed_at or change.at}
+        values |= {"due_at": AGAIN_AT, "tries": 0, "completed_at": completed_at or change.at}
     return values
 
 
-# Columns that keep their value where a fact has none to give.
-_KEPT = ("prediction_id", "status", "model", "version", "provider_created_at", "completed_at", "output_json",
-         "metrics_json", "logs_tail", "seconds", "sent_until_at", "charge_units", "charge_basis", "reserved_units", "ended_via")
-_WRITE_ATTEMPT = update(attempts).where(
-    attempts.c.id == bindparam("b_id"), attempts.c.state == bindparam("b_from"),
-).values(
-    state=bindparam("b_state"), error=bindparam("b_error"), error_class=bindparam("b_error_class"), next_check_at=null(),
-    answered_at=func.coalesce(attempts.c.answered_at, bindparam("b_answered_at", type_=attempts.c.answered_at.type)),
-    **{name: func.coalesce(bindparam(f"b_{name}", type_=attempts.c[name].type), attempts.c[name]) for name in _KEPT})
-_WRITE_ITEM = update(items).where(
-    items.c.pk == bindparam("b_pk"), items.c.state == bindparam("b_from"),
-).values(
-    state=bindparam("b_state"), error=bindparam("b_error"), error_class=bindparam("b_error_class"),
-    **{name: func.coalesce(bindparam(f"b_{name}", type_=items.c[name].type), items.c[name])
-       for name in ("due_at", "failures", "tries", "completed_at")})
-
-
-_NO_ATTEMPT_VALUES = dict.fromkeys([f"b_{name}" for name in ("state", "error", "error_class", "answered_at", *_KEPT)])
-_NO_ITEM_VALUES = dict.fromkeys(f"b_{name}" for name in (
-    "state", "error", "error_class", "due_at", "failures", "tries", "completed_at"))
+_WRITE_ATTEMPT = update(attempts).where(attempts.c.id == bindparam("key"), attempts.c.state == bindparam("was"))
+_WRITE_ITEM = update(items).where(items.c.pk == bindparam("key"), items.c.state == bindparam("was"))
 
 
 async def _write_attempts(connection: AsyncConnection, scene: Scene, *, before: dict[str, Standing]) -> None:
-    rows = [_NO_ATTEMPT_VALUES | values | {"b_id": i, "b_from": before[i].attempt_state.value}
-            for i, values in sorted(scene.attempt_values.items())]
-    await write_many(connection, _WRITE_ATTEMPT, rows)
+    was = {attempt_id: standing.attempt_state.value for attempt_id, standing in before.items()}
+    for rows in _alike(scene.attempt_values, was):
+        await write_many(connection, _WRITE_ATTEMPT, rows)
 
 
 async def _write_items(connection: AsyncConnection, scene: Scene, *, before: dict[str, Standing]) -> None:
-    came_from = {standing.item_pk: standing.item_state.value for standing in before.values()}
-    rows = [_NO_ITEM_VALUES | values | {"b_pk": pk, "b_from": came_from[pk]}
-            for pk, values in sorted(scene.item_values.items())]
-    await write_many(connection, _WRITE_ITEM, rows)
+    was = {standing.item_pk: standing.item_state.value for standing in before.values()}
+    for rows in _alike(scene.item_values, was):
+        await write_many(connection, _WRITE_ITEM, rows)
+
+
+def _alike(noted: Mapping[K, dict[str, Any]], was: Mapping[K, str]) -> Iterable[list[dict[str, Any]]]:
+    """Rows that set the same columns, a statement for each such group.
+
+    A column that is set to what it was before still costs its indexes."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for key, values in sorted(noted.items()):
+        groups.setdefault(tuple(values), []).append(values | {"key": key, "was": was[key]})
+    return groups.values()
 
 
 async def _write_money(connection: AsyncConnection, scene: Scene) -> None:
     """In the order of batches, and only where something changes: everybody who claims waits for this row."""
     for batch_pk, (released, spent) in sorted(scene.money.items()):
         if released or spent:
-            await connection.execute(update(batches).where(batches.c.pk == batch_pk).values(
-                reserved_units=batches.c.reserved_units - released, spent_units=batches.c.spent_units + spent))
+            await connection.execute(_WRITE_MONEY, {"b_pk": batch_pk, "b_released": released, "b_spent": spent})
+
+
+_WRITE_MONEY = update(batches).where(batches.c.pk == bindparam("b_pk")).values(
+    reserved_units=batches.c.reserved_units - bindparam("b_released"),
+    spent_units=batches.c.spent_units + bindparam("b_spent"))
