@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+AT_ONCE = 128  # webhooks on their way at a time
 sys.path.insert(0, str(ROOT))
 
 import intake  # noqa: E402
@@ -115,7 +116,7 @@ def _once(simulator: StandIn, candidate: Candidate, rows: int, options: dict[str
 def take_in(*, quick: bool) -> list[dict[str, Any]]:
     """Webhooks into the ledger."""
     count_ours, count_theirs, times = (5000, 500, 1) if quick else (30000, 3000, 3)
-    print("\n## Webhook intake: signed bodies of 1 KB, 64 at once, one core for the server\n\n"
+    print(f"\n## Webhook intake: signed bodies of 1 KB, {AT_ONCE} at once, one core for the server\n\n"
           "| server | webhooks/s | p50 ms | p99 ms | CPU us each | ratio |\n|---|---|---|---|---|---|", flush=True)
     receivers: dict[str, tuple[Callable[..., intake.Rate], int]] = {
         "FastAPI and SQLModel, a commit each": (intake.theirs, count_theirs),
@@ -125,7 +126,7 @@ def take_in(*, quick: bool) -> list[dict[str, Any]]:
     with stand_in(latency_s=1) as simulator:
         for _ in range(times):
             for name, (candidate, count) in receivers.items():
-                runs[name].append(candidate(simulator, fresh_folder(), count=count, at_once=64))
+                runs[name].append(candidate(simulator, fresh_folder(), count=count, at_once=AT_ONCE))
     table: list[dict[str, Any]] = []
     for name, rates in runs.items():
         row: dict[str, Any] = {key: statistics.median(getattr(rate, key) for rate in rates)
