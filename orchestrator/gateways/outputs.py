@@ -80,7 +80,7 @@ class HttpOutputs:
             raise BadInput(f"ORCHESTRATOR_OUTPUT_HOSTS: {error}") from error
         self._connections = connections
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=read_timeout_s)
-        self._proxies: dict[str, httpx.Proxy | None] = {}
+        self._proxies: dict[tuple[str, str, int | None], httpx.Proxy | None] = {}  # of origins that may be fetched from
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "HttpOutputs":
@@ -129,10 +129,10 @@ class HttpOutputs:
         """Raises OutputForbidden; answers the proxy to go through, where the environment names one."""
         if url.user is not None or url.password is not None:
             raise OutputForbidden("an output with a user name in its URL is not fetched")
-        self._hosts.check(scheme=url.scheme, host=url.host or "", port=url.port)
-        origin = str(url.origin())
+        origin = (url.scheme, url.host or "", url.port)
         if origin not in self._proxies:
-            proxy = proxy_of(httpx.URL(origin))
+            self._hosts.check(scheme=origin[0], host=origin[1], port=origin[2])
+            proxy = proxy_of(httpx.URL(str(url.origin())))
             self._proxies[origin] = proxy
             if proxy is not None:
                 self._resolver.trust(proxy.url.host)

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.core.errors import BadInput
-from orchestrator.gateways.rows import columns_of, open_blob, read
+from orchestrator.gateways.rows.reading import columns_of, read
+from orchestrator.gateways.rows.snapshot import open_blob
 
 AT = dt.datetime(2025, 3, 1, 12, 0, 0, 123456, tzinfo=dt.UTC)
 

@@ -17,14 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core.records import ResultRow, RowChunk
-from orchestrator.gateways.rows import (
-    RESULT_COLUMNS,
-    ManifestWriter,
-    ResultsWriter,
-    SourceSchema,
-    read,
-    write_json,
-)
+from orchestrator.gateways.rows.durable import ManifestWriter, write_json
+from orchestrator.gateways.rows.reading import read
+from orchestrator.gateways.rows.results import RESULT_COLUMNS, ResultsWriter
+from orchestrator.gateways.rows.schema import SourceSchema
 
 ResultFormat = Literal["parquet", "csv", "jsonl"]
 FORMATS: list[ResultFormat] = ["parquet", "csv", "jsonl"]
@@ -254,7 +250,9 @@ def test_reading_and_writing_do_not_load_pandas(tmp_path: Path) -> None:
         from decimal import Decimal
         from pathlib import Path
         from orchestrator.core.records import ResultRow
-        from orchestrator.gateways.rows import ResultsWriter, SourceSchema, read
+        from orchestrator.gateways.rows.reading import read
+        from orchestrator.gateways.rows.results import ResultsWriter
+        from orchestrator.gateways.rows.schema import SourceSchema
         chunk = next(read([Path("s.jsonl")]))
         with ResultsWriter(Path("r.parquet"), format="parquet", schema=SourceSchema.merge(None, chunk.blob)) as writer:
             writer.write(chunk.blob, [ResultRow(0, "p", "failed", None, ("f",), None, None, Decimal(1), 0.5, 1, None)])

@@ -8,7 +8,8 @@ import pytest
 
 from orchestrator.core.errors import BadInput
 from orchestrator.core.records import SourceFile
-from orchestrator.gateways.rows import columns_of, fingerprint, read, resolve
+from orchestrator.gateways.rows.reading import columns_of, read
+from orchestrator.gateways.rows.sources import fingerprint, resolve
 
 
 def test_glob_is_sorted_and_relative_to_its_base(tmp_path: Path) -> None:

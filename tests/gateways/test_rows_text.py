@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from orchestrator.core.errors import BadInput
 from orchestrator.core.records import Row
-from orchestrator.gateways.rows import columns_of, open_blob, read
+from orchestrator.gateways.rows.reading import columns_of, read
+from orchestrator.gateways.rows.snapshot import open_blob
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 
