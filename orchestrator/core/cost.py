@@ -93,8 +93,8 @@ def to_usd(units: int) -> Decimal:
     return usd if usd.as_tuple().exponent <= 0 else usd.quantize(Decimal(1))  # type: ignore[operator]
 
 
-def charge(prediction: Prediction, *, price: Price | None, outputs: int) -> Charge:
-    """The charge of an ended prediction: `outputs` is the number of files it gave.
+def charge(prediction: Prediction, *, price: Price | None, outputs: int | None) -> Charge:
+    """The charge of an ended prediction: `outputs` is the number of files it gave, None if that is not known.
 
     Failed public runs and aborted ones are free, canceled ones are billed up to the cancellation (Replicate docs:
     billing). Whether a failed run of an official model is billed is not documented: unknown.
@@ -108,24 +108,24 @@ def charge(prediction: Prediction, *, price: Price | None, outputs: int) -> Char
     return _METHODS[price.unit](prediction, price, outputs)
 
 
-def _by_second(prediction: Prediction, price: Price, _outputs: int) -> Charge:
+def _by_second(prediction: Prediction, price: Price, _outputs: int | None) -> Charge:
     seconds = prediction.metrics.get("predict_time")
     if not isinstance(seconds, int | float):
         return UNKNOWN
     return Charge(price.usd * Decimal(str(seconds)), "metrics")
 
 
-def _by_output(prediction: Prediction, price: Price, outputs: int) -> Charge:
-    if prediction.status != "succeeded":
+def _by_output(prediction: Prediction, price: Price, outputs: int | None) -> Charge:
+    if prediction.status != "succeeded" or outputs is None:
         return UNKNOWN
     return Charge(price.usd * outputs, "counted outputs")
 
 
-def _by_run(prediction: Prediction, price: Price, _outputs: int) -> Charge:
+def _by_run(prediction: Prediction, price: Price, _outputs: int | None) -> Charge:
     return Charge(price.usd, "run") if prediction.status == "succeeded" else UNKNOWN
 
 
-def _by_token(prediction: Prediction, price: Price, _outputs: int) -> Charge:
+def _by_token(prediction: Prediction, price: Price, _outputs: int | None) -> Charge:
     read, wrote = (prediction.metrics.get(name) for name in ("input_token_count", "output_token_count"))
     if not isinstance(read, int) or not isinstance(wrote, int):
         return UNKNOWN

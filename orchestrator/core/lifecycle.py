@@ -48,6 +48,7 @@ class Event(StrEnum):
     HELD = "held"  # refused for a reason that concerns the account: credit or token; the row waits
     ANSWER_LOST = "answer_lost"
     SUCCEEDED = "succeeded"
+    EXPIRED = "expired"  # succeeded, and what it gave is deleted already
     FAILED = "failed"
     FAILED_AGAIN = "failed_again"  # failed, and worth another attempt
     CANCELED = "canceled"
@@ -94,6 +95,7 @@ MOVES: tuple[Move, ...] = (
     _row(Event.REFUSED, (_OPEN_A, _A.REFUSED), (_CLAIMED_I, _I.FAILED), "the provider does not take this input"),
     _row(Event.ANSWER_LOST, (_OPEN_A, _A.UNSURE), (_CLAIMED_I, _I.UNSURE), "the POST may have bought"),
     _row(Event.SUCCEEDED, (_ALIVE_A, _A.SUCCEEDED), (_ALIVE_I, _I.COLLECTING), "bring its outputs home"),
+    _row(Event.EXPIRED, (_ALIVE_A, _A.SUCCEEDED), (_ALIVE_I, _I.FAILED), "succeeded, heard of too late: its outputs are gone"),
     _row(Event.FAILED, (_ALIVE_A, _A.FAILED), (_ALIVE_I, _I.FAILED), "failed, and not worth repeating"),
     _row(Event.FAILED_AGAIN, (_ALIVE_A, _A.FAILED), (_ALIVE_I, _I.PENDING), "infrastructure failure: one more attempt"),
     _row(Event.CANCELED, (_ALIVE_A, _A.CANCELED), (_ALIVE_I, _I.CANCELED), "an operator asked for it"),
@@ -120,7 +122,8 @@ CLAIM = Step("claim", frozenset({_I.PENDING}), _I.CLAIMED, "an attempt is commit
 WITHDRAW = Step("withdraw", frozenset({_I.PENDING}), _I.CANCELED, "`cancel`: never bought")
 REOPEN = Step("reopen", frozenset({_I.CANCELED}), _I.PENDING, "`resume` of a canceled batch")
 RETRY = Step("retry", frozenset({_I.FAILED}), _I.PENDING, "`retry`: an operator wants it tried again")
-STEPS = (CLAIM, WITHDRAW, REOPEN, RETRY)
+REFETCH = Step("refetch", frozenset({_I.FAILED}), _I.COLLECTING, "`retry`: bought and still kept there, so only fetched again")
+STEPS = (CLAIM, WITHDRAW, REOPEN, RETRY, REFETCH)
 
 BY_EVENT: dict[Event, Move] = {move.event: move for move in MOVES}
 FINAL_ITEM = frozenset({ItemState.SUCCEEDED, ItemState.FAILED, ItemState.CANCELED})

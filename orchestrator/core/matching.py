@@ -73,24 +73,38 @@ def is_of(prediction: Prediction, attempt: OpenAttempt, *, hash_of: Callable[[di
     The signature does not cover the URL, so the provider's own account decides: the webhook it echoes, else the input."""
     if prediction.webhook is not None:
         return attempt_of(prediction.webhook) == attempt.attempt_id
-    return prediction.input is not None and not prediction.data_removed and hash_of(prediction.input) == attempt.input_hash
+    if not prediction.input or prediction.data_removed:
+        return False
+    return hash_of(_shown(prediction.input, attempt.secrets)) == _shown_hash(attempt, hash_of)
+
+
+def _shown(values: dict[str, Any], secrets: frozenset[str]) -> dict[str, Any]:
+    """An input as the provider shows it: what is secret comes back in other words, so it is left out on both sides."""
+    return {name: value for name, value in values.items() if name not in secrets} if secrets else values
+
+
+def _shown_hash(attempt: OpenAttempt, hash_of: Callable[[dict[str, Any]], str]) -> str:
+    if not attempt.secrets:
+        return attempt.input_hash
+    return hash_of(_shown(json.loads(attempt.input_json), attempt.secrets))
 
 
 def _adopt(attempts: Sequence[OpenAttempt], free: Iterable[Prediction], *, hash_of: Callable[[dict[str, Any]], str],
            alive_targets: dict[str, tuple[str | None, str | None]]) -> list[tuple[str, Prediction]]:
-    waiting: dict[tuple[str, str], list[OpenAttempt]] = defaultdict(list)
+    waiting: dict[tuple[str, frozenset[str], str], list[OpenAttempt]] = defaultdict(list)
     for attempt in attempts:
-        waiting[(attempt.target_key, attempt.input_hash)].append(attempt)
-    by_input: dict[str, list[Prediction]] = defaultdict(list)
-    for prediction in free:
-        if prediction.input and not prediction.data_removed and prediction.webhook is None:
-            by_input[hash_of(prediction.input)].append(prediction)
+        waiting[(attempt.target_key, attempt.secrets, _shown_hash(attempt, hash_of))].append(attempt)
+    legible = [p for p in free if p.input and not p.data_removed and p.webhook is None]
+    by_input: dict[tuple[frozenset[str], str], list[Prediction]] = defaultdict(list)
+    for secrets in {attempt.secrets for attempt in attempts}:
+        for prediction in legible:
+            by_input[secrets, hash_of(_shown(prediction.input or {}, secrets))].append(prediction)
     adopted: list[tuple[str, Prediction]] = []
     used: set[str] = set()
-    for (target_key, input_hash), group in waiting.items():
+    for (target_key, secrets, shown_hash), group in waiting.items():
         echo = alive_targets.get(target_key)
-        fits = [p for p in by_input.get(input_hash, ()) if p.id not in used and _same_target(p, target_key, echo)
-                and _after(p, group)]
+        fits = [p for p in by_input.get((secrets, shown_hash), ()) if p.id not in used
+                and _same_target(p, target_key, echo) and _after(p, group)]
         if len(fits) < len(group):
             continue  # a match set, not a pair: which of the group each belongs to could not be said
         oldest_first = sorted(fits, key=lambda p: (p.created_at is None, p.created_at, p.id))
@@ -147,17 +161,17 @@ def _could_be(prediction: Prediction, attempt: OpenAttempt) -> bool:
     """Whether this unowned prediction could be the attempt's: nothing explains it away.
 
     Explained is only a prediction that carries a webhook (another attempt's or somebody else's: with this attempt's id it
-    would have been adopted), or that differs in a plain value which we sent.
+    would have been adopted), or that differs in a plain value which we sent and which is no secret. An input that was
+    removed, in whatever words, explains nothing.
     """
     if prediction.webhook is not None:
         return attempt_of(prediction.webhook) == attempt.attempt_id
-    if prediction.data_removed or prediction.input is None:
+    if prediction.data_removed or not prediction.input:
         return True
-    return not _differs(prediction.input, attempt.input_json)
+    return not _differs(prediction.input, _shown(json.loads(attempt.input_json), attempt.secrets))
 
 
-def _differs(seen: dict[str, Any], sent_json: str) -> bool:
-    sent = json.loads(sent_json)
+def _differs(seen: dict[str, Any], sent: dict[str, Any]) -> bool:
     return any(isinstance(value, str | int | float | bool) and _is_file_free(value) and not _equal(seen.get(name), value)
                for name, value in sent.items())
 

@@ -222,6 +222,13 @@ def _may_be_file(node: dict[str, Any]) -> bool:
 
 
 @lru_cache(maxsize=32)
+def secret_inputs(schema_json: str) -> frozenset[str]:
+    """The inputs that a schema calls secret: the provider shows them in other words than they were sent (Replicate docs:
+    HTTP API)."""
+    return frozenset(spec.name for spec in InputSchema.from_openapi(json.loads(schema_json)).fields.values() if spec.is_secret)
+
+
+@lru_cache(maxsize=32)
 def shape_of(schema_json: str) -> OutputShape:
     """The output shape of a schema kept as JSON text: asked for with every chunk, so remembered."""
     return OutputShape.from_openapi(json.loads(schema_json))

@@ -250,13 +250,14 @@ class ClaimTerms:
     lease_until: datetime
     post_by_at: datetime
     owner: str
-    reserve_units: int  # worst case per row in 10^-12 USD
+    reserve_units: int | None  # worst case per row in 10^-12 USD; None: not known, and nothing is claimed under a cap
+    made_from: tuple[str, str] | None = None  # job and price of the batch; where it has others by now, nothing is claimed
 
 
 @dataclass(frozen=True, slots=True)
 class Claimable:
     """How many items may be claimed now. `reason` says what holds back the rest: `none due`, `in flight`, `start limit`,
-    `budget`, `budget: waiting for running rows`, `not running`; None when nothing does."""
+    `budget`, `budget: waiting for running rows`, `not running`, `amended` (the terms are out of date); None when nothing does."""
 
     count: int
     reason: str | None
@@ -278,6 +279,7 @@ class OpenAttempt:
     answered_at: datetime | None
     sent_until_at: datetime | None
     next_check_at: datetime | None
+    secrets: frozenset[str] = frozenset()  # inputs that the provider does not show as they were sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +340,7 @@ class Ledger(Protocol):
     async def discard(self, batch_pk: int) -> None:
         """Forget a batch that is still loading, rows and all."""
 
-    async def amend(self, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None,
+    async def amend(self, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None, price_json: str,
                     start_limit: int | None, job_json: str, output_to: str | None = None) -> None:
         """What may change between two runs of one batch; `output_to` only until the first file is in it."""
 
@@ -386,6 +388,9 @@ class Ledger(Protocol):
     async def store_outputs(self, outputs: Sequence[StoredOutput]) -> None:
         """Note files that are home."""
 
+    async def lease_collect(self, item_pks: Sequence[int], *, until: datetime) -> None:
+        """Collecting items stay with who holds them until then; a time that has passed hands them back."""
+
     async def delay_collect(self, item_pks: Sequence[int], *, due_at: datetime, error: str) -> None:
         """Try these again later."""
 
@@ -415,6 +420,10 @@ class Ledger(Protocol):
 
     async def reopen_canceled(self, batch_pk: int) -> int:
         """Canceled items wait again; how many."""
+
+    async def refetch(self, batch_pk: int, *, classes: frozenset[str], after: datetime) -> int:
+        """Failed items whose prediction succeeded after `after` are collecting again; how many. `classes` as in
+        `reopen_failed`."""
 
     async def reopen_failed(self, batch_pk: int, *, classes: frozenset[str]) -> int:
         """Failed items of these error classes wait again, failures at zero; how many.

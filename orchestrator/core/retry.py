@@ -71,13 +71,16 @@ def _refine(standing: Standing, fact: Fact, policy: Policy) -> tuple[Fact, int |
         again = worth_again and failures < policy.max_attempts and not policy.canceling
         event = Event.FAILED_AGAIN if again else Event.FAILED
         return fact._replace(event=event, error=prediction.error or "failed without a reason", error_class=error_class), failures
+    if fact.event is Event.SUCCEEDED and prediction.data_removed and prediction.output is None:
+        text = "it succeeded, and its outputs were deleted before they could be fetched"
+        return fact._replace(event=Event.EXPIRED, error=text, error_class="expired"), None
     if fact.event is Event.CANCELED and not policy.canceling:
         text = f"the provider ended it ({prediction.status}): its deadline passed, or somebody canceled it there"
         return fact._replace(event=Event.DEADLINE, error=text, error_class=prediction.status), None
     return fact, None
 
 
-_ENDS = {Event.SUCCEEDED, Event.FAILED, Event.FAILED_AGAIN, Event.CANCELED, Event.DEADLINE}
+_ENDS = {Event.SUCCEEDED, Event.EXPIRED, Event.FAILED, Event.FAILED_AGAIN, Event.CANCELED, Event.DEADLINE}
 _NEVER_BOUGHT = {Event.NOT_SENT, Event.THROTTLED, Event.HELD, Event.REFUSED, Event.ABSENT}
 
 
@@ -87,5 +90,11 @@ def _charge(fact: Fact, policy: Policy) -> Charge | None:
         return NOT_BOUGHT
     if fact.event not in _ENDS or fact.prediction is None:
         return None
-    output = fact.prediction.output
-    return charge(fact.prediction, price=policy.price, outputs=0 if output is None else policy.count_files(output))
+    return charge(fact.prediction, price=policy.price, outputs=_outputs(fact.prediction, policy))
+
+
+def _outputs(prediction: Prediction, policy: Policy) -> int | None:
+    """How many files it gave; None: they are deleted, and nobody has counted them."""
+    if prediction.output is None:
+        return None if prediction.data_removed else 0
+    return policy.count_files(prediction.output)

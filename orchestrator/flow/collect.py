@@ -2,19 +2,26 @@
 
 import asyncio
 import json
-from dataclasses import dataclass
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 
-from orchestrator.core.errors import CollectError, OutputForbidden
+from orchestrator.core.errors import CollectError, OutputForbidden, Unreachable
 from orchestrator.core.inputs import FileRef, shape_of
 from orchestrator.core.job import Job
-from orchestrator.core.lifecycle import BatchState, Event
+from orchestrator.core.lifecycle import BatchState, Event, ItemState
 from orchestrator.core.naming import extension, stem
 from orchestrator.core.ports import Rooms, Storage
 from orchestrator.core.records import Batch, Fact, OutputName, StoredOutput, ToCollect, Wake
 from orchestrator.core.retry import backoff_s
 from orchestrator.core.template import OutputNamer
 from orchestrator.flow.record import record
+
+log = logging.getLogger("orchestrator.flow")
+OUTPUTS_REFUSED = "no output was fetched: "  # how the reason of such a pause begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,28 +47,78 @@ async def collect(rooms: Rooms, batch_id: str, lane: int) -> list[Wake]:
     batch = await rooms.ledger.batch(batch_id)
     if batch is None or batch.state in (BatchState.FINISHED, BatchState.CANCELED):
         return []
-    ends_at = rooms.clock.boottime() + rooms.tempo.slice_s
-    wakes: list[Wake] = []
-    while rooms.clock.boottime() < ends_at:
-        now = rooms.clock.now()
-        items = await rooms.ledger.to_collect(batch.pk, count=rooms.tempo.collect_chunk, now=now,
-                                              lease_until=now + timedelta(seconds=rooms.tempo.collect_lease_s))
-        if not items:
-            idle = Wake("collect", batch_id, lane, now + timedelta(seconds=rooms.tempo.idle_s))
-            return [*wakes, idle]
-        wakes += await _chunk(rooms, batch, items)
-    return [*wakes, Wake("collect", batch_id, lane)]
+    async with _noted(rooms, batch) as home:
+        drained = await _slice(rooms, batch, home, lane=lane)
+    after = rooms.clock.now() + timedelta(seconds=rooms.tempo.idle_s) if drained else None
+    return [*home.wakes, Wake("collect", batch_id, lane, after)]
 
 
-async def _chunk(rooms: Rooms, batch: Batch, items: list[ToCollect]) -> list[Wake]:
-    errands = await _errands(rooms, batch, items)
-    storage = rooms.storage(batch.output_to)
-    gate = asyncio.Semaphore(rooms.tempo.collect_concurrency)
+@dataclass(slots=True)
+class _Haul:
+    """What one task has claimed: in hand, and under way. `drained`: nothing more was due."""
+
+    ends_at: float  # clock.boottime(): no trip begins later
+    in_hand: deque[tuple[ToCollect, list[_Errand]]] = field(default_factory=deque)
+    under_way: set[int] = field(default_factory=set)  # items
+    drained: bool = False
+    claiming: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+async def _slice(rooms: Rooms, batch: Batch, home: "_Home", *, lane: int) -> bool:
+    """Porters side by side, so that a slow trip holds up nobody; whether nothing is left that is due.
+
+    A large file may take longer than a slice: its item's lease and the station's message are held as long as it comes."""
+    haul = _Haul(rooms.clock.boottime() + rooms.tempo.slice_s)
+    storage, hold_s = rooms.storage(batch.output_to), rooms.tempo.hold_s
+    porters = {asyncio.create_task(_porter(rooms, batch, haul, home, storage)) for _ in range(rooms.tempo.collect_concurrency)}
+    try:
+        while porters:
+            done, porters = await asyncio.wait(porters, timeout=hold_s / 4, return_when=asyncio.FIRST_EXCEPTION)
+            for porter in done:
+                porter.result()
+            if porters:
+                await _hold(rooms, haul, Wake("collect", batch.id, lane))
+    finally:
+        for porter in porters:
+            porter.cancel()
+        await asyncio.gather(*porters, return_exceptions=True)
+        with suppress(Unreachable):  # what was not begun is anybody's again; with the ledger away its leases lapse
+            await rooms.ledger.lease_collect([item.item_pk for item, _ in haul.in_hand], until=rooms.clock.now())
+    return haul.drained
+
+
+async def _porter(rooms: Rooms, batch: Batch, haul: _Haul, home: "_Home", storage: Storage) -> None:
+    """One trip after the other, until the slice ends or nothing is due."""
+    while rooms.clock.boottime() < haul.ends_at and not rooms.stopping():
+        async with haul.claiming:
+            if not haul.in_hand and not haul.drained:
+                haul.in_hand.extend(await _claimed(rooms, batch))
+                haul.drained = not haul.in_hand
+        if not haul.in_hand:
+            return
+        item, errands = haul.in_hand.popleft()
+        haul.under_way.add(item.item_pk)
+        trip = await _trip(rooms, item, errands, storage)
+        home.trips.append(trip)  # not in one line: the list may be another one by the time the trip has ended
+        haul.under_way.remove(item.item_pk)
+
+
+async def _claimed(rooms: Rooms, batch: Batch) -> list[tuple[ToCollect, list[_Errand]]]:
+    """The next items, oldest completion first, and what is to be fetched for each."""
+    now = rooms.clock.now()
+    items = await rooms.ledger.to_collect(batch.pk, count=rooms.tempo.collect_chunk, now=now,
+                                          lease_until=now + timedelta(seconds=rooms.tempo.collect_lease_s))
     by_item: dict[int, list[_Errand]] = {item.item_pk: [] for item in items}
-    for errand in errands:
+    for errand in await _errands(rooms, batch, items):
         by_item[errand.item.item_pk].append(errand)
-    trips = await asyncio.gather(*(_trip(rooms, item, by_item[item.item_pk], gate=gate, storage=storage) for item in items))
-    return await _note(rooms, batch, list(trips))
+    return [(item, by_item[item.item_pk]) for item in items]
+
+
+async def _hold(rooms: Rooms, haul: _Haul, wake: Wake) -> None:
+    """Still at work: nobody else is to begin it."""
+    now = rooms.clock.now()
+    await rooms.ledger.hold(wake, until=now + timedelta(seconds=rooms.tempo.hold_s))
+    await rooms.ledger.lease_collect(sorted(haul.under_way), until=now + timedelta(seconds=rooms.tempo.collect_lease_s))
 
 
 async def _errands(rooms: Rooms, batch: Batch, items: list[ToCollect]) -> list[_Errand]:
@@ -76,13 +133,15 @@ async def _errands(rooms: Rooms, batch: Batch, items: list[ToCollect]) -> list[_
     return [_Errand(item, ref, name) for (item, ref), name in zip(wanted, granted, strict=True)]
 
 
-async def _trip(rooms: Rooms, item: ToCollect, errands: list[_Errand], *, gate: asyncio.Semaphore, storage: Storage) -> _Trip:
+async def _trip(rooms: Rooms, item: ToCollect, errands: list[_Errand], storage: Storage) -> _Trip:
     stored: list[StoredOutput] = []
     try:
         for errand in errands:
-            async with gate:
-                stored.append(await _bring(rooms, errand, storage))
-    except (CollectError, OSError) as error:
+            output = await _bring(rooms, errand, storage)
+            stored.append(output)
+    except Exception as error:  # the address is a text that a model made up: whatever it provokes is this row's own
+        if not isinstance(error, CollectError | OSError):
+            log.exception("an output of row %s could not be fetched", item.row_id)
         return _Trip(item, stored, error)
     return _Trip(item, stored)
 
@@ -95,6 +154,42 @@ async def _bring(rooms: Rooms, errand: _Errand, storage: Storage) -> StoredOutpu
     media_type = fetched.media_type or "application/octet-stream"
     url = "data:" if errand.ref.url.startswith("data:") else errand.ref.url
     return StoredOutput(errand.item.item_pk, errand.ref.index, path, size, sha256, media_type, url, rooms.clock.now())
+
+
+@dataclass(slots=True)
+class _Home:
+    """Trips that ended and are not noted yet, and the wakes that followed from those that are."""
+
+    trips: list[_Trip] = field(default_factory=list)
+    wakes: list[Wake] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def _noted(rooms: Rooms, batch: Batch) -> AsyncIterator[_Home]:
+    """What comes home while the block runs is noted every quarter second, and at its end, whatever ends it: a file that is home
+    must not be fetched again because its neighbours were slow."""
+    home, over = _Home(), asyncio.Event()
+    noting = asyncio.create_task(_pulse(rooms, batch, home, over))
+    try:
+        yield home
+    finally:
+        over.set()
+        await asyncio.shield(noting)
+
+
+async def _pulse(rooms: Rooms, batch: Batch, home: _Home, over: asyncio.Event) -> None:
+    while not over.is_set() or home.trips:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(over.wait(), rooms.tempo.record_every_s)
+        trips, home.trips = home.trips, []
+        if not trips:
+            continue
+        try:
+            home.wakes += await _note(rooms, batch, trips)
+        except Unreachable:
+            if over.is_set():  # their leases lapse, and they are fetched again
+                raise
+            home.trips = trips + home.trips
 
 
 async def _note(rooms: Rooms, batch: Batch, trips: list[_Trip]) -> list[Wake]:
@@ -110,7 +205,19 @@ async def _note(rooms: Rooms, batch: Batch, trips: list[_Trip]) -> list[Wake]:
     full = next((trip.error for trip in waiting if isinstance(trip.error, OSError)), None)
     if full is not None:
         await rooms.ledger.note_reason(batch.pk, f"cannot write to {batch.output_to}: {full.strerror or full}")
+    await _heed_refusal(rooms, batch, trips)
     return wakes
+
+
+async def _heed_refusal(rooms: Rooms, batch: Batch, trips: list[_Trip]) -> None:
+    """Outputs on a host that is not allowed, and not one row at home: that is the set-up, not a row, and buying more would only
+    cost more. What was bought is fetched by `retry` once the host is named."""
+    refused = next((trip.error for trip in trips if isinstance(trip.error, OutputForbidden)), None)
+    if refused is None or (await rooms.ledger.counts(batch.pk)).by_state.get(ItemState.SUCCEEDED, 0):
+        return
+    reason = f"{OUTPUTS_REFUSED}{refused}; then `orchestrator retry {batch.id}` fetches what was bought"
+    await rooms.ledger.set_state(batch.pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}), reason=reason,
+                                 now=rooms.clock.now())
 
 
 def _fact(rooms: Rooms, trip: _Trip) -> Fact | None:
@@ -120,7 +227,7 @@ def _fact(rooms: Rooms, trip: _Trip) -> Fact | None:
         return Fact(Event.COLLECTED, now, item.attempt_id)
     if isinstance(trip.error, OutputForbidden):
         return Fact(Event.UNCOLLECTABLE, now, item.attempt_id, error=str(trip.error), error_class="output_forbidden")
-    if isinstance(trip.error, CollectError) and now > item.completed_at + timedelta(seconds=rooms.tempo.retention_s):
+    if not isinstance(trip.error, OSError) and now > item.completed_at + timedelta(seconds=rooms.tempo.retention_s):
         return Fact(Event.UNCOLLECTABLE, now, item.attempt_id, error=str(trip.error), error_class="expired")
     return None
 

@@ -1,5 +1,7 @@
 """An operator's verbs: pause, resume, cancel, retry."""
 
+from datetime import timedelta
+
 from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Rooms
@@ -36,16 +38,19 @@ async def cancel(rooms: Rooms, batch: Batch) -> Ended:
     return ended
 
 
-async def retry(rooms: Rooms, batch: Batch, *, classes: frozenset[str]) -> int:
-    """Failed rows (of these classes; empty: all but bad input) wait for another attempt; how many."""
+async def retry(rooms: Rooms, batch: Batch, *, classes: frozenset[str]) -> tuple[int, int]:
+    """Failed rows of these classes (empty: all but bad input and unsure ones): how many are fetched again, as what they bought is
+    still kept, and how many wait for another attempt."""
     if batch.state is BatchState.LOADING:
         raise BadInput(f"batch {batch.id} is still loading")
-    count = await rooms.ledger.reopen_failed(batch.pk, classes=classes)
-    if count:
+    kept_since = rooms.clock.now() - timedelta(seconds=rooms.tempo.retention_s)
+    fetched = await rooms.ledger.refetch(batch.pk, classes=classes, after=kept_since)
+    bought = await rooms.ledger.reopen_failed(batch.pk, classes=classes)
+    if fetched or bought:
         ended = frozenset({BatchState.FINISHED, BatchState.CANCELED, BatchState.PAUSED})
         await rooms.ledger.set_state(batch.pk, to=BatchState.RUNNING, allowed=ended, reason=None, now=rooms.clock.now())
         await wake_all(rooms, batch)
-    return count
+    return fetched, bought
 
 
 async def wake_all(rooms: Rooms, batch: Batch) -> None:

@@ -137,7 +137,8 @@ async def load(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
     _same_content(batch, prepared)
     job = prepared.order.job
     await rooms.ledger.amend(batch.pk, in_flight=job.limits.in_flight, max_attempts=job.retry.attempts,
-                             cap_units=prepared.cap_units, start_limit=prepared.order.limit, job_json=job.model_dump_json(),
+                             cap_units=prepared.cap_units, price_json=prepared.pricing.to_json(),
+                             start_limit=prepared.order.limit, job_json=job.model_dump_json(),
                              output_to=output_to(prepared.order, batch.id, batch.created_at))
     if batch.state is BatchState.LOADING:
         await _fill(rooms, prepared, batch)

@@ -27,7 +27,7 @@ class _Order:
     batch: Batch
     budgets: tuple[Budget, ...]
     cancel_after_s: float | None
-    reserve_units: int
+    reserve_units: int | None
     ends_at: float  # clock.boottime()
     said: list[str | None]  # the reason for waiting, as this task knows it to stand in the ledger
 
@@ -53,9 +53,8 @@ def _order(rooms: Rooms, batch: Batch) -> _Order:
         budgets.append(Budget(f"batch:{batch.id}", float(job.limits.per_minute), burst))
     worst = Pricing.from_json(batch.price_json).worst_case_usd(
         cancel_after_s=job.limits.cancel_after, per_row_usd=job.budget.per_row_usd if job.budget else None)
-    reserve = to_units(worst) if worst is not None else 0
-    return _Order(batch, tuple(budgets), job.limits.cancel_after, reserve, rooms.clock.boottime() + tempo.slice_s,
-                  [batch.reason])
+    return _Order(batch, tuple(budgets), job.limits.cancel_after, None if worst is None else to_units(worst),
+                  rooms.clock.boottime() + tempo.slice_s, [batch.reason])
 
 
 async def _slice(rooms: Rooms, order: _Order, facts: FactsBuffer) -> float:
@@ -106,7 +105,8 @@ def _terms(rooms: Rooms, order: _Order, grant: Grant) -> ClaimTerms:
     now, tempo = rooms.clock.now(), rooms.tempo
     last_write = now + timedelta(seconds=grant.first_in_s + grant.count * grant.every_s + _permit_life_s(rooms, grant))
     lease = last_write + timedelta(seconds=tempo.request_timeout_s + tempo.lease_margin_s)
-    return ClaimTerms(now, lease, last_write, rooms.owner, order.reserve_units)
+    made_from = (order.batch.job_json, order.batch.price_json)
+    return ClaimTerms(now, lease, last_write, rooms.owner, order.reserve_units, made_from)
 
 
 def _permit_life_s(rooms: Rooms, grant: Grant) -> float:
@@ -120,6 +120,8 @@ async def _no_row(rooms: Rooms, order: _Order, *, reason: str | None, next_due_a
         await rooms.ledger.set_state(order.batch.pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}),
                                      reason="budget", now=rooms.clock.now())
         return rooms.tempo.idle_s
+    if reason == "amended":
+        return SHORT_WAIT_S * 2  # ends the slice: the next one reads the batch anew
     await _say(rooms, order, None if reason in ("none due", "not running", None) else reason)
     if next_due_at is not None:
         return max(0.05, (next_due_at - rooms.clock.now()).total_seconds())

@@ -106,6 +106,8 @@ class HttpOutputs:
             response = await self._open(url)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _translated(error, url) from error
+        except ValueError as error:  # a host name that cannot be spelled in DNS shows only when it is looked up
+            raise OutputBroken(f"an output whose address cannot be used: {_shown(url)[:80]!r}") from error
         try:
             yield await _fetched(response, url)
         finally:

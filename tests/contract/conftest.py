@@ -111,7 +111,7 @@ class Acts:
         for first in range(0, rows, 4):
             await self.ledger.add_chunk(batch.pk, self.chunk(min(4, rows - first), first))
         await self.ledger.amend(batch.pk, in_flight=new.in_flight, max_attempts=3, cap_units=new.cap_units,
-                                start_limit=start_limit, job_json="{}")
+                                price_json=new.price_json, start_limit=start_limit, job_json="{}")
         await self.ledger.seal(batch.pk, total=rows, source_schema_json="{}", now=NOW)
         return await self.again(batch)
 

@@ -1,6 +1,7 @@
 """Rows are claimed once, in order, and only as many as in-flight cap, start limit and budget allow."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -63,7 +64,8 @@ async def test_start_limit(acts: Any) -> None:
     await acts.tell(acts.said(Event.THROTTLED, "a1"))
     assert (await acts.ledger.claimable(batch.pk, count=8, terms=acts.terms())).count == 1
     assert [c.index for c in await acts.claim(batch, 8, prefix="b")] == [1]
-    await acts.ledger.amend(batch.pk, in_flight=9, max_attempts=3, cap_units=None, start_limit=3, job_json="{}")
+    await acts.ledger.amend(batch.pk, in_flight=9, max_attempts=3, cap_units=None, price_json="null", start_limit=3,
+                            job_json="{}")
     assert [c.index for c in await acts.claim(batch, 8, prefix="c")] == [2]
 
 
@@ -93,6 +95,25 @@ async def test_free_rows_under_a_cap(acts: Any) -> None:
     """Rows that can cost nothing are not held back by a cap of nothing."""
     batch = await acts.loaded(4, cap_units=0)
     assert len(await acts.claim(batch, 4)) == 4
+
+
+async def test_a_cap_without_a_worst_case(acts: Any) -> None:
+    """Where nobody knows what a row may cost, a cap lets none be bought."""
+    batch = await acts.loaded(4, cap_units=100 * DOLLAR)
+    unknown = replace(acts.terms(), reserve_units=None)
+    assert await acts.ledger.claim(batch.pk, attempt_ids=["a0"], terms=unknown) == []
+    assert (await acts.ledger.claimable(batch.pk, count=4, terms=unknown)).reason == "budget"
+
+
+async def test_terms_out_of_date(acts: Any) -> None:
+    """A job or a price amended meanwhile: what was reckoned from the old ones claims nothing."""
+    batch = await acts.loaded(4)
+    old = replace(acts.terms(), made_from=(batch.job_json, batch.price_json))
+    assert len(await acts.ledger.claim(batch.pk, attempt_ids=["a0"], terms=old)) == 1
+    await acts.ledger.amend(batch.pk, in_flight=9, max_attempts=3, cap_units=DOLLAR, price_json='"new"', start_limit=None,
+                            job_json=batch.job_json)
+    assert await acts.ledger.claim(batch.pk, attempt_ids=["b0"], terms=old) == []
+    assert (await acts.ledger.claimable(batch.pk, count=4, terms=old)).reason == "amended"
 
 
 async def test_all_bought_is_not_a_budget_stop(acts: Any) -> None:

@@ -95,7 +95,8 @@ async def test_running_batch_is_not_discarded(acts: Any) -> None:
 async def test_amended(acts: Any) -> None:
     """Limits, budget and job text may change between two runs, to nothing as well."""
     batch = await acts.loaded(1, cap_units=7)
-    await acts.ledger.amend(batch.pk, in_flight=5, max_attempts=9, cap_units=None, start_limit=1, job_json='{"x":1}')
+    await acts.ledger.amend(batch.pk, in_flight=5, max_attempts=9, cap_units=None, price_json='null', start_limit=1,
+                            job_json='{"x":1}')
     now = await acts.again(batch)
     assert (now.in_flight, now.max_attempts, now.cap_units, now.start_limit, now.job_json) == (5, 9, None, 1, '{"x":1}')
 

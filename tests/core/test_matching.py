@@ -129,3 +129,33 @@ def test_a_killed_worker_leaves_the_longest_window():
     known, unknown = attempt(), attempt()
     object.__setattr__(unknown, "sent_until_at", None)
     assert last_moment(unknown, tempo=TEMPO) - last_moment(known, tempo=TEMPO) == timedelta(seconds=31.5)
+
+
+def secretive(name: str = "a1", *, key: str = "sk-1") -> OpenAttempt:
+    value = {"prompt": "a cat", "api_key": key}
+    return OpenAttempt(name, 1, "unsure", None, TARGET, json.dumps(value), hash_of(value), T0, None, T0, None,
+                       secrets=frozenset({"api_key"}))
+
+
+def shown(name: str, **changes: Any) -> Prediction:
+    return Prediction(name, "succeeded", model=ECHO[TARGET][0], version="hidden", created_at=T0 + timedelta(seconds=1),
+                      input={"prompt": "a cat", "api_key": "[REDACTED]"} | changes)
+
+
+def test_a_secret_is_shown_in_other_words():
+    """A secret input comes back redacted: it is left out of the comparison, and the rest decides."""
+    assert [a for a, _ in judge([secretive()], [shown("p1")]).adopt] == ["a1"]
+    assert judge([secretive()], [shown("p1", prompt="a dog")]).adopt == []
+    assert judge([secretive("a1"), secretive("a2", key="sk-2")], [shown("p1")]).adopt == []
+
+
+def test_a_redacted_secret_explains_nothing():
+    """A prediction that differs in a secret only may be ours: absence is not concluded."""
+    doubtful = [late_canary(), shown("p1")._replace(version="another")]
+    assert judge([secretive()], doubtful, owned={"canary"}, after_s=300).absent_once == []
+
+
+def test_an_emptied_input_explains_nothing():
+    """What becomes of an input after its removal is not documented: an empty one is no evidence either."""
+    emptied = seen("p9")._replace(input={})
+    assert judge([attempt()], [late_canary(), emptied], owned={"canary"}, after_s=300).absent_once == []

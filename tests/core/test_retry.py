@@ -117,3 +117,18 @@ def test_any_order_of_facts_ends_as_the_first_terminal_one_says(statuses: list[s
         assert item not in FINAL_ITEM and ended is None
         attempt, item, failures = change.attempt_to, change.item_to, change.failures or failures
         ended = status if attempt is not AttemptState.RUNNING else None
+
+
+def test_succeeded_and_deleted_is_expired():
+    """Heard of after the provider deleted the outputs: the row fails as expired, and its cost is unknown, not zero."""
+    change = decide(standing(), fact("succeeded", data_removed=True), policy=policy(), jitter=0.5)
+    assert change is not None
+    assert (change.attempt_to, change.item_to, change.error_class) == (AttemptState.SUCCEEDED, ItemState.FAILED, "expired")
+    assert (change.charge_units, change.charge_basis, change.final_charge) == (None, None, True)
+
+
+def test_succeeded_without_an_output():
+    """No output and nothing deleted: the model gave none, which costs nothing per output."""
+    change = decide(standing(), fact("succeeded"), policy=policy(), jitter=0.5)
+    assert change is not None
+    assert (change.item_to, change.charge_units) == (ItemState.COLLECTING, 0)

@@ -199,3 +199,12 @@ def test_a_setting_that_is_no_host_is_refused() -> None:
     """The message names the variable."""
     with pytest.raises(BadInput, match="ORCHESTRATOR_OUTPUT_HOSTS"):
         HttpOutputs(extra_hosts=frozenset({"http://host/path"}))
+
+
+@pytest.mark.parametrize("url", ["https://a..replicate.delivery/x.png", f"https://{'a' * 64}.replicate.delivery/x.png"])
+async def test_a_host_name_that_cannot_be_spelled(url: str):
+    """An address is text that a model made up; one that DNS cannot spell is a broken output, not a defect."""
+    async with HttpOutputs(extra_hosts=frozenset()) as outputs:
+        with pytest.raises(CollectError):
+            async with outputs.fetch(url):
+                pass

@@ -53,9 +53,11 @@ async def cancel(name: str) -> Ending:
 async def retry(name: str, *, classes: frozenset[str]) -> Ending:
     """Let failed rows wait for another attempt."""
     async with _batch(name) as (rooms, batch):
-        count = await control.retry(rooms, batch, classes=classes)
-    return Ending(Exit.DONE, {"batch": batch.id, "rows": count},
-                  (f"{count:,} rows wait to be bought again: orchestrator run {batch.job}" if count else "no such failed rows",))
+        fetched, bought = await control.retry(rooms, batch, classes=classes)
+    said = [f"{fetched:,} rows wait to be fetched again; they were bought already"] if fetched else []
+    said += [f"{bought:,} rows wait to be bought again"] if bought else []
+    return Ending(Exit.DONE, {"batch": batch.id, "rows": fetched + bought, "to_fetch": fetched, "to_buy": bought},
+                  (f"{'; '.join(said)}: orchestrator run {batch.job}" if said else "no such failed rows",))
 
 
 def absolute(path: str) -> str:

@@ -81,7 +81,7 @@ class StationLoop:
             return
         try:
             usual_s = rooms.tempo.slice_s + rooms.tempo.request_timeout_s + 60
-            async with asyncio.timeout(LONGEST_S if station == "report" else usual_s):
+            async with asyncio.timeout(LONGEST_S if station in ("collect", "report") else usual_s):
                 wakes = await STATIONS[station](rooms, key, lane)
         except (OrchestratorError, TimeoutError, ExceptionGroup) as error:
             log.warning("station %s of %s: %s", station, key, error, exc_info=not isinstance(error, OrchestratorError))

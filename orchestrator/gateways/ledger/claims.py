@@ -33,6 +33,8 @@ async def claimable(connection: AsyncConnection, batch_pk: int, *, count: int, t
     found = (await connection.execute(select(batches).where(batches.c.pk == batch_pk))).one_or_none()
     if found is None or found.state != BatchState.RUNNING.value:
         return Claimable(0, "not running")
+    if _is_amended(found, terms):
+        return Claimable(0, "amended")
     room = await _room(connection, found, count=count, terms=terms)
     again = await _many(connection, _again(batch_pk, now=terms.now), count=count)
     fresh = await _many(connection, _fresh(batch_pk), count=count)
@@ -53,7 +55,7 @@ async def claim(connection: AsyncConnection, batch_pk: int, *, attempt_ids: Sequ
     """Rows claimed, attempts committed, money reserved: one transaction, one batch at a time."""
     found = (await connection.execute(
         select(batches).where(batches.c.pk == batch_pk).with_for_update(key_share=True))).one_or_none()
-    if found is None or found.state != BatchState.RUNNING.value:
+    if found is None or found.state != BatchState.RUNNING.value or _is_amended(found, terms):
         return []
     room = await _room(connection, found, count=len(attempt_ids), terms=terms)
     if room.count <= 0:
@@ -73,12 +75,24 @@ async def _room(connection: AsyncConnection, batch: Row[Any], *, count: int, ter
         limits.append((batch.in_flight - await _alive(connection, batch.pk), "in flight"))
     if batch.cap_units is not None:
         left = batch.cap_units - batch.spent_units - batch.reserved_units
-        affordable = left // terms.reserve_units if terms.reserve_units else (count if left >= 0 else 0)
+        affordable = _affordable(left, count=count, reserve_units=terms.reserve_units)
         if affordable < count:
             waits = await _alive(connection, batch.pk)
             limits.append((affordable, "budget: waiting for running rows" if waits else "budget"))
     least, reason = min(limits)
     return _Room(min(count, max(0, least)), _fresh_room(batch), reason if least < count else None)
+
+
+def _is_amended(batch: Row[Any], terms: ClaimTerms) -> bool:
+    """Whether price, deadline or budget may be others by now than those that the reservation was computed from."""
+    return terms.made_from is not None and terms.made_from != (batch.job_json, batch.price_json)
+
+
+def _affordable(left: int, *, count: int, reserve_units: int | None) -> int:
+    """Rows that a cap has money for: none where nobody knows what one may cost."""
+    if reserve_units is None or left < 0:
+        return 0
+    return left // reserve_units if reserve_units else count
 
 
 async def _alive(connection: AsyncConnection, batch_pk: int) -> int:
@@ -130,12 +144,12 @@ async def _write(connection: AsyncConnection, batch: Batch, *, pairs: Sequence[t
                                            "b_to": ItemState.CLAIMED.value, "b_one": 1} for attempt_id, row in pairs])
     shared = {"batch_pk": batch.pk, "account": batch.account, "target_key": batch.target.key, "owner": terms.owner,
               "state": AttemptState.OPEN.value, "created_at": terms.now, "post_by_at": terms.post_by_at,
-              "lease_until": terms.lease_until, "reserved_units": terms.reserve_units}
+              "lease_until": terms.lease_until, "reserved_units": terms.reserve_units or 0}
     await write_many(connection, _INSERT, [
         shared | {"id": attempt_id, "item_pk": row.pk, "n": row.attempts + 1, "input_hash": row.input_hash}
         for attempt_id, row in pairs])
     await connection.execute(update(batches).where(batches.c.pk == batch.pk).values(
-        reserved_units=batches.c.reserved_units + terms.reserve_units * len(pairs),
+        reserved_units=batches.c.reserved_units + (terms.reserve_units or 0) * len(pairs),
         started=batches.c.started + sum(1 for _, row in pairs if row.attempts == 0)))
 
 

@@ -42,6 +42,12 @@ _DUE = (update(items).where(items.c.pk == bindparam("b_pk"), items.c.state == bi
         .values(due_at=bindparam("b_due_at"), tries=items.c.tries + bindparam("b_more"), error=bindparam("b_error")))
 
 
+async def lease_collect(connection: AsyncConnection, item_pks: Sequence[int], *, until: datetime) -> None:
+    """Whoever holds these rows holds them until then; a time that has passed hands them back."""
+    await write_many(connection, _DUE, [
+        {"b_pk": pk, "b_due_at": until, "b_more": 0, "b_error": None, "b_state": _COLLECTING} for pk in sorted(item_pks)])
+
+
 async def delay_collect(connection: AsyncConnection, item_pks: Sequence[int], *, due_at: datetime, error: str) -> None:
     """One more failed try, and when to try again."""
     await write_many(connection, _DUE, [

@@ -93,11 +93,11 @@ class SqlLedger:
         while await self._db.write(loading.discard_last, batch_pk):
             pass
 
-    async def amend(self, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None,
+    async def amend(self, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None, price_json: str,
                     start_limit: int | None, job_json: str, output_to: str | None = None) -> None:
         """As the port says."""
-        await self._db.write(loading.amend, batch_pk, in_flight=in_flight, max_attempts=max_attempts,
-                             cap_units=cap_units, start_limit=start_limit, job_json=job_json, output_to=output_to)
+        await self._db.write(loading.amend, batch_pk, in_flight=in_flight, max_attempts=max_attempts, cap_units=cap_units,
+                             price_json=price_json, start_limit=start_limit, job_json=job_json, output_to=output_to)
 
     async def set_state(self, batch_pk: int, *, to: BatchState, allowed: frozenset[BatchState], reason: str | None,
                         now: datetime) -> bool:
@@ -160,6 +160,10 @@ class SqlLedger:
         """As the port says."""
         await self._db.write(collecting.store_outputs, outputs)
 
+    async def lease_collect(self, item_pks: Sequence[int], *, until: datetime) -> None:
+        """As the port says."""
+        await self._db.write(collecting.lease_collect, item_pks, until=until)
+
     async def delay_collect(self, item_pks: Sequence[int], *, due_at: datetime, error: str) -> None:
         """As the port says."""
         await self._db.write(collecting.delay_collect, item_pks, due_at=due_at, error=error)
@@ -213,6 +217,10 @@ class SqlLedger:
     async def reopen_canceled(self, batch_pk: int) -> int:
         """As the port says."""
         return await _in_steps(lambda: self._db.write(steering.reopen_canceled, batch_pk))
+
+    async def refetch(self, batch_pk: int, *, classes: frozenset[str], after: datetime) -> int:
+        """As the port says."""
+        return await _in_steps(lambda: self._db.write(steering.refetch, batch_pk, classes=classes, after=after))
 
     async def reopen_failed(self, batch_pk: int, *, classes: frozenset[str]) -> int:
         """As the port says. Class `unsure` must be named: its rows may have been bought already."""

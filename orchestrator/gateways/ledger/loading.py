@@ -135,10 +135,10 @@ async def discard_last(connection: AsyncConnection, batch_pk: int) -> bool:
 
 
 async def amend(connection: AsyncConnection, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None,
-                start_limit: int | None, job_json: str, output_to: str | None = None) -> None:
+                price_json: str, start_limit: int | None, job_json: str, output_to: str | None = None) -> None:
     """What may change between two runs of one batch; the output folder only until the first file is in it."""
     values: dict[str, Any] = {"in_flight": in_flight, "max_attempts": max_attempts, "cap_units": cap_units,
-                              "start_limit": start_limit, "job_json": clean(job_json)}
+                              "price_json": price_json, "start_limit": start_limit, "job_json": clean(job_json)}
     if output_to is not None:
         at_home = select(outputs.c.item_pk).where(outputs.c.batch_pk == batch_pk, outputs.c.stored_at.is_not(None))
         values["output_to"] = case((at_home.exists(), batches.c.output_to), else_=output_to)

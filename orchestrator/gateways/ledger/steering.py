@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, bindparam, case, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, exists, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from orchestrator.core.lifecycle import REOPEN, RETRY, WITHDRAW, BatchState, ItemState, Step
+from orchestrator.core.lifecycle import REFETCH, REOPEN, RETRY, WITHDRAW, AttemptState, BatchState, ItemState, Step
 from orchestrator.core.records import Wake
 from orchestrator.gateways.ledger.session import insert
-from orchestrator.gateways.ledger.tables import AGAIN_AT, FRESH_AT, PENDING, batches, items, work
+from orchestrator.gateways.ledger.tables import AGAIN_AT, FRESH_AT, PENDING, attempts, batches, items, work
 
 STEP_ROWS = 5000
 # Reopening these needs them named: the one cannot be bought at all, the other may have been bought already.
@@ -30,18 +30,29 @@ async def reopen_canceled(connection: AsyncConnection, batch_pk: int) -> int:
     return await _step(connection, REOPEN, items.c.batch_pk == batch_pk)
 
 
+async def refetch(connection: AsyncConnection, batch_pk: int, *, classes: frozenset[str], after: datetime) -> int:
+    """Failed rows of these classes whose prediction succeeded, after `after`: what they bought is fetched again."""
+    bought = exists().where(attempts.c.id == items.c.attempt_id, attempts.c.state == AttemptState.SUCCEEDED.value,
+                            attempts.c.output_json.is_not(None))
+    return await _step(connection, REFETCH, items.c.batch_pk == batch_pk, _of(classes), items.c.completed_at > after, bought)
+
+
 async def reopen_failed(connection: AsyncConnection, batch_pk: int, *, classes: frozenset[str]) -> int:
     """Failed rows of these classes wait again; without classes, all that can be tried again without a doubt."""
-    which = (items.c.error_class.in_(sorted(classes)) if classes else
-             or_(items.c.error_class.is_(None), items.c.error_class.not_in(NOT_BY_DEFAULT)))
-    return await _step(connection, RETRY, items.c.batch_pk == batch_pk, which, items.c.input_json.is_not(None))
+    return await _step(connection, RETRY, items.c.batch_pk == batch_pk, _of(classes), items.c.input_json.is_not(None))
+
+
+def _of(classes: frozenset[str]) -> ColumnElement[bool]:
+    if classes:
+        return items.c.error_class.in_(sorted(classes))
+    return or_(items.c.error_class.is_(None), items.c.error_class.not_in(NOT_BY_DEFAULT))
 
 
 async def _step(connection: AsyncConnection, step: Step, *which: ColumnElement[bool]) -> int:
     due_at = case((items.c.attempts == 0, FRESH_AT), else_=AGAIN_AT)
     values: dict[str, Any] = {"state": step.item_to.value, "due_at": due_at}
-    if step.item_to is ItemState.PENDING:
-        values |= {"failures": 0, "error": None, "error_class": None}
+    if step.item_to in (ItemState.PENDING, ItemState.COLLECTING):
+        values |= {"failures": 0, "tries": 0, "error": None, "error_class": None}
     is_from = items.c.state.in_([state.value for state in step.item_from])
     some = select(items.c.pk).where(*which, is_from).limit(STEP_ROWS)
     moved = await connection.execute(update(items).where(items.c.pk.in_(some), is_from).values(**values))

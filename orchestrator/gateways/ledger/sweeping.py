@@ -9,6 +9,7 @@ from sqlalchemy import Row, Select, and_, bindparam, exists, func, or_, select, 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import AttemptState, ItemState
+from orchestrator.core.openapi import secret_inputs
 from orchestrator.core.ports import OpenAttempt, OpenWindow
 from orchestrator.gateways.ledger.session import insert
 from orchestrator.gateways.ledger.tables import ALIVE, accounts, attempts, batches, items
@@ -65,14 +66,21 @@ async def unsure(connection: AsyncConnection, account: str) -> list[OpenAttempt]
     query = _open_attempts().where(
         _IS_ALIVE, attempts.c.account == account,
         or_(attempts.c.state == _UNSURE, and_(attempts.c.state == _OPEN, twin)))
-    rows = await connection.execute(query.order_by(attempts.c.created_at, attempts.c.id))
-    return [_open_attempt(row) for row in rows]
+    return await _with_secrets(connection, query.order_by(attempts.c.created_at, attempts.c.id))
 
 
 async def attempts_of(connection: AsyncConnection, attempt_ids: Sequence[str]) -> list[OpenAttempt]:
     """Attempts by their ids, whatever their state."""
-    rows = await connection.execute(_open_attempts().where(attempts.c.id.in_(attempt_ids)))
-    return [_open_attempt(row) for row in rows]
+    return await _with_secrets(connection, _open_attempts().where(attempts.c.id.in_(attempt_ids)))
+
+
+async def _with_secrets(connection: AsyncConnection, query: Select[Any]) -> list[OpenAttempt]:
+    """Attempts, with the names of the inputs that their model's schema calls secret."""
+    rows = (await connection.execute(query)).all()
+    schemas = await connection.execute(
+        select(batches.c.pk, batches.c.openapi_json).where(batches.c.pk.in_({row.batch_pk for row in rows})))
+    secrets = {row.pk: secret_inputs(row.openapi_json) for row in schemas}
+    return [_open_attempt(row, secrets=secrets[row.batch_pk]) for row in rows]
 
 
 def _open_attempts() -> Select[Any]:
@@ -82,11 +90,12 @@ def _open_attempts() -> Select[Any]:
         attempts.c.sent_until_at, attempts.c.next_check_at).join(items, items.c.pk == attempts.c.item_pk)
 
 
-def _open_attempt(row: Row[Any]) -> OpenAttempt:
+def _open_attempt(row: Row[Any], *, secrets: frozenset[str] = frozenset()) -> OpenAttempt:
     return OpenAttempt(
         attempt_id=row.id, batch_pk=row.batch_pk, state=row.state, prediction_id=row.prediction_id,
         target_key=row.target_key, input_json=row.input_json, input_hash=row.input_hash, created_at=row.created_at,
-        answered_at=row.answered_at, sent_until_at=row.sent_until_at, next_check_at=row.next_check_at)
+        answered_at=row.answered_at, sent_until_at=row.sent_until_at, next_check_at=row.next_check_at,
+        secrets=secrets)
 
 
 async def checked(connection: AsyncConnection, attempt_ids: Sequence[str], *, next_check_at: datetime) -> None:

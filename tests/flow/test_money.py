@@ -1,0 +1,208 @@
+"""What a person would remember: rows paid for twice, outputs paid for and lost, a cap that was none."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import wiring
+from orchestrator.core.lifecycle import BatchState
+from orchestrator.core.ports import Fetched
+from orchestrator.core.records import Batch
+from orchestrator.flow.collect import OUTPUTS_REFUSED, collect
+from orchestrator.flow.control import retry
+from orchestrator.flow.ingest import Order, load, prepare
+from orchestrator.flow.reconcile import sweep
+from orchestrator.flow.submit import submit
+from orchestrator.gateways.outputs import HttpOutputs
+from orchestrator.gateways.testing import MemoryLimiter
+from orchestrator.settings import read_settings
+from orchestrator.simulator.serve import SimulatorConfig, running
+from tests.e2e.desk import Provider
+from tests.flow.conftest import QUICK, Stage
+from tests.flow.test_stations import settle
+
+PICTURES = "black-forest-labs/flux-schnell"
+
+
+async def loaded(stage: Stage, job: str, *, rows: int = 1) -> Batch:
+    """A batch of a job as written; the same job name and source make it the same batch."""
+    (stage.folder / "rows.csv").write_text("text\n" + "".join(f"sentence {n}\n" for n in range(rows)))
+    (stage.folder / "job.yaml").write_text(job)
+    found = wiring.load_job(stage.folder / "job.yaml", changes={})
+    order = Order(job=found.job, name="job", folder=str(stage.folder), output_to="out", output_base=str(stage.folder))
+    return (await load(stage.rooms, await prepare(stage.rooms, order, book={})))[0]
+
+
+async def test_a_lost_answer_with_a_secret_input(stage: Stage):
+    """The provider shows a secret in other words than it was sent: the purchase is found again all the same."""
+    job = 'model: simulator/echo\nsource: { path: rows.csv }\ninput: { text: "{{ text }}", api_key: "sk-live-123" }\n'
+    batch = await loaded(stage, job)
+    stage.rooms = replace(stage.rooms, tempo=replace(QUICK, unsure_give_up_s=20, slice_s=0.2))
+    stage.provider.put("faults", {"lost_answer": {"next": 1}})
+    assert await settle(stage, batch, within_s=30) == {"succeeded": 1}
+    assert len(stage.provider.purchases()) == 1
+
+
+ECHO = 'model: simulator/echo\nsource: { path: rows.csv }\ninput: { text: "{{ text }}" }\n'
+
+
+async def test_a_cap_added_between_two_runs(stage: Stage):
+    """Price and budget come later, as the program itself advises: from then on they hold."""
+    batch = await loaded(stage, ECHO, rows=20)
+    again = await loaded(stage, ECHO + "price: { per_run_usd: 0.50 }\nbudget: { usd: 1.00 }\n", rows=20)
+    assert again.pk == batch.pk
+    await settle(stage, again, within_s=5)
+    counts = await stage.rooms.ledger.counts(batch.pk)
+    assert len(stage.provider.purchases()) == 2
+    assert (str(counts.spent_usd), str(counts.reserved_usd)) == ("1", "0")
+
+
+async def test_outputs_deleted_before_anybody_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Away for longer than the provider keeps outputs: failed, class expired, and a cost that nobody made up."""
+    config = SimulatorConfig(port=0, latency_s=0.05, creates_per_minute=0, reads_per_minute=0, polls_per_minute=0, seed=3,
+                             retention_s=0.3)
+    with running(config) as url:
+        monkeypatch.setenv("REPLICATE_API_TOKEN", "r8_simulator")
+        monkeypatch.setenv("REPLICATE_BASE_URL", url)
+        settings = read_settings(tmp_path / "home").model_copy(update={"tempo": QUICK})
+        async with wiring.rooms(settings) as rooms:
+            limiter = MemoryLimiter(wiring.clock())
+            stage = Stage(replace(rooms, limiter=limiter), Provider(url), tmp_path, limiter)
+            batch = await stage.load(2, model=PICTURES, more="price: { per_output_usd: 0.003 }\n")
+            await submit(stage.rooms, batch.id, 0)
+            await asyncio.sleep(2)
+            assert await settle(stage, batch) == {"failed": 2}
+            (failure,) = await stage.rooms.ledger.failures(batch.pk)  # type: ignore[attr-defined]
+            assert (failure.error_class, failure.count) == ("expired", 2)
+            counts = await stage.rooms.ledger.counts(batch.pk)
+            assert (str(counts.spent_usd), counts.cost_unknown_items) == ("0", 2)
+
+
+class Outputs:
+    """Downloads that wait where a test wants it."""
+
+    def __init__(self, real: Any, wait: Callable[[str], Any]) -> None:
+        self._real = real
+        self._wait = wait
+        self.fetched: list[str] = []
+
+    @asynccontextmanager
+    async def fetch(self, url: str) -> AsyncIterator[Fetched]:
+        self.fetched.append(url)
+        await self._wait(url)
+        async with self._real.fetch(url) as fetched:
+            yield fetched
+
+
+async def completed(stage: Stage, rows: int) -> Batch:
+    """A batch whose predictions have all succeeded and whose outputs still lie with the provider."""
+    batch = await stage.load(rows, model=PICTURES)
+    await submit(stage.rooms, batch.id, 0)
+    while (await stage.states(batch)).get("collecting", 0) < rows:
+        await sweep(stage.rooms, batch.account)
+        await asyncio.sleep(0.05)
+    return batch
+
+
+async def test_a_slow_download_holds_up_nobody(stage: Stage):
+    """One file hangs until the task is canceled: the others are home, and are not fetched again."""
+    batch = await completed(stage, 30)
+    hung: list[str] = []
+
+    async def wait(url: str) -> None:
+        if not hung or url in hung:
+            hung.append(url)
+            await asyncio.sleep(3600)
+
+    outputs = Outputs(stage.rooms.outputs, wait)
+    rooms = replace(stage.rooms, outputs=outputs, tempo=replace(QUICK, slice_s=2, collect_concurrency=4, collect_chunk=10))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(4):
+            await collect(rooms, batch.id, 0)
+    assert await stage.states(batch) == {"collecting": 1, "succeeded": 29}
+    assert len(outputs.fetched) == 30
+
+
+async def test_an_odd_address_is_its_row_own(stage: Stage):
+    """An address that nobody foresaw costs its own row, and never its neighbours, and ends with the hour."""
+    batch = await completed(stage, 10)
+    odd: list[str] = []
+
+    async def wait(url: str) -> None:
+        if not odd or url in odd:
+            odd.append(url)
+            raise UnicodeError("label empty or too long")
+
+    rooms = replace(stage.rooms, outputs=Outputs(stage.rooms.outputs, wait))
+    await collect(rooms, batch.id, 0)
+    assert await stage.states(batch) == {"collecting": 1, "succeeded": 9}
+    late = replace(rooms, tempo=replace(QUICK, retention_s=0.1))
+    until = asyncio.get_running_loop().time() + 10
+    while (await stage.states(batch)).get("collecting") and asyncio.get_running_loop().time() < until:
+        await collect(late, batch.id, 0)
+    assert await stage.states(batch) == {"failed": 1, "succeeded": 9}
+
+
+async def test_a_download_longer_than_a_slice(stage: Stage):
+    """A large file keeps its lease for as long as it comes, and so nobody else fetches it meanwhile."""
+    batch = await completed(stage, 1)
+    outputs = Outputs(stage.rooms.outputs, lambda _: asyncio.sleep(2))
+    tempo = replace(QUICK, slice_s=0.2, hold_s=0.4, collect_lease_s=0.6)
+    rooms = replace(stage.rooms, outputs=outputs, tempo=tempo)
+    task = asyncio.create_task(collect(rooms, batch.id, 0))
+    await asyncio.sleep(1.2)
+    assert await stage.rooms.ledger.to_collect(batch.pk, count=9, now=rooms.clock.now(), lease_until=rooms.clock.now()) == []
+    await task
+    assert await stage.states(batch) == {"succeeded": 1}
+    assert len(outputs.fetched) == 1
+
+
+async def test_what_was_not_begun_is_handed_back(stage: Stage):
+    """A slice that ends with items in hand leaves them to whoever comes next, at once."""
+    batch = await completed(stage, 12)
+    outputs = Outputs(stage.rooms.outputs, lambda _: asyncio.sleep(0.3))
+    rooms = replace(stage.rooms, outputs=outputs, tempo=replace(QUICK, slice_s=0.1, collect_concurrency=2))
+    await collect(rooms, batch.id, 0)
+    assert await stage.states(batch) == {"collecting": 10, "succeeded": 2}
+    later = rooms.clock.now() + timedelta(seconds=0.01)
+    assert len(await stage.rooms.ledger.to_collect(batch.pk, count=99, now=later, lease_until=later)) == 10
+
+
+async def test_a_host_that_nobody_named(stage: Stage):
+    """Outputs on a host that is not allowed: buying stops at the first, and naming the host fetches what was bought."""
+    async with HttpOutputs(extra_hosts=frozenset()) as strict:
+        batch = await stage.load(40, model=PICTURES)
+        allowed, stage.rooms = stage.rooms, replace(stage.rooms, outputs=strict, tempo=replace(QUICK, submit_chunk=2,
+                                                                                                submit_concurrency=2))
+        until = asyncio.get_running_loop().time() + 10
+        while (await stage.rooms.ledger.batch(batch.id)).state is BatchState.RUNNING:  # type: ignore[union-attr]
+            assert asyncio.get_running_loop().time() < until
+            await submit(replace(stage.rooms, tempo=replace(stage.rooms.tempo, slice_s=0.05)), batch.id, 0)
+            await sweep(stage.rooms, batch.account)
+            await collect(stage.rooms, batch.id, 0)
+    paused = await stage.rooms.ledger.batch(batch.id)
+    assert paused is not None
+    assert (paused.reason or "").startswith(OUTPUTS_REFUSED)
+    assert "ORCHESTRATOR_OUTPUT_HOSTS" in (paused.reason or "")
+    bought = len(stage.provider.purchases())
+    assert 0 < bought < 40
+    stage.rooms = allowed
+    failed = (await stage.states(batch)).get("failed", 0)
+    assert await retry(stage.rooms, paused, classes=frozenset()) == (failed, 0)
+    assert await settle(stage, batch, within_s=20) == {"succeeded": 40}
+    assert len(stage.provider.purchases()) == 40
+
+
+async def test_what_is_not_kept_any_more_is_bought_again(stage: Stage):
+    """After the hour there is nothing to fetch: `retry` lets such a row wait for another attempt, and says so."""
+    stage.provider.put("faults", {"output_404": 1.0})
+    batch = await stage.load(2, model=PICTURES)
+    stage.rooms = replace(stage.rooms, tempo=replace(stage.rooms.tempo, retention_s=0.3))
+    assert await settle(stage, batch, within_s=15) == {"failed": 2}
+    assert await retry(stage.rooms, batch, classes=frozenset({"expired"})) == (0, 2)
