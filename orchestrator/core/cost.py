@@ -22,11 +22,11 @@ class Price:
     unit: str
     usd: Decimal
     usd_out: Decimal | None = None  # token: price of an output token
-    official: bool = False
+    failed: str = "free"  # failed runs: free (public community models), billed (deployments), unknown (official ones)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON, money as text."""
-        return {"id": self.id, "unit": self.unit, "usd": str(self.usd), "official": self.official,
+        return {"id": self.id, "unit": self.unit, "usd": str(self.usd), "failed": self.failed,
                 "usd_out": None if self.usd_out is None else str(self.usd_out)}
 
     @staticmethod
@@ -36,7 +36,7 @@ class Price:
             return None
         out = value.get("usd_out")
         return Price(value["id"], value["unit"], Decimal(value["usd"]), None if out is None else Decimal(out),
-                     bool(value.get("official")))
+                     value.get("failed") or ("unknown" if value.get("official") else "free"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +96,14 @@ def to_usd(units: int) -> Decimal:
 def charge(prediction: Prediction, *, price: Price | None, outputs: int | None) -> Charge:
     """The charge of an ended prediction: `outputs` is the number of files it gave, None if that is not known.
 
-    Failed public runs and aborted ones are free, canceled ones are billed up to the cancellation (Replicate docs:
-    billing). Whether a failed run of an official model is billed is not documented: unknown.
+    Failed public runs and aborted ones are free, canceled ones are billed up to the cancellation, failed ones of
+    deployments are billed (Replicate docs: billing). Whether a failed run of an official model is billed is not documented:
+    unknown.
     """
     if prediction.status == "aborted":
         return FREE
     if prediction.status == "failed":
-        return UNKNOWN if price is None or price.official else FREE
+        return _of_failed(prediction, price)
     if price is None:
         return UNKNOWN
     return _METHODS[price.unit](prediction, price, outputs)
@@ -132,6 +133,14 @@ def _by_token(prediction: Prediction, price: Price, _outputs: int | None) -> Cha
     return Charge(price.usd * read + (price.usd_out or price.usd) * wrote, "metrics")
 
 
+def _of_failed(prediction: Prediction, price: Price | None) -> Charge:
+    if price is None or price.failed == "unknown":
+        return UNKNOWN
+    if price.failed == "free":
+        return FREE
+    return _by_second(prediction, price, None) if price.unit == "second" else UNKNOWN
+
+
 _METHODS = {"second": _by_second, "output": _by_output, "run": _by_run, "token": _by_token}
 
 
@@ -141,34 +150,31 @@ def resolve(*, model: str, official: bool, given: Mapping[str, Any] | None, book
 
     A deployment is billed for its instances' time online, not per prediction: no price per row can be derived.
     """
+    failed = "billed" if deployment else "unknown" if official else "free"
     if given:
-        return _given(given, book=book, official=official)
+        return _entry(given, book=book, failed=failed, id_="job")
     if deployment:
         return None
     entry = book.get("models", {}).get(model)
     if entry is None:
         return None
-    return _entry(entry, book=book, official=official, id_=f"{model}@{entry.get('as_of', '?')}")
-
-
-def _given(given: Mapping[str, Any], *, book: Mapping[str, Any], official: bool) -> Price:
-    return _entry(given, book=book, official=official, id_="job")
+    return _entry(entry, book=book, failed=failed, id_=f"{model}@{entry.get('as_of', '?')}")
 
 
 _UNITS = {"per_second_usd": "second", "per_output_usd": "output", "per_run_usd": "run", "per_input_token_usd": "token"}
 
 
-def _entry(entry: Mapping[str, Any], *, book: Mapping[str, Any], official: bool, id_: str) -> Price:
+def _entry(entry: Mapping[str, Any], *, book: Mapping[str, Any], failed: str, id_: str) -> Price:
     hardware = entry.get("hardware")
     if hardware is not None:
         rate = book.get("hardware", {}).get(hardware)
         if rate is None:
             known = ", ".join(sorted(book.get("hardware", {})))
             raise BadInput(f"price: hardware {hardware!r} is not in the price book; it has {known}")
-        return Price(f"{id_}:{hardware}", "second", Decimal(str(rate["per_second_usd"])), official=official)
+        return Price(f"{id_}:{hardware}", "second", Decimal(str(rate["per_second_usd"])), failed=failed)
     for name, unit in _UNITS.items():
         if entry.get(name) is not None:
             out = entry.get("per_output_token_usd")
-            return Price(id_, unit, Decimal(str(entry[name])), None if out is None else Decimal(str(out)), official)
+            return Price(id_, unit, Decimal(str(entry[name])), None if out is None else Decimal(str(out)), failed)
     raise BadInput(f"price: say one of hardware, {', '.join(_UNITS)}")
 

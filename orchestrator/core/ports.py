@@ -348,6 +348,12 @@ class Ledger(Protocol):
                         now: datetime) -> bool:
         """Move the batch if it stands in an allowed state; says whether it moved."""
 
+    async def end_batch(self, batch_pk: int, *, to: BatchState, of: BatchState, reason: str | None, now: datetime) -> bool:
+        """Move the batch from state `of` to its end, if nothing of it can move any more; says whether it moved."""
+
+    async def pause_for_budget(self, batch_pk: int, *, terms: ClaimTerms) -> bool:
+        """Pause the batch, reason `budget`, if not one more row can be afforded and nothing is out that could free money."""
+
     async def claimable(self, batch_pk: int, *, count: int, terms: ClaimTerms) -> Claimable:
         """How many items `claim` would give now, and why not more. Reads only."""
 

@@ -34,6 +34,15 @@ class _Errand:
 
 
 @dataclass(frozen=True, slots=True)
+class _Package:
+    """One item, all that is to be fetched for it, and where it goes."""
+
+    item: ToCollect
+    errands: list[_Errand]
+    storage: Storage
+
+
+@dataclass(frozen=True, slots=True)
 class _Trip:
     """How one item's errands ended."""
 
@@ -58,7 +67,7 @@ class _Haul:
     """What one task has claimed: in hand, and under way. `drained`: nothing more was due."""
 
     ends_at: float  # clock.boottime(): no trip begins later
-    in_hand: deque[tuple[ToCollect, list[_Errand]]] = field(default_factory=deque)
+    in_hand: deque[_Package] = field(default_factory=deque)
     under_way: set[int] = field(default_factory=set)  # items
     drained: bool = False
     claiming: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -69,11 +78,10 @@ async def _slice(rooms: Rooms, batch: Batch, home: "_Home", *, lane: int) -> boo
 
     A large file may take longer than a slice: its item's lease and the station's message are held as long as it comes."""
     haul = _Haul(rooms.clock.boottime() + rooms.tempo.slice_s)
-    storage, hold_s = rooms.storage(batch.output_to), rooms.tempo.hold_s
-    porters = {asyncio.create_task(_porter(rooms, batch, haul, home, storage)) for _ in range(rooms.tempo.collect_concurrency)}
+    porters = {asyncio.create_task(_porter(rooms, batch, haul, home)) for _ in range(rooms.tempo.collect_concurrency)}
     try:
         while porters:
-            done, porters = await asyncio.wait(porters, timeout=hold_s / 4, return_when=asyncio.FIRST_EXCEPTION)
+            done, porters = await asyncio.wait(porters, timeout=rooms.tempo.hold_s / 4, return_when=asyncio.FIRST_EXCEPTION)
             for porter in done:
                 porter.result()
             if porters:
@@ -83,11 +91,11 @@ async def _slice(rooms: Rooms, batch: Batch, home: "_Home", *, lane: int) -> boo
             porter.cancel()
         await asyncio.gather(*porters, return_exceptions=True)
         with suppress(Unreachable):  # what was not begun is anybody's again; with the ledger away its leases lapse
-            await rooms.ledger.lease_collect([item.item_pk for item, _ in haul.in_hand], until=rooms.clock.now())
+            await rooms.ledger.lease_collect([package.item.item_pk for package in haul.in_hand], until=rooms.clock.now())
     return haul.drained
 
 
-async def _porter(rooms: Rooms, batch: Batch, haul: _Haul, home: "_Home", storage: Storage) -> None:
+async def _porter(rooms: Rooms, batch: Batch, haul: _Haul, home: "_Home") -> None:
     """One trip after the other, until the slice ends or nothing is due."""
     while rooms.clock.boottime() < haul.ends_at and not rooms.stopping():
         async with haul.claiming:
@@ -96,14 +104,14 @@ async def _porter(rooms: Rooms, batch: Batch, haul: _Haul, home: "_Home", storag
                 haul.drained = not haul.in_hand
         if not haul.in_hand:
             return
-        item, errands = haul.in_hand.popleft()
-        haul.under_way.add(item.item_pk)
-        trip = await _trip(rooms, item, errands, storage)
+        package = haul.in_hand.popleft()
+        haul.under_way.add(package.item.item_pk)
+        trip = await _trip(rooms, package)
         home.trips.append(trip)  # not in one line: the list may be another one by the time the trip has ended
-        haul.under_way.remove(item.item_pk)
+        haul.under_way.remove(package.item.item_pk)
 
 
-async def _claimed(rooms: Rooms, batch: Batch) -> list[tuple[ToCollect, list[_Errand]]]:
+async def _claimed(rooms: Rooms, batch: Batch) -> list[_Package]:
     """The next items, oldest completion first, and what is to be fetched for each."""
     now = rooms.clock.now()
     items = await rooms.ledger.to_collect(batch.pk, count=rooms.tempo.collect_chunk, now=now,
@@ -111,7 +119,9 @@ async def _claimed(rooms: Rooms, batch: Batch) -> list[tuple[ToCollect, list[_Er
     by_item: dict[int, list[_Errand]] = {item.item_pk: [] for item in items}
     for errand in await _errands(rooms, batch, items):
         by_item[errand.item.item_pk].append(errand)
-    return [(item, by_item[item.item_pk]) for item in items]
+    now_known = await rooms.ledger.batch(batch.id) or batch  # asked after the names were given: from then on the folder stays
+    storage = rooms.storage(now_known.output_to)
+    return [_Package(item, by_item[item.item_pk], storage) for item in items]
 
 
 async def _hold(rooms: Rooms, haul: _Haul, wake: Wake) -> None:
@@ -133,11 +143,11 @@ async def _errands(rooms: Rooms, batch: Batch, items: list[ToCollect]) -> list[_
     return [_Errand(item, ref, name) for (item, ref), name in zip(wanted, granted, strict=True)]
 
 
-async def _trip(rooms: Rooms, item: ToCollect, errands: list[_Errand], storage: Storage) -> _Trip:
-    stored: list[StoredOutput] = []
+async def _trip(rooms: Rooms, package: _Package) -> _Trip:
+    item, stored = package.item, list[StoredOutput]()
     try:
-        for errand in errands:
-            output = await _bring(rooms, errand, storage)
+        for errand in package.errands:
+            output = await _bring(rooms, errand, package.storage)
             stored.append(output)
     except Exception as error:  # the address is a text that a model made up: whatever it provokes is this row's own
         if not isinstance(error, CollectError | OSError):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from orchestrator.core.errors import ProviderRefusal
+from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.prediction import TERMINAL
 from orchestrator.core.records import Batch
@@ -26,6 +27,9 @@ async def wind_up(rooms: Rooms, batch: Batch) -> Ended:
     out = await rooms.ledger.in_air(batch.pk, count=AT_ONCE)
     ended = 0
     for attempt_id, prediction_id in out:
+        now = await rooms.ledger.batch(batch.id)
+        if now is None or now.state is not BatchState.CANCELING:
+            break  # resumed meanwhile: a round of many takes minutes
         ended += await _end(rooms, attempt_id, prediction_id)
     return Ended(pending, ended, len(out) - ended)
 

@@ -1,6 +1,7 @@
 """A process says that it is at work, so that another command uses it instead of doubling it."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -11,6 +12,7 @@ from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Role
 
 FORGOTTEN_S = 3600.0
+log = logging.getLogger("orchestrator.flow")
 
 
 @asynccontextmanager
@@ -33,8 +35,12 @@ async def at_work(rooms: Rooms, *, role: str, version: str, place: str | None = 
 async def _beat(rooms: Rooms, me: Role) -> None:
     while True:
         await rooms.clock.sleep(rooms.tempo.beat_s)
-        with suppress(Unreachable):  # not seen means not there: nobody is misled
+        try:
             await rooms.ledger.beat(replace(me, seen_at=rooms.clock.now()))
+        except Unreachable:
+            pass  # not seen means not there: nobody is misled
+        except Exception:  # one odd answer of a database must not silence a role for ever
+            log.exception("%s could not say that it is at work", me.id)
 
 
 async def present(rooms: Rooms) -> list[Role]:

@@ -1,6 +1,7 @@
 """The one door for facts: whatever was learned, from a POST's answer, a list, a GET or a webhook, ends here."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
@@ -78,6 +79,9 @@ def wakes_of(changes: Iterable[Change]) -> list[Wake]:
     return wakes
 
 
+log = logging.getLogger("orchestrator.flow")
+
+
 class FactsBuffer:
     """Facts gathered by many coroutines and recorded together, every quarter second."""
 
@@ -98,6 +102,20 @@ class FactsBuffer:
         except Unreachable:
             self._facts = facts + self._facts
             raise
+        except Exception:
+            log.exception("%d facts could not be recorded together; now one by one", len(facts))
+            await self._one_by_one(facts)
+
+    async def _one_by_one(self, facts: list[Fact]) -> None:
+        """A fact that cannot be recorded must not cost the others: each is a purchase."""
+        for place, fact in enumerate(facts):
+            try:
+                self.wakes.extend(await record(self._rooms, [fact]))
+            except Unreachable:
+                self._facts = facts[place:] + self._facts
+                raise
+            except Exception:
+                log.exception("what became of attempt %s could not be recorded; the sweep will ask again", fact.attempt_id)
 
     async def pulse(self, done: asyncio.Event) -> None:
         """Record every quarter second, and to the last fact once `done`; give up only after the leases have lapsed."""

@@ -12,6 +12,7 @@ from orchestrator.core.records import Batch, Wake
 from orchestrator.core.results import result_row, summary
 
 LONGEST_S = 1800.0  # writing the results of millions of rows takes minutes, and must not begin twice
+AFTER_REFUSAL_S = 10.0  # a disk that is full now may have room by then
 SUFFIX = {"parquet": ".parquet", "csv": ".csv", "jsonl": ".jsonl"}
 
 
@@ -24,9 +25,14 @@ async def report(rooms: Rooms, batch_id: str, _lane: int = 0) -> list[Wake]:
         return [Wake("report", batch_id, due_at=rooms.clock.now() + timedelta(seconds=min(1.0, rooms.tempo.idle_s)))]
     await rooms.ledger.hold(Wake("report", batch_id), until=rooms.clock.now() + timedelta(seconds=LONGEST_S))
     to, reason = await _end_of(rooms, batch)
-    await write_all(rooms, batch, state=to)
-    await rooms.ledger.set_state(batch.pk, to=to, allowed=frozenset({batch.state}), reason=reason, now=rooms.clock.now())
-    return []
+    try:
+        await write_all(rooms, batch, state=to)
+    except OSError as error:
+        await rooms.ledger.note_reason(batch.pk, f"cannot write to {batch.output_to}: {error.strerror or error}")
+        return [Wake("report", batch_id, due_at=rooms.clock.now() + timedelta(seconds=AFTER_REFUSAL_S))]
+    if await rooms.ledger.end_batch(batch.pk, to=to, of=batch.state, reason=reason, now=rooms.clock.now()):
+        return []
+    return [Wake("report", batch_id)]  # while the results were written, rows were reopened or the batch was steered
 
 
 async def _end_of(rooms: Rooms, batch: Batch) -> tuple[BatchState, str | None]:

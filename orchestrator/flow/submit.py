@@ -117,8 +117,7 @@ def _permit_life_s(rooms: Rooms, grant: Grant) -> float:
 async def _no_row(rooms: Rooms, order: _Order, *, reason: str | None, next_due_at: datetime | None) -> float:
     """Nothing may be claimed: say why, and stop the batch where its budget is spent for good."""
     if reason == "budget":
-        await rooms.ledger.set_state(order.batch.pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}),
-                                     reason="budget", now=rooms.clock.now())
+        await rooms.ledger.pause_for_budget(order.batch.pk, terms=_terms(rooms, order, Grant(0, 0, 0)))
         return rooms.tempo.idle_s
     if reason == "amended":
         return SHORT_WAIT_S * 2  # ends the slice: the next one reads the batch anew

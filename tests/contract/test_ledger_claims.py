@@ -105,6 +105,21 @@ async def test_a_cap_without_a_worst_case(acts: Any) -> None:
     assert (await acts.ledger.claimable(batch.pk, count=4, terms=unknown)).reason == "budget"
 
 
+async def test_a_stop_for_the_budget_looks_again(acts: Any) -> None:
+    """Money that was freed since somebody looked is there to be spent: no pause."""
+    batch = await acts.loaded(4, cap_units=2 * DOLLAR)
+    terms = acts.terms(reserve_units=2 * DOLLAR)
+    await acts.claim(batch, 1, reserve_units=2 * DOLLAR)
+    assert not await acts.ledger.pause_for_budget(batch.pk, terms=terms)  # the row that is out may free its money
+    await acts.tell(acts.said(Event.NOT_SENT, "a0"))
+    assert not await acts.ledger.pause_for_budget(batch.pk, terms=terms)
+    await acts.claim(batch, 1, prefix="b", reserve_units=2 * DOLLAR)
+    await acts.tell(acts.ended("p0", attempt_id="b0", seconds=3))
+    assert await acts.ledger.pause_for_budget(batch.pk, terms=terms)
+    paused = await acts.again(batch)
+    assert (paused.state, paused.reason) == (BatchState.PAUSED, "budget")
+
+
 async def test_terms_out_of_date(acts: Any) -> None:
     """A job or a price amended meanwhile: what was reckoned from the old ones claims nothing."""
     batch = await acts.loaded(4)
@@ -185,8 +200,11 @@ async def test_claim_against_cancel(acts: Any) -> None:
     """Rows claimed while an operator cancels are either sent or canceled, never both."""
     for n in range(10):
         batch = await acts.loaded(12, f"b{n}")
-        claims, canceled = await asyncio.gather(
-            acts.claim(batch, 6, prefix=f"{n}-"), acts.ledger.cancel_pending(batch.pk))
+        async def cancel(pk: int = batch.pk) -> int:
+            await acts.ledger.set_state(pk, to=BatchState.CANCELING, allowed=frozenset(BatchState), reason=None, now=NOW)
+            return await acts.ledger.cancel_pending(pk)
+
+        claims, canceled = await asyncio.gather(acts.claim(batch, 6, prefix=f"{n}-"), cancel())
         states = await acts.states(batch)
         assert (states.count("claimed"), states.count("canceled")) == (len(claims), canceled)
         assert len(claims) + canceled == 12

@@ -18,6 +18,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import StatementError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.errors import BadInput, Unreachable
 from orchestrator.gateways.ledger import Database, SqlLedger
@@ -341,3 +342,19 @@ async def test_a_step_that_waits_for_something_else(tmp_path: Path) -> None:
             await database.write(step)
     async with Database.open(f"sqlite:///{tmp_path}/ledger.db") as database:
         assert await SqlLedger(database).live_batches() == []
+
+
+async def test_a_look_is_one_snapshot(acts: Any, database: Database) -> None:
+    """Two statements of one reading step see the same moment, whatever is committed between them."""
+    if not database.where.startswith("/"):  # PostgreSQL; on SQLite a step cannot even be interrupted
+        batch = await acts.loaded(1)
+
+        async def look(connection: AsyncConnection) -> list[int]:
+            seen = []
+            for turn in range(2):
+                seen.append((await connection.execute(text("SELECT count(*) FROM items WHERE state = 'pending'"))).scalar_one())
+                if not turn:
+                    assert len(await acts.claim(batch, 1)) == 1
+            return seen
+
+        assert await database.read(look) == [1, 1]

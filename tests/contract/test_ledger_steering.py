@@ -26,8 +26,11 @@ async def test_cancel_and_reopen(acts: Any) -> None:
     batch = await acts.loaded(4, start_limit=3)
     await acts.claim(batch, 2)
     await acts.tell(acts.said(Event.THROTTLED, "a1"))
+    assert await acts.ledger.cancel_pending(batch.pk) == 0  # nobody has canceled the batch, or somebody has resumed it
+    await _to(acts, batch, BatchState.CANCELING)
     assert await acts.ledger.cancel_pending(batch.pk) == 3
     assert await acts.states(batch) == ["claimed", "canceled", "canceled", "canceled"]
+    await _to(acts, batch, BatchState.RUNNING)
     assert await acts.ledger.reopen_canceled(batch.pk) == 3
     assert [c.index for c in await acts.claim(batch, 9, prefix="b")] == [1, 2]
 
@@ -54,10 +57,52 @@ async def test_retry(acts: Any, classes: frozenset[str], reopened: list[int]) ->
     assert {(r.error, r.error_class) for r in results if r.index in reopened} <= {(None, None)}
 
 
+async def test_refetch(acts: Any) -> None:
+    """What was bought and is still kept is fetched again, not bought; what is not kept any more is left to `retry`."""
+    batch = await acts.loaded(3)
+    await acts.claim(batch, 3)
+    for n in range(3):
+        await acts.tell(acts.ended(f"p{n}", attempt_id=f"a{n}"))
+    for n, error_class in enumerate(("output_forbidden", "output_forbidden", "expired")):
+        await acts.tell(acts.said(Event.UNCOLLECTABLE, f"a{n}", error="not fetched", error_class=error_class))
+    assert await acts.states(batch) == ["failed"] * 3
+    assert await acts.ledger.refetch(batch.pk, classes=frozenset({"output_forbidden"}), after=at(3600)) == 0
+    assert await acts.ledger.refetch(batch.pk, classes=frozenset({"output_forbidden"}), after=at(-3600)) == 2
+    assert await acts.states(batch) == ["collecting", "collecting", "failed"]
+    assert [r.error for r in await acts.results(batch)] == [None, None, "not fetched"]
+
+
+async def test_an_end_looks_again(acts: Any) -> None:
+    """Rows reopened while the results are written keep their batch from ending; so does a verb that steers it."""
+    finish = {"to": BatchState.FINISHED, "of": BatchState.RUNNING, "reason": None, "now": NOW}
+    batch = await acts.loaded(1)
+    await acts.claim(batch, 1)
+    await acts.tell(acts.said(Event.REFUSED, "a0", error="no", error_class="refused"))
+    await acts.ledger.reopen_failed(batch.pk, classes=frozenset())
+    assert not await acts.ledger.end_batch(batch.pk, **finish)
+    await acts.claim(batch, 1, prefix="b")
+    assert not await acts.ledger.end_batch(batch.pk, **finish)
+    await acts.tell(acts.said(Event.REFUSED, "b0", error="no", error_class="refused"))
+    await _to(acts, batch, BatchState.PAUSED)
+    assert not await acts.ledger.end_batch(batch.pk, **finish)
+    await _to(acts, batch, BatchState.RUNNING)
+    assert await acts.ledger.end_batch(batch.pk, **finish)
+    assert (await acts.again(batch)).state is BatchState.FINISHED
+
+
+async def test_a_pause_keeps_its_reason(acts: Any) -> None:
+    """A worker that notes why it waits does not talk over the reason of a pause."""
+    batch = await acts.loaded(1)
+    await acts.ledger.set_state(batch.pk, to=BatchState.PAUSED, allowed=frozenset(BatchState), reason="an operator", now=NOW)
+    await acts.ledger.note_reason(batch.pk, "in flight")
+    assert (await acts.again(batch)).reason == "an operator"
+
+
 async def test_many_rows(acts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Verbs on more rows than one transaction takes reach them all, and other batches not at all."""
     monkeypatch.setattr("orchestrator.gateways.ledger.steering.STEP_ROWS", 3)
     batch, other = await acts.loaded(10), await acts.loaded(2, "other")
+    await _to(acts, batch, BatchState.CANCELING)
     assert await acts.ledger.cancel_pending(batch.pk) == 10
     assert await acts.states(other) == ["pending"] * 2
     assert await acts.ledger.reopen_canceled(batch.pk) == 10

@@ -118,3 +118,18 @@ def test_prices_survive_json():
         assert price is not None
         assert Pricing.from_json(Pricing(price, 3).to_json()) == Pricing(price, 3)
     assert Price.from_json(None) is None
+
+
+def test_a_failed_run_of_a_deployment_is_not_free():
+    """Deployments are billed for failures too: by the seconds it ran where the price is per second, else unknown."""
+    by_second = resolve(model="m/n", official=False, given={"hardware": "gpu-l40s"}, book=BOOK, deployment=True)
+    assert by_second is not None
+    assert charge(prediction("failed", predict_time=60.0), price=by_second, outputs=0).usd == by_second.usd * 60
+    by_run = resolve(model="m/n", official=False, given={"per_run_usd": 0.1}, book=BOOK, deployment=True)
+    assert charge(prediction("failed", predict_time=60.0), price=by_run, outputs=0).usd is None
+
+
+def test_a_price_of_an_older_ledger():
+    """Prices written before failures had a word of their own: official ones stay unknown, others free."""
+    old = {"id": "x", "unit": "run", "usd": "1", "usd_out": None}
+    assert [Price.from_json(old | {"official": official}).failed for official in (True, False)] == ["unknown", "free"]  # type: ignore[union-attr]

@@ -13,7 +13,7 @@ from orchestrator.core.records import Fact, Prediction, Rules, Standing
 from orchestrator.core.retry import LONGEST_BACKOFF_S, Policy, backoff_s, decide, event_of
 
 NOW = datetime(2026, 11, 20, 2, 0, tzinfo=UTC)
-PRICE = Price("test", "output", Decimal("0.003"), official=True)
+PRICE = Price("test", "output", Decimal("0.003"), failed="unknown")
 RULES = Rules("b1", True, False, 3, "null", "{}")
 
 

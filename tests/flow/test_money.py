@@ -206,3 +206,20 @@ async def test_what_is_not_kept_any_more_is_bought_again(stage: Stage):
     stage.rooms = replace(stage.rooms, tempo=replace(stage.rooms.tempo, retention_s=0.3))
     assert await settle(stage, batch, within_s=15) == {"failed": 2}
     assert await retry(stage.rooms, batch, classes=frozenset({"expired"})) == (0, 2)
+
+
+async def test_another_folder_while_outputs_are_fetched(stage: Stage):
+    """Once a file has its name the folder stays: what the ledger says and where files lie is one place."""
+    batch = await completed(stage, 3)
+
+    async def wait(_: str) -> None:
+        job = 'model: black-forest-labs/flux-schnell\nsource: { path: rows.csv }\ninput: { prompt: "{{ text }}" }\n'
+        (stage.folder / "job.yaml").write_text(job)
+        found = wiring.load_job(stage.folder / "job.yaml", changes={})
+        order = Order(job=found.job, name="job", folder=str(stage.folder), output_to="elsewhere", output_base=str(stage.folder))
+        await load(stage.rooms, await prepare(stage.rooms, order, book={}))
+
+    await collect(replace(stage.rooms, outputs=Outputs(stage.rooms.outputs, wait)), batch.id, 0)
+    known = await stage.rooms.ledger.batch(batch.id)
+    assert known is not None
+    assert len(list(Path(known.output_to, "files").iterdir())) == 3

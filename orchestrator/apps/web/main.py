@@ -5,7 +5,7 @@ import gc
 import logging
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,6 +35,7 @@ CUT_EVERY_S = 5.0
 FORGET_EVERY_S = 60.0
 REMEMBERED_S = 900.0  # a message told again after this would be stale by its signature
 STOP_GRACE_S = 5
+AFTER_DEFECT_S = 1.0
 log = logging.getLogger("orchestrator.web")
 
 
@@ -62,8 +63,8 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
             await (hook if Hook.is_for(scope) else api)(scope, receive, send)
 
         place = f"{settings.web_address[0]}:{listener.getsockname()[1]}"
-        chores = [asyncio.create_task(chore) for chore in (
-            house.keep_keys(), house.send_wakes(), house.cut_slow(), house.forget())]
+        chores = [asyncio.create_task(_for_ever(chore)) for chore in (
+            house.keep_keys, house.send_wakes, house.cut_slow, house.forget)]
         try:
             async with at_work(rooms, role="web", version=version("replicate-orchestrator"), place=place):
                 log.info("listening on %s", place)
@@ -72,6 +73,16 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
             for chore in chores:
                 chore.cancel()
             await asyncio.gather(*chores, return_exceptions=True)
+
+
+async def _for_ever(chore: Callable[[], Awaitable[None]]) -> None:
+    """A chore that fails in a way nobody foresaw is begun again, and the failure is told."""
+    while True:
+        try:
+            await chore()
+        except Exception:
+            log.exception("%s", getattr(chore, "__name__", chore))
+            await asyncio.sleep(AFTER_DEFECT_S)
 
 
 class _Server(uvicorn.Server):

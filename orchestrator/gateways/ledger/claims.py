@@ -13,7 +13,7 @@ from orchestrator.core.lifecycle import IN_AIR_ITEM, AttemptState, BatchState, I
 from orchestrator.core.ports import Claimable, ClaimTerms
 from orchestrator.core.records import Batch, Claim
 from orchestrator.gateways.ledger.bulk import write_many
-from orchestrator.gateways.ledger.loading import batch_of
+from orchestrator.gateways.ledger.loading import batch_of, set_state
 from orchestrator.gateways.ledger.tables import FRESH_AT, PENDING, attempts, batches, items
 
 _ALIVE = [state.value for state in IN_AIR_ITEM]
@@ -48,6 +48,15 @@ async def claimable(connection: AsyncConnection, batch_pk: int, *, count: int, t
     if available == count:
         return Claimable(available, None)
     return Claimable(available, "start limit" if again + fresh > available else "none due")
+
+
+async def pause_for_budget(connection: AsyncConnection, batch_pk: int, *, terms: ClaimTerms) -> bool:
+    """Decided under the batch's lock: money that was freed since somebody looked is there to be spent."""
+    await connection.execute(select(batches.c.pk).where(batches.c.pk == batch_pk).with_for_update())
+    if (await claimable(connection, batch_pk, count=1, terms=terms)).reason != "budget":
+        return False
+    return await set_state(connection, batch_pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}),
+                           reason="budget", now=terms.now)
 
 
 async def claim(connection: AsyncConnection, batch_pk: int, *, attempt_ids: Sequence[str],

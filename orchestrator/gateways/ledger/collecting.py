@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from orchestrator.core.lifecycle import ItemState
 from orchestrator.core.records import OutputName, StoredOutput, ToCollect
 from orchestrator.gateways.ledger.bulk import write_many
-from orchestrator.gateways.ledger.tables import AGAIN_AT, COLLECTING, attempts, items, outputs
+from orchestrator.gateways.ledger.tables import AGAIN_AT, COLLECTING, attempts, batches, items, outputs
 from orchestrator.gateways.ledger.text import URL_KEPT, clean
 
 _COLLECTING = ItemState.COLLECTING.value
@@ -65,6 +65,8 @@ async def grant_names(connection: AsyncConnection, names: Sequence[OutputName]) 
     """A stem for each, in their order. A name that another row has gets `~row` behind it, then further marks."""
     if not names:
         return []
+    of_batches = select(batches.c.pk).where(batches.c.pk.in_({name.batch_pk for name in names}))
+    await connection.execute(of_batches.with_for_update(read=True, key_share=True))  # from now on the folder stays: see `amend`
     granted = await _granted(connection, names)
     taken = await _taken(connection, names)
     new: list[dict[str, Any]] = []

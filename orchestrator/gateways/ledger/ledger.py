@@ -104,7 +104,15 @@ class SqlLedger:
         """As the port says."""
         return await self._db.write(loading.set_state, batch_pk, to=to, allowed=allowed, reason=reason, now=now)
 
+    async def end_batch(self, batch_pk: int, *, to: BatchState, of: BatchState, reason: str | None, now: datetime) -> bool:
+        """As the port says."""
+        return await self._db.write(steering.end, batch_pk, to=to, of=of, reason=reason, now=now)
+
     # Buying
+
+    async def pause_for_budget(self, batch_pk: int, *, terms: ClaimTerms) -> bool:
+        """As the port says."""
+        return await self._db.write(claims.pause_for_budget, batch_pk, terms=terms)
 
     async def claimable(self, batch_pk: int, *, count: int, terms: ClaimTerms) -> Claimable:
         """As the port says."""

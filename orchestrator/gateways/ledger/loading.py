@@ -136,18 +136,20 @@ async def discard_last(connection: AsyncConnection, batch_pk: int) -> bool:
 
 async def amend(connection: AsyncConnection, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None,
                 price_json: str, start_limit: int | None, job_json: str, output_to: str | None = None) -> None:
-    """What may change between two runs of one batch; the output folder only until the first file is in it."""
+    """What may change between two runs of one batch; the output folder only until the first file of it has a name."""
     values: dict[str, Any] = {"in_flight": in_flight, "max_attempts": max_attempts, "cap_units": cap_units,
                               "price_json": price_json, "start_limit": start_limit, "job_json": clean(job_json)}
     if output_to is not None:
-        at_home = select(outputs.c.item_pk).where(outputs.c.batch_pk == batch_pk, outputs.c.stored_at.is_not(None))
-        values["output_to"] = case((at_home.exists(), batches.c.output_to), else_=output_to)
+        await connection.execute(select(batches.c.pk).where(batches.c.pk == batch_pk).with_for_update())
+        named = select(outputs.c.item_pk).where(outputs.c.batch_pk == batch_pk)
+        values["output_to"] = case((named.exists(), batches.c.output_to), else_=output_to)
     await connection.execute(update(batches).where(batches.c.pk == batch_pk).values(**values))
 
 
 async def note_reason(connection: AsyncConnection, batch_pk: int, reason: str | None) -> None:
-    """Why the batch waits."""
-    await connection.execute(update(batches).where(batches.c.pk == batch_pk).values(reason=clean(reason)))
+    """Why the batch waits. Only of a running one: a pause has its own reason, which says how it ends."""
+    await connection.execute(update(batches).where(
+        batches.c.pk == batch_pk, batches.c.state == BatchState.RUNNING.value).values(reason=clean(reason)))
 
 
 async def set_state(connection: AsyncConnection, batch_pk: int, *, to: BatchState, allowed: frozenset[BatchState],

@@ -1,6 +1,8 @@
 """Connections and transactions: how to reach the database, and what its errors mean for the program."""
 
 import asyncio
+import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -138,10 +140,13 @@ class _Postgresql:
         self._engine = create_async_engine(
             url, pool_pre_ping=True, pool_size=8, max_overflow=8, **_SHARED,
             connect_args={"options": options.strip(), "connect_timeout": 10})
+        # One snapshot for all statements of a look: "nothing moves" and "nothing waits", asked one after the other, were both
+        # true of a row that was claimed in between.
+        self._reading = self._engine.execution_options(isolation_level="REPEATABLE READ")
 
     async def run(self, step: Callable[[AsyncConnection], Coroutine[Any, Any, T]], *, writes: bool) -> T:
-        """One transaction around `step`; reads and writes are alike here."""
-        async with self._engine.begin() as connection:
+        """One transaction around `step`."""
+        async with (self._engine if writes else self._reading).begin() as connection:
             return await step(connection)
 
     async def close(self) -> None:
@@ -202,11 +207,25 @@ def _on_sqlite_connect(connection: Any, _record: Any) -> None:
     try:
         cursor = connection.cursor()
         for setting in _SQLITE_SETTINGS:
-            cursor.execute(f"PRAGMA {setting}")
+            _set(cursor, setting)
         cursor.close()
     except BaseException:
         connection.close()  # the pool does not know it yet
         raise
+
+
+def _set(cursor: Any, setting: str) -> None:
+    """SQLite does not wait for another process's lock where it switches to WAL: of many that open a new file at once, some were
+    refused within a millisecond."""
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            cursor.execute(f"PRAGMA {setting}")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+        time.sleep(0.02)
 
 
 def _on_sqlite_begin(connection: Connection) -> None:

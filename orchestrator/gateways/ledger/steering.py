@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import REFETCH, REOPEN, RETRY, WITHDRAW, AttemptState, BatchState, ItemState, Step
 from orchestrator.core.records import Wake
+from orchestrator.gateways.ledger.loading import set_state
 from orchestrator.gateways.ledger.session import insert
 from orchestrator.gateways.ledger.tables import AGAIN_AT, FRESH_AT, PENDING, attempts, batches, items, work
 
@@ -21,7 +22,11 @@ _MOVING = [state.value for state in (ItemState.CLAIMED, ItemState.UNSURE, ItemSt
 # Each verb moves at most STEP_ROWS rows and says how many: the caller repeats it until none is left, so that nobody
 # waits long for its transaction.
 async def cancel_pending(connection: AsyncConnection, batch_pk: int) -> int:
-    """Rows that wait are withdrawn."""
+    """Rows that wait are withdrawn, unless somebody has resumed the batch."""
+    state = (await connection.execute(
+        select(batches.c.state).where(batches.c.pk == batch_pk).with_for_update())).scalar_one_or_none()
+    if state not in (BatchState.CANCELING.value, BatchState.CANCELED.value):
+        return 0
     return await _step(connection, WITHDRAW, items.c.batch_pk == batch_pk)
 
 
@@ -72,6 +77,16 @@ async def unsettled(connection: AsyncConnection, batch_pk: int) -> bool:
     if batch.start_limit is not None and batch.started >= batch.start_limit:
         waiting = waiting.where(items.c.due_at > FRESH_AT)
     return (await connection.execute(waiting)).first() is not None
+
+
+async def end(connection: AsyncConnection, batch_pk: int, *, to: BatchState, of: BatchState, reason: str | None,
+              now: datetime) -> bool:
+    """The batch's end, if nothing can move: since somebody looked, rows may have been reopened, or the batch steered."""
+    state = (await connection.execute(
+        select(batches.c.state).where(batches.c.pk == batch_pk).with_for_update())).scalar_one_or_none()
+    if state != of.value or await unsettled(connection, batch_pk):
+        return False
+    return await set_state(connection, batch_pk, to=to, allowed=frozenset({of}), reason=reason, now=now)
 
 
 async def schedule(connection: AsyncConnection, wakes: Sequence[Wake], *, now: datetime, force: bool = False) -> None:

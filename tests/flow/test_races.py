@@ -1,0 +1,132 @@
+"""Two things at once, and the one that had looked before the other acted."""
+
+import errno
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.core.lifecycle import BatchState
+from orchestrator.core.ports import Decide
+from orchestrator.core.records import Batch, Change, Fact, Prediction
+from orchestrator.flow.control import cancel, resume, retry
+from orchestrator.flow.ending import wind_up
+from orchestrator.flow.report import report
+from orchestrator.flow.submit import submit
+from tests.flow.conftest import Stage
+from tests.flow.test_stations import Flaky, settle
+
+
+async def again(stage: Stage, batch: Batch) -> Batch:
+    """The batch as it stands now."""
+    found = await stage.rooms.ledger.batch(batch.id)
+    assert found is not None
+    return found
+
+
+async def failed(stage: Stage, rows: int) -> Batch:
+    """A batch whose rows have all failed."""
+    stage.provider.put("faults", {"fail": 1.0})
+    batch = await stage.load(rows)
+    await settle(stage, batch)
+    assert await stage.states(batch) == {"failed": rows}
+    stage.provider.put("faults", {"fail": None})
+    return batch
+
+
+async def test_retry_while_the_results_are_written(stage: Stage):
+    """Rows reopened meanwhile are bought: the batch does not end over them."""
+    batch = await failed(stage, 3)
+    real = stage.rooms.ledger.counts
+    asked: list[int] = []
+
+    async def counts(pk: int) -> Any:
+        asked.append(pk)
+        if len(asked) == 2:  # the end is decided, and the summary is being written
+            await retry(stage.rooms, await again(stage, batch), classes=frozenset())
+        return await real(pk)
+
+    rooms = replace(stage.rooms, ledger=Flaky(stage.rooms.ledger, counts=counts))
+    (wake,) = await report(rooms, batch.id)
+    assert wake.station == "report"
+    assert (await again(stage, batch)).state is BatchState.RUNNING
+    assert await settle(stage, batch) == {"succeeded": 3}
+    assert await report(stage.rooms, batch.id) == []
+    assert (await again(stage, batch)).state is BatchState.FINISHED
+
+
+async def test_results_on_a_full_disk(stage: Stage):
+    """A report that cannot be written says why, and is tried again soon."""
+    batch = await stage.load(1)
+    await settle(stage, batch)
+
+    def results(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    rooms = replace(stage.rooms, tables=Flaky(stage.rooms.tables, results=results))
+    (wake,) = await report(rooms, batch.id)
+    assert wake.due_at is not None
+    assert 0 < (wake.due_at - rooms.clock.now()).total_seconds() < 60
+    assert "No space left on device" in ((await again(stage, batch)).reason or "")
+
+
+async def test_resume_while_a_sweep_winds_up(stage: Stage):
+    """A sweep that had seen the batch canceling stops ending its predictions once somebody resumes it."""
+    batch = await stage.load(6)
+    await submit(stage.rooms, batch.id, 0)
+    real, ended = stage.rooms.predictions.cancel, []
+
+    async def slowly(prediction_id: str) -> Prediction:
+        if not ended:
+            await resume(stage.rooms, await again(stage, batch))
+        ended.append(prediction_id)
+        return await real(prediction_id)
+
+    rooms = replace(stage.rooms, predictions=Flaky(stage.rooms.predictions, cancel=slowly))
+    await rooms.ledger.set_state(batch.pk, to=BatchState.CANCELING, allowed=frozenset(BatchState), reason=None,
+                                 now=rooms.clock.now())
+    await wind_up(rooms, await again(stage, batch))
+    assert len(ended) == 1
+    assert (await again(stage, batch)).state is BatchState.RUNNING
+
+
+async def test_one_strange_error_while_recording(stage: Stage):
+    """A database that fails once in an unknown way costs no answer: what was learned is recorded one by one."""
+    batch = await stage.load(8)
+    real = stage.rooms.ledger.move
+    strange = iter([RuntimeError("deadlock, or something like it")])
+
+    async def move(facts: Sequence[Fact], *, decide: Decide) -> list[Change]:
+        for error in strange:
+            raise error
+        return await real(facts, decide=decide)
+
+    await submit(replace(stage.rooms, ledger=Flaky(stage.rooms.ledger, move=move)), batch.id, 0)
+    assert "claimed" not in await stage.states(batch)
+
+
+async def test_one_fact_that_cannot_be_recorded(stage: Stage):
+    """It costs itself, and none of its neighbours."""
+    batch = await stage.load(8)
+    real = stage.rooms.ledger.move
+    poison: list[str] = []
+
+    async def move(facts: Sequence[Fact], *, decide: Decide) -> list[Change]:
+        ids = [fact.attempt_id or "" for fact in facts]
+        poison.extend(ids[:1] if not poison else [])
+        if poison[0] in ids:
+            raise RuntimeError("this one cannot be written")
+        return await real(facts, decide=decide)
+
+    await submit(replace(stage.rooms, ledger=Flaky(stage.rooms.ledger, move=move)), batch.id, 0)
+    states = await stage.states(batch)
+    assert states["claimed"] == 1
+    assert sum(states.values()) == 8
+
+
+async def test_canceled_for_good(stage: Stage):
+    """Without anybody resuming it, a canceled batch ends with all its rows canceled."""
+    batch = await stage.load(4)
+    await cancel(stage.rooms, batch)
+    await report(stage.rooms, batch.id)
+    assert await stage.states(batch) == {"canceled": 4}
+    assert (await again(stage, batch)).state is BatchState.CANCELED
