@@ -125,6 +125,14 @@ def test_a_role_without_redis(house: Desk, role: str):
     assert "orchestrator up" in done.err
 
 
+def test_a_worker_without_a_token(house: Desk):
+    """It ends with exit 2 and its sentence before it takes any message."""
+    done = house("worker", ORCHESTRATOR_REDIS_URL="redis://127.0.0.1:9", REPLICATE_API_TOKEN="")
+    assert done.code == 2, done
+    assert "no API token" in done.err
+    assert "Traceback" not in done.err
+
+
 def test_a_setting_that_is_none(house: Desk):
     """Settings that cannot be read are named, not dumped."""
     done = house("doctor", ORCHESTRATOR_PUBLIC_URL="me.example", ORCHESTRATOR_TEMPO__SLICE_S="long")

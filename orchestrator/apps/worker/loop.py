@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from datetime import timedelta
 from importlib.metadata import version
 
 from orchestrator import wiring
-from orchestrator.core.errors import OrchestratorError
+from orchestrator.core.errors import OrchestratorError, Unreachable
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Wake
 from orchestrator.flow.collect import collect
@@ -21,44 +24,73 @@ from orchestrator.wiring import Settings
 Station = Callable[[Rooms, str, int], Awaitable[list[Wake]]]
 STATIONS: dict[str, Station] = {"submit": submit, "sweep": sweep, "collect": collect, "report": report}
 AFTER_ERROR_S = 5.0
+OPEN_AGAIN_S = 2.0
+OPEN_WITHIN_S = 300.0  # longer than a Keeper's STEADY_S: an outage does not count as dying again and again
 log = logging.getLogger("orchestrator.worker")
+
+
+def leave() -> None:
+    """End this process at once: without the loop nothing can be finished in order, not even a shutdown."""
+    os._exit(1)
 
 
 class StationLoop:
     """Runs stations, called from Celery's threads, on a loop of its own."""
 
-    def __init__(self, settings: Settings, *, redis_url: str) -> None:
+    def __init__(self, settings: Settings, *, redis_url: str, lost: Callable[[], object] = leave) -> None:
         self._settings = settings
         self._redis_url = redis_url
+        self._lost = lost  # called when the rooms' thread ends by itself
         self._loop = wiring.loop_factory()()
-        self._ready: asyncio.Future[Rooms] | None = None
+        self._opened: Future[Rooms] = Future()
         self._end = asyncio.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._live, name="stations", daemon=True)
 
     def start(self) -> None:
-        """Begin to live."""
-        self._ready = self._loop.create_future()
+        """Begin to live; back when the rooms are open. Raises BadInput, or Unreachable when the ledger was away for minutes.
+
+        Who consumed messages before could only fail them. An outage is waited for here: ending at once would use up a Keeper's
+        restarts within seconds. It does end at last, so that whoever looks after the process sees more than a log. (Redis is
+        not asked here: Celery waits for it by itself, and says so.)"""
         self._thread.start()
+        self._opened.result()
 
     def _live(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._hold_rooms())
+        except BaseException as error:
+            if self._opened.done():
+                log.critical("the rooms of this worker are gone", exc_info=True)
+            else:
+                self._opened.set_exception(error)
         finally:
+            if self._opened.done() and self._opened.exception() is None and not self._end.is_set():
+                self._lost()
             self._loop.close()
 
     async def _hold_rooms(self) -> None:
-        assert self._ready is not None
-        try:
-            async with wiring.rooms(self._settings, redis_url=self._redis_url, stopping=lambda: self._stopping) as rooms:
-                async with at_work(rooms, role="worker", version=version("replicate-orchestrator")):
-                    self._ready.set_result(rooms)
-                    await self._end.wait()
-        except Exception as error:
-            if self._ready.done():
-                raise
-            self._ready.set_exception(error)
+        until = self._loop.time() + OPEN_WITHIN_S
+        is_said = False
+        while not self._end.is_set():
+            try:
+                await self._hold_once()
+            except Unreachable as error:
+                if self._opened.done() or self._loop.time() >= until:
+                    raise
+                if not is_said:
+                    log.warning("%s; this worker waits for it", error)
+                is_said = True
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(OPEN_AGAIN_S):
+                        await self._end.wait()
+
+    async def _hold_once(self) -> None:
+        async with wiring.rooms(self._settings, redis_url=self._redis_url, stopping=lambda: self._stopping) as rooms:
+            async with at_work(rooms, role="worker", version=version("replicate-orchestrator")):
+                self._opened.set_result(rooms)
+                await self._end.wait()
 
     def wind_down(self) -> None:
         """Start nothing new: stations hand back what they hold and end."""
@@ -67,7 +99,8 @@ class StationLoop:
     def stop(self) -> None:
         """Close the rooms, once the stations have ended."""
         self._stopping = True
-        self._loop.call_soon_threadsafe(self._end.set)
+        with suppress(RuntimeError):  # the loop is closed: the rooms never opened
+            self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(timeout=10)
 
     def run(self, station: str, key: str, lane: int) -> None:
@@ -75,17 +108,27 @@ class StationLoop:
         asyncio.run_coroutine_threadsafe(self._run(station, key, lane), self._loop).result()
 
     async def _run(self, station: str, key: str, lane: int) -> None:
-        assert self._ready is not None
-        rooms = await asyncio.shield(self._ready)
+        rooms = self._opened.result()
         if self._stopping:
             return
         try:
             usual_s = rooms.tempo.slice_s + rooms.tempo.request_timeout_s + 60
             async with asyncio.timeout(LONGEST_S if station in ("collect", "report") else usual_s):
                 wakes = await STATIONS[station](rooms, key, lane)
-        except (OrchestratorError, TimeoutError, ExceptionGroup) as error:
+        except Exception as error:  # a defect too: its wake is held back, that of a report for half an hour
             log.warning("station %s of %s: %s", station, key, error, exc_info=not isinstance(error, OrchestratorError))
             wakes = [Wake(station, key, lane, rooms.clock.now() + timedelta(seconds=AFTER_ERROR_S))]
-        own = [wake for wake in wakes if (wake.station, wake.key, wake.lane) == (station, key, lane)]
-        await rooms.ledger.schedule([wake for wake in wakes if wake not in own], now=rooms.clock.now())
-        await rooms.ledger.schedule(own[-1:], now=rooms.clock.now(), force=True)
+        await self._schedule(rooms, Wake(station, key, lane), wakes)
+
+    async def _schedule(self, rooms: Rooms, ran: Wake, wakes: Sequence[Wake]) -> None:
+        """Wakes into the ledger; while it is away, tried again until the message that `ran` counts as lost anyway."""
+        own = [wake for wake in wakes if (wake.station, wake.key, wake.lane) == (ran.station, ran.key, ran.lane)]
+        until = rooms.clock.boottime() + (LONGEST_S if ran.station == "report" else rooms.tempo.hold_s)
+        while True:
+            try:
+                await rooms.ledger.schedule([wake for wake in wakes if wake not in own], now=rooms.clock.now())
+                return await rooms.ledger.schedule(own[-1:], now=rooms.clock.now(), force=True)
+            except Unreachable as error:
+                if self._stopping or rooms.clock.boottime() >= until:
+                    return log.warning("what comes after station %s of %s could not be noted: %s", ran.station, ran.key, error)
+                await rooms.clock.sleep(AFTER_ERROR_S)

@@ -15,7 +15,7 @@ THREADS = 12  # stations at once: submit and collect lanes of several batches, s
 
 
 def work() -> None:
-    """Work until told to stop."""
+    """Work until told to stop. Raises BadInput, or Unreachable, where it cannot begin (`StationLoop.start`)."""
     settings = wiring.own_settings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     app = wiring.celery(settings)
@@ -31,8 +31,8 @@ def work() -> None:
     gc.freeze()  # what is there now stays: looking through it again and again found nothing to collect
     gc.set_threshold(20_000, 50, 50)
     sys.setswitchinterval(0.02)  # loop, ledger and files take turns less often: a fifth less time in the kernel
-    stations.start()
     try:
+        stations.start()
         app.worker_main(["worker", "--pool=threads", f"--concurrency={THREADS}", *wiring.WORKER_OPTIONS,
                          f"--loglevel={settings.log_level}"])
     finally:
