@@ -30,9 +30,9 @@ async def _up(settings: Settings, *, workers: int) -> None:
         account = await rooms.predictions.account()
         keeper = Keeper(rooms)
         roles = [wiring.worker_role(settings, hold, number=n) for n in range(1, workers + 1)]
-        await keeper.start([*roles, wiring.scheduler_role(settings, hold), wiring.web_role(settings, hold)])
-        _say(settings, account=account, workers=workers)
         try:
+            await keeper.start([*roles, wiring.scheduler_role(settings, hold), wiring.web_role(settings, hold)])
+            _say(settings, account=account, workers=workers)
             async with until_told_to_stop() as told:
                 await told.wait()
             print("stopping: nothing new is bought; what is in the air is finished", file=sys.stderr, flush=True)  # noqa: T201
