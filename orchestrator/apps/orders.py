@@ -34,7 +34,9 @@ def _beside(loaded: LoadedJob) -> Path:
 
 
 def scheduled_jobs(settings: Settings, cwd: Path) -> tuple[list[ScheduledJob], dict[str, LoadedJob], list[str]]:
-    """The jobs with a schedule that can be found from here, each by its key in the ledger, and what is wrong with others."""
+    """The jobs that can be found from here, each by its key in the ledger, and what is wrong with others.
+
+    Those without a schedule too: it may have been taken out."""
     jobs: list[ScheduledJob] = []
     by_key: dict[str, LoadedJob] = {}
     wrong: list[str] = []
@@ -44,9 +46,8 @@ def scheduled_jobs(settings: Settings, cwd: Path) -> tuple[list[ScheduledJob], d
         except OrchestratorError as error:
             wrong.append(str(error))
             continue
-        if loaded.job.schedule is None:
-            continue
-        if refused := loaded.job.unsupported():
+        refused = loaded.job.unsupported() if loaded.job.schedule else []
+        if refused:
             wrong += [f"{path}: {sentence}" for sentence in refused]
             continue
         key = job_key(path.resolve(), home=settings.home)

@@ -475,10 +475,10 @@ class Ledger(Protocol):
         """Wakes that are due; each is held back for `hold_s` so that a lost message is sent again, not lost."""
 
     async def slots_standing(self, job: str, *, rule: str) -> SlotsStanding:
-        """A job's open slots, its last one, and since when this rule of it is known."""
+        """A job's open slots, its last one, and since when this rule of it is in force."""
 
     async def know_schedule(self, job: str, *, rule: str, now: datetime) -> None:
-        """From now on slots of this rule count; one known before is known since then."""
+        """From now on slots of this rule count, and of no other of the job; known already, it is known since then."""
 
     async def note_slots(self, job: str, new: Sequence[NewSlot], *, now: datetime) -> None:
         """Slots become rows; of one noted before, only a due one is moved, and only to skipped."""

@@ -10,7 +10,22 @@ from orchestrator.core.errors import BadInput, OrchestratorError, Unreachable
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Rooms
-from orchestrator.core.schedule import GRACE_S, MOST_SLOTS, Plan, Slot, SlotRun, SlotState, decide, rule_of, run_of, split_open
+from orchestrator.core.schedule import (
+    GRACE_S,
+    MOST_SLOTS,
+    Plan,
+    Slot,
+    SlotRun,
+    SlotsStanding,
+    SlotState,
+    decide,
+    rule_of,
+    run_of,
+    split_open,
+)
+
+NO_RULE = ""  # of a job without a schedule, to be told from one that nobody looked at meanwhile
+TAKEN_OUT = "taken out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +40,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledJob:
-    """A job with a schedule. `key`: how the ledger calls it (`core.schedule.job_key`)."""
+    """A job, with a schedule or without one any more. `key`: how the ledger calls it (`core.schedule.job_key`)."""
 
     key: str
     job: Job
@@ -77,23 +92,28 @@ async def look(rooms: Rooms, jobs: Sequence[ScheduledJob], *, terms: Terms = DEF
 
 async def _look_at(rooms: Rooms, scheduled: ScheduledJob, terms: Terms, found: Look) -> None:
     schedule, key, now = scheduled.job.schedule, scheduled.key, rooms.clock.now()
-    if schedule is None:
-        return
-    rule = rule_of(schedule)
-    standing = await rooms.ledger.slots_standing(key, rule=rule)
-    if standing.known_at is None:
-        await rooms.ledger.know_schedule(key, rule=rule, now=now)
-        standing = await rooms.ledger.slots_standing(key, rule=rule)
+    standing = await _standing(rooms, key, rule_of(schedule) if schedule else NO_RULE, now)
     ended, waiting, busy = split_open(standing.open, now=now)
     found.settled.extend([await _close(rooms, slot) for slot in ended])
+    if schedule is None:
+        await _take_out(rooms, key, waiting, now, found)
+        return
     known = [standing.known_at or now, standing.last_slot_at, *(slot.slot_at for slot in standing.open)]
     plan = decide(schedule, since=max(at for at in known if at is not None), now=now,
                   waiting=[slot.slot_at for slot in waiting], busy=busy, grace_s=terms.grace_s, most=terms.most_slots)
-    await _note(rooms, key, plan, {slot.slot_at for slot in waiting}, now)
-    found.settled.extend(Fired(key, at, SlotState.SKIPPED, None, reason) for at, reason in plan.skipped)
+    await _note(rooms, key, plan, {slot.slot_at for slot in waiting}, now, found)
     held = {slot.slot_at for slot in waiting if slot.lease_until is not None and slot.lease_until > now}
     if plan.fire is not None and plan.fire not in held:
         await _claim(rooms, scheduled, plan.fire, terms, found)
+
+
+async def _standing(rooms: Rooms, key: str, rule: str, now: datetime) -> SlotsStanding:
+    """How the job stands under this rule, which is in force from now on, unless it was before."""
+    standing = await rooms.ledger.slots_standing(key, rule=rule)
+    if standing.known_at is not None:
+        return standing
+    await rooms.ledger.know_schedule(key, rule=rule, now=now)
+    return await rooms.ledger.slots_standing(key, rule=rule)
 
 
 async def _close(rooms: Rooms, slot: Slot) -> Fired:
@@ -103,10 +123,17 @@ async def _close(rooms: Rooms, slot: Slot) -> Fired:
     return Fired(slot.job, slot.slot_at, SlotState.DONE, slot.batch_id, reason)
 
 
-async def _note(rooms: Rooms, key: str, plan: Plan, waiting: set[datetime], now: datetime) -> None:
+async def _take_out(rooms: Rooms, key: str, waiting: Sequence[Slot], now: datetime, found: Look) -> None:
+    """What still waited when its schedule was taken out is not started when that is put back, perhaps a month later."""
+    due = [slot.slot_at for slot in waiting if slot.state is SlotState.DUE]
+    await _note(rooms, key, Plan(None, [(at, TAKEN_OUT) for at in due], []), set(due), now, found)
+
+
+async def _note(rooms: Rooms, key: str, plan: Plan, waiting: set[datetime], now: datetime, found: Look) -> None:
     """Only what is news: most looks find nothing, and then write nothing."""
     news = [note for note in plan.notes() if note.state is SlotState.SKIPPED or note.slot_at not in waiting]
     await rooms.ledger.note_slots(key, news, now=now)
+    found.settled.extend(Fired(key, at, SlotState.SKIPPED, None, reason) for at, reason in plan.skipped)
 
 
 async def _claim(rooms: Rooms, scheduled: ScheduledJob, slot_at: datetime, terms: Terms, found: Look) -> None:

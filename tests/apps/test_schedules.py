@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator import wiring
 from orchestrator.apps.cli import look, schedules
+from orchestrator.apps.orders import scheduled_jobs
 from orchestrator.core.errors import BadInput
 from orchestrator.core.job import Schedule
 from orchestrator.core.lifecycle import BatchState
@@ -69,6 +70,17 @@ async def test_jobs_shows_what_the_ledger_knows(tmp_path: Path, monkeypatch: pyt
     assert known.document["jobs"][0]["schedule"]["last"]["reason"] == "missed"
     assert json.loads(json.dumps(known.document)) == known.document
     assert known.lines[-1].endswith("skipped, missed")
+
+
+def test_jobs_without_a_schedule_are_looked_at_too(tmp_path: Path) -> None:
+    """A scheduler must see that a schedule was taken out; what is wrong with other jobs is only `run`'s to say."""
+    path = write(tmp_path, '  cron: "30 2 * * *"\n')
+    settings = read_settings(tmp_path / ".orchestrator")
+    for text, cron in ((path.read_text(), "30 2 * * *"), (path.read_text().partition("schedule")[0], None)):
+        path.write_text(text)
+        ((job,), by_key, wrong) = scheduled_jobs(settings, tmp_path)
+        assert (job.key, list(by_key), wrong) == ("jobs/night.yaml", ["jobs/night.yaml"], [])
+        assert (job.job.schedule.cron if job.job.schedule else None) == cron
 
 
 def test_a_wrong_schedule_has_its_place(tmp_path: Path) -> None:

@@ -5,10 +5,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.schedule import NewSlot, SlotState
 from orchestrator.gateways.ledger import Database, SqlLedger
+from orchestrator.gateways.ledger.tables import schedules
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 JOB = "jobs/night.yaml"
@@ -35,14 +38,49 @@ async def states(ledger: SqlLedger) -> list[str]:
 
 
 async def test_a_rule_is_known_since_its_first_look(ledger: SqlLedger) -> None:
-    """The first look at a rule is remembered; a later one, and another rule, do not change it."""
+    """The first look at a rule is remembered, and a later one does not change it; other jobs have rules of their own."""
     assert (await ledger.slots_standing(JOB, rule="0 2 * * * UTC")).known_at is None
     await ledger.know_schedule(JOB, rule="0 2 * * * UTC", now=NOW)
     await ledger.know_schedule(JOB, rule="0 2 * * * UTC", now=at(60))
-    await ledger.know_schedule(JOB, rule="0 3 * * * UTC", now=at(120))
+    await ledger.know_schedule("jobs/third.yaml", rule="0 3 * * * UTC", now=at(120))
     standing = await ledger.slots_standing(JOB, rule="0 2 * * * UTC")
     assert (standing.known_at, standing.last_slot_at, standing.open) == (NOW, None, [])
     assert (await ledger.slots_standing("jobs/other.yaml", rule="0 2 * * * UTC")).known_at is None
+
+
+async def test_one_rule_is_in_force(ledger: SqlLedger) -> None:
+    """Another rule replaces the one before; that one taken back is new, since the moment of its return."""
+    for seconds, rule in ((0, "a"), (60, "b"), (120, "b")):
+        await ledger.know_schedule(JOB, rule=rule, now=at(seconds))
+    assert (await ledger.slots_standing(JOB, rule="a")).known_at is None
+    assert (await ledger.slots_standing(JOB, rule="b")).known_at == at(60)
+    await ledger.know_schedule(JOB, rule="a", now=at(180))
+    assert (await ledger.slots_standing(JOB, rule="a")).known_at == at(180)
+    assert (await ledger.slots_standing(JOB, rule="b")).known_at is None
+
+
+async def test_rules_that_an_older_version_left(ledger: SqlLedger, database: Database) -> None:
+    """It kept every rule of a job: only the newest counts, and an older one taken back counts from then on."""
+    async def left(connection: AsyncConnection) -> None:
+        await connection.execute(insert(schedules), [{"job": JOB, "rule": rule, "known_at": at(seconds)}
+                                                     for rule, seconds in (("a", 0), ("b", 60))])
+
+    await database.write(left)
+    assert (await ledger.slots_standing(JOB, rule="b")).known_at == at(60)
+    assert (await ledger.slots_standing(JOB, rule="a")).known_at is None
+    await ledger.know_schedule(JOB, rule="a", now=at(120))
+    assert (await ledger.slots_standing(JOB, rule="a")).known_at == at(120)
+
+
+async def test_two_schedulers_meet_a_new_rule(ledger_url: str) -> None:
+    """At the same moment: one of them says since when, whatever was known before."""
+    async with Database.open(ledger_url) as one, Database.open(ledger_url) as two:
+        ledgers = [SqlLedger(one), SqlLedger(two)]
+        for n, rule in enumerate("abcabc"):
+            times = [at(60 * n), at(60 * n + 1)]
+            await asyncio.gather(*(ledger.know_schedule(JOB, rule=rule, now=now)
+                                   for ledger, now in zip(ledgers, times, strict=True)))
+            assert (await ledgers[0].slots_standing(JOB, rule=rule)).known_at in times
 
 
 async def test_noted_slots(ledger: SqlLedger) -> None:

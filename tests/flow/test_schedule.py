@@ -18,7 +18,7 @@ from orchestrator.core.records import NewBatch, Target
 from orchestrator.core.schedule import SlotRun, SlotState
 from orchestrator.flow import control
 from orchestrator.flow.ingest import Order, load, prepare
-from orchestrator.flow.schedule import Fired, ScheduledJob, Terms, begin, fire, look
+from orchestrator.flow.schedule import TAKEN_OUT, Fired, ScheduledJob, Terms, begin, fire, look
 from orchestrator.gateways.testing import HandClock
 from orchestrator.settings import read_settings
 from tests.flow.conftest import Stage
@@ -99,7 +99,48 @@ async def test_nothing_from_before_it_was_known(desk: Desk) -> None:
     assert await desk.at(at(1, 1)) == []
     assert await desk.at(at(1, 59)) == []
     assert await desk.at(at(2, 1), scheduled("30 1 * * *")) == []
-    assert await desk.at(at(2, 2)) == [Fired(KEY, at(2), SlotState.RUNNING, "b1")]
+    assert await desk.at(at(2, 2), scheduled("30 2 * * *")) == []
+    assert await desk.at(at(2, 30), scheduled("30 2 * * *")) == [Fired(KEY, at(2, 30), SlotState.RUNNING, "b1")]
+
+
+def unscheduled() -> ScheduledJob:
+    """The same job, its schedule commented out."""
+    job = scheduled().job
+    return ScheduledJob(KEY, job.model_copy(update={"schedule": None}))
+
+
+@pytest.mark.parametrize("meanwhile", [scheduled("0 0 1 1 *"), unscheduled()], ids=["another rule", "no schedule"])
+async def test_nothing_from_while_it_was_not_in_force(desk: Desk, meanwhile: ScheduledJob) -> None:
+    """A rule that is taken back, or a schedule put back, has not missed what it would have started in between."""
+    await desk.at(at(0, 55))
+    (first,) = await desk.at(at(1))
+    await desk.end(first.batch_id)
+    assert await desk.at(at(1, 10), meanwhile) == [Fired(KEY, at(1), SlotState.DONE, "b1")]
+    assert await desk.at(at(3), meanwhile) == []
+    assert await desk.at(at(5, 2)) == []
+    assert await desk.at(at(6)) == [Fired(KEY, at(6), SlotState.RUNNING, "b2")]
+    assert await desk.slots() == [(1, "done", None), (6, "running", None)]
+
+
+async def test_an_absence_is_still_one_after_changes(desk: Desk) -> None:
+    """With the rule in force again, slots that nobody looked for are missed as ever."""
+    for moment, job in ((at(0, 55), scheduled()), (at(1, 10), unscheduled()), (at(1, 20), scheduled())):
+        await desk.at(moment, job)
+    assert await desk.at(at(3, 30)) == [Fired(KEY, at(2), SlotState.SKIPPED, None, "missed"),
+                                        Fired(KEY, at(3), SlotState.RUNNING, "b1")]
+
+
+async def test_what_waited_is_taken_out_with_its_schedule(desk: Desk) -> None:
+    """Slots in a queue do not outlive their schedule; the run under way does, and is closed when it has ended."""
+    queue = scheduled(overlap="queue")
+    for hour in (0, 1, 2, 3):
+        await desk.at(at(hour, 59), queue)
+    taken = [Fired(KEY, at(hour), SlotState.SKIPPED, None, TAKEN_OUT) for hour in (2, 3)]
+    assert await desk.at(at(4, 10), unscheduled()) == taken
+    assert await desk.at(at(4, 11), unscheduled()) == []
+    await desk.end("b1")
+    assert await desk.at(at(6, 30), queue) == [Fired(KEY, at(1), SlotState.DONE, "b1")]
+    assert len(desk.runs) == 1
 
 
 async def test_a_canceled_batch_closes_its_slot(desk: Desk) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 
-from sqlalchemy import Row, Select, and_, func, or_, select, text, update
+from sqlalchemy import Row, Select, and_, delete, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import BatchState
@@ -26,20 +26,25 @@ class Values(TypedDict):
 
 
 async def standing(connection: AsyncConnection, job: str, *, rule: str) -> SlotsStanding:
-    """Since when the rule is known, the last slot, and the open ones, oldest first.
+    """Since when the rule is in force, the last slot, and the open ones, oldest first.
 
+    In force is the rule that became known last: ledgers from before keep older ones of a job beside it.
     The last slot is read first: one noted in between is then met as an open one, never overlooked."""
-    of_rule = select(schedules.c.known_at).where(schedules.c.job == job, schedules.c.rule == rule)
-    known_at = (await connection.execute(of_rule)).scalar_one_or_none()
+    newest = select(schedules).where(schedules.c.job == job).order_by(schedules.c.known_at.desc()).limit(1)
+    known = (await connection.execute(newest)).one_or_none()
     last_at = (await connection.execute(select(func.max(slots.c.slot_at)).where(slots.c.job == job))).scalar_one_or_none()
     rows = await connection.execute(_slots(job).where(text(f"slots.{OPEN_SLOT}")).order_by(slots.c.slot_at))
+    known_at = known.known_at if known is not None and known.rule == rule else None
     return SlotsStanding(known_at, last_at, [_slot(row) for row in rows])
 
 
 async def know(connection: AsyncConnection, job: str, *, rule: str, now: datetime) -> None:
-    """The first to know a rule says since when."""
+    """The first to know a rule says since when; it replaces the one before it, which would be new if it came back."""
+    replaced = await connection.execute(delete(schedules).where(schedules.c.job == job, schedules.c.rule != rule))
+    statement = insert(connection, schedules).values(job=job, rule=rule, known_at=now)
     await connection.execute(
-        insert(connection, schedules).values(job=job, rule=rule, known_at=now).on_conflict_do_nothing())
+        statement.on_conflict_do_update(index_elements=["job", "rule"], set_={"known_at": now}) if replaced.rowcount
+        else statement.on_conflict_do_nothing())
 
 
 async def note(connection: AsyncConnection, job: str, *, new: Sequence[NewSlot], now: datetime) -> None:

@@ -268,7 +268,7 @@ class RoleRow(_Model, table=True):
 
 
 class ScheduleRow(_Model, table=True):
-    """Since when a job's rule (cron and zone) is known: earlier slots of that rule are nobody's."""
+    """Since when a job's rule (cron and zone; empty: none) is in force: earlier slots of that rule are nobody's."""
 
     __tablename__ = "schedules"
     job: str = Field(primary_key=True)
