@@ -53,6 +53,19 @@ async def test_what_it_tells(acts: Acts):
         assert (await http.get("/api/state")).json() == {"trouble": None, "webhooks": {"recorded": 7}}
 
 
+async def test_the_address_itself(acts: Acts):
+    """`/` says what this is and names the paths, each of which answers; it is as shy as they are."""
+    async with client(acts) as http:
+        told = (await http.get("/")).json()
+        assert "orchestrator" in told["what"]
+        assert {"/healthz", "/api/state", "/api/batches", "/api/batches/{name}", "/api/batches/{name}/items"} == set(told["paths"])
+        for path, words in told["paths"].items():
+            assert (await http.get(path.replace("{name}", "night-1"))).status_code == 200, path
+            assert words, path
+    async with client(acts, peer="10.0.0.7") as http:
+        assert (await http.get("/")).status_code == 404
+
+
 async def test_questions_without_an_answer(acts: Acts):
     """An unknown batch is 404 with a sentence, a state that is none 422."""
     async with client(acts) as http:

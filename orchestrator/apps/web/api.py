@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 
 from orchestrator.core.errors import BadInput, Unreachable
 from orchestrator.core.lifecycle import ItemState
@@ -47,6 +48,12 @@ def create_api(views: LedgerViews, *, token: str | None, state: WebState, clock:
     async def _unknown(_: Request, error: BadInput) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, status_code=404)
 
+    @api.get("/", include_in_schema=False)
+    async def index() -> dict[str, Any]:
+        """What this is, for who opens the address that `up` prints."""
+        return {"what": "the web part of orchestrator: it takes in webhooks, and answers these read-only paths",
+                "paths": _paths(api)}
+
     @api.get("/healthz")
     async def healthz() -> JSONResponse:
         """Whether webhooks can be taken in."""
@@ -81,6 +88,12 @@ def create_api(views: LedgerViews, *, token: str | None, state: WebState, clock:
                  "error": r.error, "error_class": r.error_class, "attempts": r.attempts, "seconds": r.seconds} for r in rows]
 
     return api
+
+
+def _paths(api: FastAPI) -> dict[str, str]:
+    """Each path that can be read, and the first line of what stands at its function."""
+    return {route.path: (route.endpoint.__doc__ or "").partition("\n")[0]
+            for route in api.routes if isinstance(route, APIRoute) and route.include_in_schema}
 
 
 async def _document(views: LedgerViews, batch: Batch, clock: Clock) -> dict[str, Any]:
