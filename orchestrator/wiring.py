@@ -274,19 +274,35 @@ async def tidy(batch: Batch, *, alone: bool) -> None:
     await (folder.clean(older_than_s=0.0) if alone else folder.clean())
 
 
+def check_folder(folder: str, *, run_key: str) -> None:
+    """Before a batch is written: outputs can be. Raises BadInput where the folder is another batch's, or cannot be one."""
+    if not is_writable(Path(folder)):
+        raise BadInput(f"the output folder {folder} cannot be used: nothing can be written there. Choose another --output")
+    _noted(folder, run_key=run_key)
+
+
 def claim_folder(batch: Batch, settings: Settings) -> None:
     """Note in the output folder whose it is. Raises BadInput where it belongs to another batch."""
-    note = Path(batch.output_to) / FOLDER_NOTE
     mine = {"batch": batch.id, "run_key": batch.run_key, "ledger": str(settings.home)}
+    if _noted(batch.output_to, run_key=batch.run_key) == mine:
+        return
+    try:
+        write_json(Path(batch.output_to) / FOLDER_NOTE, mine)
+    except OSError as error:
+        raise BadInput(f"the output folder {batch.output_to} cannot be used: {error}") from error
+
+
+def _noted(folder: str, *, run_key: str) -> Any:
+    """Whose a folder is, None: nobody's. Raises BadInput where it belongs to another run key."""
+    note = Path(folder) / FOLDER_NOTE
     try:
         noted = json.loads(note.read_text("utf-8")) if note.is_file() else None
-        if noted is not None and noted.get("run_key") != batch.run_key:
-            raise BadInput(f"{batch.output_to} holds the outputs of batch {noted.get('batch')} (ledger {noted.get('ledger')}). "
-                           "Choose another --output, or put {{ batch }} into output.to")
-        if noted != mine:
-            write_json(note, mine)
     except (OSError, ValueError) as error:
-        raise BadInput(f"the output folder {batch.output_to} cannot be used: {error}") from error
+        raise BadInput(f"the output folder {folder} cannot be used: {error}") from error
+    if noted is not None and noted.get("run_key") != run_key:
+        raise BadInput(f"{folder} holds the outputs of batch {noted.get('batch')} (ledger {noted.get('ledger')}). "
+                       "Choose another --output, or put {{ batch }} into output.to")
+    return noted
 
 
 def _announced(ready: Path) -> str | None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from orchestrator import wiring
 from orchestrator.core.errors import BadInput, OrchestratorError
+from orchestrator.core.ports import Rooms
 from orchestrator.core.schedule import SlotRun, date_of, dated, job_key
-from orchestrator.flow.ingest import Order
+from orchestrator.flow.ingest import Order, Prepared, output_to
 from orchestrator.flow.schedule import ScheduledJob
 from orchestrator.wiring import LoadedJob, Settings
 
@@ -31,6 +32,16 @@ def order_of_slot(loaded: LoadedJob, run: SlotRun) -> Order:
 def _beside(loaded: LoadedJob) -> Path:
     """Relative output folders lie beside `jobs/`, or beside a job file that lies elsewhere."""
     return loaded.folder.parent if loaded.folder.name == "jobs" else loaded.folder
+
+
+async def check_folder(rooms: Rooms, prepared: Prepared) -> None:
+    """Raises BadInput where a new batch could not have its output folder: before it is written, so that none is left behind.
+
+    A batch that is there already may have its files in another folder than the order says, and goes on in that one."""
+    if await rooms.ledger.known(prepared.run_key):
+        return
+    no_batch = rooms.clock.token()  # in a folder of its own no other batch has anything
+    wiring.check_folder(output_to(prepared.order, no_batch, rooms.clock.now()), run_key=prepared.run_key)
 
 
 def scheduled_jobs(settings: Settings, cwd: Path) -> tuple[list[ScheduledJob], dict[str, LoadedJob], list[str]]:

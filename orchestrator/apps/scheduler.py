@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from orchestrator import wiring
-from orchestrator.apps.orders import order_of_slot, scheduled_jobs
+from orchestrator.apps.orders import check_folder, order_of_slot, scheduled_jobs
 from orchestrator.apps.signals import until_told_to_stop
 from orchestrator.apps.ticking import regularly, tick_chore
 from orchestrator.core.ports import Rooms
@@ -70,6 +70,7 @@ class Slots:
     async def _begin(self, run: SlotRun, loaded: LoadedJob) -> None:
         async def start(run: SlotRun) -> str:
             prepared = await prepare(self.rooms, order_of_slot(loaded, run), book=wiring.price_book(self.settings))
+            await check_folder(self.rooms, prepared)
             batch, _ = await load(self.rooms, prepared)
             wiring.claim_folder(batch, self.settings)
             await control.wake_all(self.rooms, batch)

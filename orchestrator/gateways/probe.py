@@ -55,7 +55,7 @@ def free_bytes(folder: Path) -> int:
 def is_writable(folder: Path) -> bool:
     """Whether files can be made in a folder, or the folder itself."""
     there = next(place for place in (folder, *folder.parents) if place.exists())
-    return os.access(there, os.W_OK)
+    return there.is_dir() and os.access(there, os.W_OK)
 
 
 def sqlite_version() -> str:

@@ -58,7 +58,8 @@ async def test_the_address_itself(acts: Acts):
     async with client(acts) as http:
         told = (await http.get("/")).json()
         assert "orchestrator" in told["what"]
-        assert {"/healthz", "/api/state", "/api/batches", "/api/batches/{name}", "/api/batches/{name}/items"} == set(told["paths"])
+        assert set(told["paths"]) == {
+            "/healthz", "/api/state", "/api/batches", "/api/batches/{name}", "/api/batches/{name}/items"}
         for path, words in told["paths"].items():
             assert (await http.get(path.replace("{name}", "night-1"))).status_code == 200, path
             assert words, path

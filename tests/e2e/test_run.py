@@ -204,8 +204,19 @@ def test_the_output_folder_may_change_until_files_are_in_it(desk: Desk, provider
     (desk.folder / "taken").write_text("a file, no folder")
     refused = desk("run", "shots", "--yes", "--output", "taken/out")
     assert refused.code == 2 and "taken" in refused.err, str(refused)
+    assert desk("status", "--json").json["batches"] == []
     done = desk("run", "shots", "--yes", "--output", "fine", "--json")
     assert done.code == 0, f"{done}\n{desk.log()}"
     assert done.json["results"] == str(desk.folder / "fine" / "results.parquet")
     assert len(desk("status", "--json").json["batches"]) == 1
     bought_once(provider, 5)
+
+
+def test_a_folder_of_another_batch_leaves_no_batch_behind(desk: Desk, provider: Provider):
+    """Exit 2 names whose the folder is; nothing is bought, and no new batch stands in the ledger for ever."""
+    desk.job(ECHO, rows=texts(2))
+    first = desk("run", "shots", "--yes", "--output", "one", "--json").json["batch"]
+    refused = desk("run", "shots", "--yes", "--fresh", "--output", "one")
+    assert refused.code == 2 and first in refused.err, str(refused)
+    assert [one["batch"] for one in desk("status", "--json").json["batches"]] == [first]
+    bought_once(provider, 2)

@@ -15,7 +15,7 @@ from orchestrator.apps.cli.follow import Follower
 from orchestrator.apps.cli.panel import clock_text, screen, usd_text
 from orchestrator.apps.cli.speech import ask, say
 from orchestrator.apps.machine import Machine, is_present, is_served, machine
-from orchestrator.apps.orders import order_by_hand
+from orchestrator.apps.orders import check_folder, order_by_hand
 from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import BatchState, Event, ItemState
 from orchestrator.core.ports import Rooms
@@ -119,6 +119,7 @@ async def run(options: RunOptions) -> Ending:
         served = not hold.alone and await is_served(rooms)
         await _can_start(rooms, settings, served=served, detach=options.detach)
         prepared = await prepare(rooms, order, book=wiring.price_book(settings))
+        await check_folder(rooms, prepared)
         await _consent(rooms, prepared, options, ask_above_usd=settings.ask_above_usd)
         if hold.alone:
             await _bury_the_dead(rooms)
