@@ -8,16 +8,28 @@ from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Wake
 from orchestrator.flow.ending import Ended, wind_up
 
+BY_OPERATOR = "paused by an operator"
+START_LIMIT = "start limit"  # the reason of a batch that has started as many rows as `--limit` let it
+_CANCELED = frozenset({BatchState.CANCELED, BatchState.CANCELING})
 
-async def pause(rooms: Rooms, batch: Batch, *, reason: str = "paused by an operator") -> bool:
+
+async def pause(rooms: Rooms, batch: Batch, *, reason: str = BY_OPERATOR) -> bool:
     """Buy nothing more; what is out is still brought home."""
     return await rooms.ledger.set_state(batch.pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}),
                                         reason=reason, now=rooms.clock.now())
 
 
 async def resume(rooms: Rooms, batch: Batch) -> bool:
-    """Go on with a paused or canceled batch: canceled rows that were never bought wait again."""
-    allowed = frozenset({BatchState.PAUSED, BatchState.CANCELED, BatchState.CANCELING})
+    """Go on with a paused or canceled batch: canceled rows that were never bought wait again, and a start limit that stopped
+    it is lifted. After another pause the limit still holds: the run that set it may be there."""
+    if batch.start_limit is not None and (batch.reason == START_LIMIT or batch.state in _CANCELED):
+        await _lift_limit(rooms, batch)  # first: with the limit the report would pause it again
+    return await go_on(rooms, batch)
+
+
+async def go_on(rooms: Rooms, batch: Batch) -> bool:
+    """The same within the start limit that `run` has just set."""
+    allowed = frozenset({BatchState.PAUSED, *_CANCELED})
     moved = await rooms.ledger.set_state(batch.pk, to=BatchState.RUNNING, allowed=allowed, reason=None,
                                          now=rooms.clock.now())
     if moved and batch.state is not BatchState.PAUSED:
@@ -25,6 +37,12 @@ async def resume(rooms: Rooms, batch: Batch) -> bool:
     if moved:
         await wake_all(rooms, batch)
     return moved
+
+
+async def _lift_limit(rooms: Rooms, batch: Batch) -> None:
+    """Nothing else of the batch is amended."""
+    await rooms.ledger.amend(batch.pk, in_flight=batch.in_flight, max_attempts=batch.max_attempts, cap_units=batch.cap_units,
+                             price_json=batch.price_json, start_limit=None, job_json=batch.job_json)
 
 
 async def cancel(rooms: Rooms, batch: Batch) -> Ended:

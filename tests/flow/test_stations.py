@@ -10,10 +10,10 @@ import pytest
 from orchestrator.core.errors import Unreachable
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import CreateAnswer, Decide
-from orchestrator.core.records import Change, Fact
+from orchestrator.core.records import Batch, Change, Fact
 from orchestrator.core.tempo import Tempo
 from orchestrator.flow.collect import collect
-from orchestrator.flow.control import pause
+from orchestrator.flow.control import START_LIMIT, cancel, go_on, pause, resume
 from orchestrator.flow.reconcile import interval_s, sweep
 from orchestrator.flow.record import buffered
 from orchestrator.flow.report import report
@@ -222,3 +222,62 @@ async def test_a_row_canceled_before_its_permit_is_handed_back(stage: Stage):
     states = await stage.states(batch)
     assert states.get("unsure", 0) == 0
     assert states["pending"] + len(stage.provider.purchases()) == 30
+
+
+async def limit(stage: Stage, batch: Batch, rows: int) -> None:
+    """What `run --limit` sets."""
+    await stage.rooms.ledger.amend(batch.pk, in_flight=batch.in_flight, max_attempts=batch.max_attempts, cap_units=None,
+                                   price_json=batch.price_json, start_limit=rows, job_json=batch.job_json)
+
+
+async def held_by_a_limit(stage: Stage, rows: int, *, started: int) -> Batch:
+    """A batch that was begun with --limit, and paused when so many rows were done."""
+    batch = await stage.load(rows)
+    await limit(stage, batch, started)
+    await settle(stage, batch)
+    await report(stage.rooms, batch.id)
+    paused = await stage.rooms.ledger.batch(batch.id)
+    assert paused is not None and (paused.state, paused.reason) == (BatchState.PAUSED, START_LIMIT)
+    return paused
+
+
+async def test_resume_lifts_the_limit_that_stopped_a_batch(stage: Stage):
+    """`resume` of a batch that stopped at --limit really goes on: every row comes home, each bought once."""
+    batch = await held_by_a_limit(stage, 6, started=2)
+    assert await resume(stage.rooms, batch)
+    assert await settle(stage, batch) == {"succeeded": 6}
+    await report(stage.rooms, batch.id)
+    finished = await stage.rooms.ledger.batch(batch.id)
+    assert finished is not None and (finished.state, finished.start_limit) == (BatchState.FINISHED, None)
+    assert (finished.in_flight, finished.max_attempts, finished.cap_units, finished.job_json) == (
+        batch.in_flight, batch.max_attempts, batch.cap_units, batch.job_json)
+    assert len(stage.provider.purchases()) == 6
+
+
+async def test_resume_after_cancel_lifts_it_too(stage: Stage):
+    """A batch that stopped at --limit, was canceled and is resumed: its rows wait again, and are bought."""
+    batch = await held_by_a_limit(stage, 4, started=1)
+    await cancel(stage.rooms, batch)
+    await report(stage.rooms, batch.id)
+    canceled = await stage.rooms.ledger.batch(batch.id)
+    assert canceled is not None and canceled.state is BatchState.CANCELED
+    assert await resume(stage.rooms, canceled)
+    assert await settle(stage, batch) == {"succeeded": 4}
+
+
+async def test_a_limit_outlives_an_operators_pause(stage: Stage):
+    """`pause` and `resume` while `run --limit 2` is there: no more rows are bought than it allowed."""
+    batch = await stage.load(6)
+    await limit(stage, batch, 2)
+    await pause(stage.rooms, batch)
+    paused = await stage.rooms.ledger.batch(batch.id)
+    assert paused is not None and await resume(stage.rooms, paused)
+    assert await settle(stage, batch) == {"succeeded": 2, "pending": 4}
+
+
+async def test_a_run_goes_on_within_its_own_limit(stage: Stage):
+    """`run --limit 3` of a batch that stopped at 2: one more, as the limit is the one just given."""
+    batch = await held_by_a_limit(stage, 6, started=2)
+    await limit(stage, batch, 3)
+    assert await go_on(stage.rooms, batch)
+    assert await settle(stage, batch) == {"succeeded": 3, "pending": 3}

@@ -6,12 +6,14 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from orchestrator.apps.cli.ending import Exit
+from orchestrator.apps.hints import why
 from orchestrator.apps.machine import Machine
 from orchestrator.core.errors import OrchestratorError, Unreachable
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import IN_AIR_ITEM, BatchState, ItemState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Counts
+from orchestrator.flow.control import BY_OPERATOR, START_LIMIT
 from orchestrator.flow.report import write_all
 
 LOOK_S = 0.5
@@ -104,7 +106,7 @@ class Follower:
         if paused is not None:
             until = self.rooms.clock.now() + timedelta(seconds=paused[0])
             return f"{paused[1]}; until {until:%H:%M:%S} UTC"
-        return batch.reason
+        return why(batch)
 
     async def _over(self, look: Look) -> Exit | None:
         batch = look.batch
@@ -119,10 +121,10 @@ class Follower:
     async def _paused(self, look: Look) -> Exit | None:
         """A pause that nobody but a person can end is an end, once nothing is in the air."""
         reason = look.batch.reason or ""
-        if reason == "paused by an operator":
+        if reason == BY_OPERATOR:
             return None
         await write_all(self.rooms, look.batch)
-        if reason == "start limit":
+        if reason == START_LIMIT:
             return exit_of(look.batch, look.counts)
         return Exit.UNREACHABLE if "token" in reason else Exit.BUDGET
 

@@ -11,11 +11,14 @@ from orchestrator.apps.cli import schedules
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.follow import Follower
 from orchestrator.apps.cli.panel import screen, usd_text
+from orchestrator.apps.hints import again, failed_lines, failures, why
 from orchestrator.core.cost import to_usd
 from orchestrator.core.errors import BadInput, OrchestratorError
 from orchestrator.core.job import Job
-from orchestrator.core.lifecycle import ItemState
+from orchestrator.core.lifecycle import BatchState, ItemState
+from orchestrator.core.records import Batch
 from orchestrator.core.results import summary
+from orchestrator.flow.control import BY_OPERATOR
 from orchestrator.flow.report import results_path
 from orchestrator.wiring import Settings, home_of, read_settings
 
@@ -49,12 +52,11 @@ async def status(name: str | None) -> Ending:
             results = results_path(batch)
             document = summary(batch, counts, results=results if exists(results) else None, now=wiring.clock().now(),
                                state=batch.state)
-            document |= {"reason": batch.reason, "by_state": {s.value: n for s, n in counts.by_state.items()},
+            document |= {"reason": why(batch), "by_state": {s.value: n for s, n in counts.by_state.items()},
                          "output": batch.output_to, "model": batch.target.name}
             document["ended_via"] = await ledger.endings(batch.pk)
-            failures = await ledger.failures(batch.pk)
-            document["failures"] = [{"class": f.error_class, "count": f.count, "example": f.sample} for f in failures]
-            return Ending(Exit.DONE, document, tuple(_lines(document)))
+            document["failures"] = await failures(ledger, batch)
+            return Ending(Exit.DONE, document, (*_lines(document), *_next(batch)))
         documents = []
         for batch in await ledger.batches(limit=50):
             counts = await ledger.counts(batch.pk)
@@ -71,8 +73,14 @@ def _lines(document: dict[str, Any]) -> list[str]:
              f"  rows     {parts or 'none'}", f"  spent    {usd_text(Decimal(document['cost_usd']))}"
              + (f" and {document['cost_unknown_items']:,} rows of unknown cost" if document["cost_unknown_items"] else ""),
              f"  output   {document['output']}"]
-    lines += [f"  failed   {f['count']:,} × {f['class']}: {f['example']}" for f in document["failures"]]
-    return lines
+    return lines + failed_lines(document["failures"])
+
+
+def _next(batch: Batch) -> list[str]:
+    """What to type where only a person can let it go on."""
+    if batch.state is not BatchState.PAUSED:
+        return []
+    return [f"  go on    {f'orchestrator resume {batch.id}' if batch.reason == BY_OPERATOR else again(batch)}"]
 
 
 async def watch(name: str) -> Ending:

@@ -152,7 +152,7 @@ async def _can_start(rooms: Rooms, settings: Settings, *, served: bool, detach: 
 async def _detached(rooms: Rooms, batch: Batch) -> Ending:
     """The batch is left to those who are at work."""
     if batch.state is BatchState.PAUSED:
-        await control.resume(rooms, batch)
+        await control.go_on(rooms, batch)
     await control.wake_all(rooms, batch)
     counts = await rooms.ledger.counts(batch.pk)
     return _ending(rooms, await rooms.ledger.batch(batch.id) or batch, counts, Exit.DONE,
@@ -204,7 +204,7 @@ async def _to_the_end(rooms: Rooms, batch: Batch, *, options: RunOptions, settin
                       served: bool) -> Ending:
     """Worker up, stations woken, followed to the end, everything taken down."""
     if batch.state is BatchState.PAUSED:
-        await control.resume(rooms, batch)
+        await control.go_on(rooms, batch)
     await control.wake_all(rooms, batch)
     with _signals() as heard:
         async with machine(settings, rooms, hold=hold, served=served) as here:

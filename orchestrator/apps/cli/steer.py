@@ -7,6 +7,7 @@ from pathlib import Path
 from orchestrator import wiring
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.look import here
+from orchestrator.apps.hints import again
 from orchestrator.core.errors import BadInput
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch
@@ -37,7 +38,7 @@ async def resume(name: str) -> Ending:
         if not await control.resume(rooms, batch):
             raise BadInput(f"batch {batch.id} is {batch.state.value}: only a paused or canceled one can be resumed")
     return Ending(Exit.DONE, {"batch": batch.id, "state": "running"},
-                  (f"{batch.id} goes on wherever it is being run; if nothing runs it: orchestrator run {batch.job}",))
+                  (f"{batch.id} goes on wherever it is being run; if nothing runs it: {again(batch)}",))
 
 
 async def cancel(name: str) -> Ending:
@@ -57,7 +58,7 @@ async def retry(name: str, *, classes: frozenset[str]) -> Ending:
     said = [f"{fetched:,} rows wait to be fetched again; they were bought already"] if fetched else []
     said += [f"{bought:,} rows wait to be bought again"] if bought else []
     return Ending(Exit.DONE, {"batch": batch.id, "rows": fetched + bought, "to_fetch": fetched, "to_buy": bought},
-                  (f"{'; '.join(said)}: orchestrator run {batch.job}" if said else "no such failed rows",))
+                  (f"{'; '.join(said)}: {again(batch)}" if said else "no such failed rows",))
 
 
 def absolute(path: str) -> str:

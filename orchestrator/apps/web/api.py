@@ -8,6 +8,7 @@ from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
+from orchestrator.apps.hints import why
 from orchestrator.core.errors import BadInput, Unreachable
 from orchestrator.core.lifecycle import ItemState
 from orchestrator.core.ports import Clock
@@ -99,7 +100,7 @@ def _paths(api: FastAPI) -> dict[str, str]:
 async def _document(views: LedgerViews, batch: Batch, clock: Clock) -> dict[str, Any]:
     counts = await views.counts(batch.pk)
     document = summary(batch, counts, results=None, now=clock.now(), state=batch.state)
-    return document | {"reason": batch.reason, "model": batch.target.name}
+    return document | {"reason": why(batch), "model": batch.target.name}
 
 
 def _may_look(request: Request, token: str | None) -> bool:
