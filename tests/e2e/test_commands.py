@@ -70,6 +70,21 @@ def test_pause_and_resume_while_it_runs(desk: Desk, provider: Provider):
     assert len(provider.purchases()) == 60
 
 
+def test_resume_after_a_limit(desk: Desk, provider: Provider):
+    """A batch of its own run key that stopped at --limit: status and watch say so, `resume` names what goes on with it."""
+    desk.job(ECHO.format(rate=6000), rows=texts(5))
+    batch = desk("run", "shots", "--run-key", "tuesday", "--limit", "2", "--yes", "--json").json["batch"]
+    go_on = "orchestrator run shots --run-key tuesday"
+    for look in ("status", "watch"):
+        told = desk(look, batch)
+        assert "paused, --limit 2 reached" in told.out and f"go on    {go_on}\n" in told.out, str(told)
+    resumed = desk("resume", batch)
+    assert resumed.code == 0 and go_on in resumed.out, str(resumed)
+    done = desk(*go_on.split()[1:], "--yes", "--json")
+    assert (done.json["batch"], done.json["items"]["succeeded"]) == (batch, 5), f"{done}\n{desk.log()}"
+    assert len(provider.purchases()) == 5
+
+
 def test_cancel_ends_what_is_out(desk: Desk, provider: Provider):
     """`cancel` buys nothing more, ends what is out at the provider, and the run leaves with exit 5."""
     provider.put("faults", {"stuck": 1.0})

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import signal
 from pathlib import Path
 
@@ -80,11 +81,38 @@ def test_a_limit_starts_a_few_and_a_later_run_goes_on(desk: Desk, provider: Prov
     few = desk("run", "shots", "--limit", "3", "--yes", "--json")
     assert few.code == 0, f"{few}\n{desk.log()}"
     assert few.json["items"]["succeeded"] == 3 and few.json["items"]["pending"] == 9
+    assert "9 rows not started (--limit 3); the rest: orchestrator run shots\n" in few.err
     assert len(provider.purchases()) == 3
     rest = desk("run", "shots", "--yes", "--json")
     assert rest.json["batch"] == few.json["batch"]
     assert rest.json["items"]["succeeded"] == 12, f"{rest}\n{desk.log()}"
     bought_once(provider, 12)
+
+
+def test_a_fresh_batch_goes_on_as_it_says(desk: Desk, provider: Provider):
+    """What --fresh and --limit left goes on with the command that was printed, in that very batch, beside an older one."""
+    desk.job(ECHO, rows=texts(4))
+    older = desk("run", "shots", "--yes", "--json").json["batch"]
+    few = desk("run", "shots", "--fresh", "--limit", "1", "--yes", "--json")
+    (said,) = [line for line in few.err.splitlines() if "the rest: orchestrator " in line]
+    rest = desk(*shlex.split(said.partition("the rest: orchestrator ")[2]), "--yes", "--json")
+    assert rest.json["batch"] == few.json["batch"] != older, f"{few}\n{rest}"
+    assert rest.json["items"]["succeeded"] == 4, f"{rest}\n{desk.log()}"
+    assert len(provider.purchases()) == 8
+    whole = desk("status", rest.json["batch"], "--json").json
+    assert rest.json["elapsed_s"] < whole["elapsed_s"] - few.json["elapsed_s"] / 2  # the time of this run alone
+
+
+def test_an_interrupted_fresh_batch_names_its_key(desk: Desk, provider: Provider):
+    """The same command again would begin another batch: Ctrl-C says which one goes on with this."""
+    desk.job(ECHO.replace("output:", "limits: { per_minute: 1200 }\noutput:"), rows=texts(100))
+    process = desk.start("run", "shots", "--fresh", "--yes")
+    wait_until(lambda: len(provider.purchases()) > 5)
+    stopped = interrupt(process)
+    assert stopped.code == 130 and "same command" not in stopped.out, str(stopped)
+    again = desk(*shlex.split(stopped.out.partition("to go on: orchestrator ")[2].splitlines()[0]), "--yes", "--json")
+    assert again.json["items"]["succeeded"] == 100, f"{again}\n{desk.log()}"
+    bought_once(provider, 100)
 
 
 @pytest.mark.parametrize("number,code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -166,6 +194,7 @@ def test_failures_are_rows_with_reasons(desk: Desk, provider: Provider):
     desk.job(ECHO, rows=texts(10))
     done = desk("run", "shots", "--yes", "--json")
     assert done.code == 1, f"{done}\n{desk.log()}"
+    assert "  failed   2 × safety: NSFW content detected\n" in done.err
     failed = [row for row in desk.results() if row["prediction_status"] == "failed"]
     why = [(row["prediction_error"], row["prediction_error_class"]) for row in failed]
     assert why == [("NSFW content detected", "safety")] * 2

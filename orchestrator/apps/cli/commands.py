@@ -91,8 +91,9 @@ def run(
 ) -> None:
     """Run a batch to its end. The same command again resumes it."""
     from orchestrator.apps.cli import run as command
+    from orchestrator.apps.cli.options import RunOptions
 
-    act(lambda: command.run(command.RunOptions(
+    act(lambda: command.run(RunOptions(
         job=job, source=source, output=output, run_key=run_key, limit=limit, changes=changes(change), fresh=fresh, detach=detach,
         patience_s=seconds(patience), yes=yes)), as_json=json)
 
@@ -101,8 +102,9 @@ def run(
 def plan(job: JobName, source: Source = None, change: Change = None, json: Json = False) -> None:
     """The same as `run`, spending nothing: every row checked, the batch timed."""
     from orchestrator.apps.cli import run as command
+    from orchestrator.apps.cli.options import RunOptions
 
-    act(lambda: command.plan(command.RunOptions(job=job, source=source, changes=changes(change))), as_json=json)
+    act(lambda: command.plan(RunOptions(job=job, source=source, changes=changes(change))), as_json=json)
 
 
 @app.command()

@@ -6,6 +6,7 @@ from pathlib import Path
 from orchestrator import wiring
 from orchestrator.apps.cli import run as command
 from orchestrator.apps.cli.ending import Ending, Exit
+from orchestrator.apps.cli.options import RunOptions
 from orchestrator.apps.cli.speech import say
 
 RATE = ("--rate-limit", "600", "--latency", "1.5")
@@ -23,8 +24,9 @@ async def demo(*, rows: int) -> Ending:
         os.environ |= {"REPLICATE_API_TOKEN": "r8_simulator", "REPLICATE_BASE_URL": url,
                        "ORCHESTRATOR_HOME": str(folder / ".orchestrator"),
                        "ORCHESTRATOR_OUTPUT_HOSTS": url.removeprefix("http://")}
-        ending = await command.run(command.RunOptions(
-            job=str(wiring.demo_job()), output=str(folder / "{{ batch }}"), limit=rows, yes=True, fresh=True))
+        ending = await command.run(RunOptions(
+            job=str(wiring.demo_job()), output=str(folder / "{{ batch }}"), limit=rows, yes=True, fresh=True,
+            rehearsal=True))
     finally:
         await stand_in.terminate(grace_s=5)
     return _with_next_steps(ending)

@@ -4,44 +4,27 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator import wiring
+from orchestrator.apps.cli.closing import ThisRun, close, still_out
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.follow import Follower
+from orchestrator.apps.cli.options import RunOptions
 from orchestrator.apps.cli.panel import clock_text, screen, usd_text
 from orchestrator.apps.cli.speech import ask, say
 from orchestrator.apps.machine import Machine, is_present, is_served, machine
 from orchestrator.apps.orders import check_folder, order_by_hand
 from orchestrator.core.errors import BadInput
-from orchestrator.core.lifecycle import BatchState, Event, ItemState
+from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import Rooms
-from orchestrator.core.records import Batch, Counts, Fact
-from orchestrator.core.results import summary
+from orchestrator.core.records import Batch, Fact
 from orchestrator.flow import control
 from orchestrator.flow.ingest import Examined, Order, Prepared, bad_rows, check, load, output_to, prepare
 from orchestrator.flow.record import record
-from orchestrator.flow.report import results_path
 from orchestrator.wiring import Settings, home_of, read_settings
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """The arguments of `run` and `plan`."""
-
-    job: str
-    source: str | None = None
-    output: str | None = None
-    run_key: str | None = None
-    limit: int | None = None
-    changes: dict[str, str] = field(default_factory=dict)
-    fresh: bool = False
-    patience_s: float = 900.0
-    yes: bool = False
-    detach: bool = False
 
 
 def order_of(options: RunOptions) -> tuple[Order, Path]:
@@ -70,10 +53,10 @@ async def plan(options: RunOptions) -> Ending:
         examined = await check(rooms, prepared)
         if examined.bad and order.job.source.bad_rows == "refuse":
             raise bad_rows(prepared, examined)
-        return _planned(rooms, prepared, examined)
+        return _planned(rooms, options, prepared=prepared, examined=examined)
 
 
-def _planned(rooms: Rooms, prepared: Prepared, examined: Examined) -> Ending:
+def _planned(rooms: Rooms, options: RunOptions, *, prepared: Prepared, examined: Examined) -> Ending:
     good = examined.rows - examined.bad
     per_minute = _per_minute(rooms, prepared)
     minutes = good / per_minute if per_minute else None
@@ -92,7 +75,7 @@ def _planned(rooms: Rooms, prepared: Prepared, examined: Examined) -> Ending:
         f"  time     at least {time}",
         f"  cost     {'at most ' + usd_text(worst) if worst is not None else 'unknown: no finite worst case per row'}",
         *(f"  note     {warning}" for warning in prepared.warnings),
-        "Nothing was spent. To buy it: orchestrator run " + prepared.order.name,
+        f"Nothing was spent. To buy it: {options.command()}",
     ]
     return Ending(Exit.DONE, document, tuple(lines))
 
@@ -114,8 +97,9 @@ async def run(options: RunOptions) -> Ending:
     """A batch, from its job file to its end."""
     order, home = order_of(options)
     settings = read_settings(home)
-    new_ledger = wiring.is_new(settings)
+    new_ledger, began_s = wiring.is_new(settings), wiring.clock().boottime()
     async with _open(settings) as (rooms, hold):
+        this = ThisRun(rooms, options, began_s)
         served = not hold.alone and await is_served(rooms)
         await _can_start(rooms, settings, served=served, detach=options.detach)
         prepared = await prepare(rooms, order, book=wiring.price_book(settings))
@@ -132,12 +116,12 @@ async def run(options: RunOptions) -> Ending:
             say(f"note: this batch has files in {batch.output_to} already, and goes on there")
         wiring.claim_folder(batch, settings)
         await wiring.tidy(batch, alone=hold.alone)
-        ended = await _already_over(rooms, batch)
+        ended = await _already_over(this, batch)
         if ended is not None:
             return ended
         if options.detach:
-            return await _detached(rooms, batch)
-        return await _to_the_end(rooms, batch, options=options, settings=settings, hold=hold, served=served)
+            return await _detached(this, batch)
+        return await _to_the_end(this, batch, settings=settings, hold=hold, served=served)
 
 
 async def _can_start(rooms: Rooms, settings: Settings, *, served: bool, detach: bool) -> None:
@@ -149,14 +133,15 @@ async def _can_start(rooms: Rooms, settings: Settings, *, served: bool, detach: 
         wiring.listening(settings).close()
 
 
-async def _detached(rooms: Rooms, batch: Batch) -> Ending:
+async def _detached(this: ThisRun, batch: Batch) -> Ending:
     """The batch is left to those who are at work."""
+    rooms = this.rooms
     if batch.state is BatchState.PAUSED:
         await control.go_on(rooms, batch)
     await control.wake_all(rooms, batch)
     counts = await rooms.ledger.counts(batch.pk)
-    return _ending(rooms, await rooms.ledger.batch(batch.id) or batch, counts, Exit.DONE,
-                   [f"left to the roles at work here; follow it with: orchestrator watch {batch.id}"])
+    return await close(this, await rooms.ledger.batch(batch.id) or batch, counts, code=Exit.DONE,
+                       lines=[f"left to the roles at work here; follow it with: orchestrator watch {batch.id}"])
 
 
 async def _consent(rooms: Rooms, prepared: Prepared, options: RunOptions, *, ask_above_usd: float) -> None:
@@ -182,16 +167,18 @@ async def _bury_the_dead(rooms: Rooms) -> None:
     await record(rooms, lost)
 
 
-async def _already_over(rooms: Rooms, batch: Batch) -> Ending | None:
+async def _already_over(this: ThisRun, batch: Batch) -> Ending | None:
     """A finished batch stays finished; a canceled one needs a word."""
+    rooms = this.rooms
     counts = await rooms.ledger.counts(batch.pk)
     if batch.state is BatchState.CANCELED:
-        return _ending(rooms, batch, counts, Exit.CANCELED,
-                       [f"canceled before: orchestrator resume {batch.id}, or run it with --fresh"])
+        return await close(this, batch, counts, code=Exit.CANCELED,
+                           lines=[f"canceled before: orchestrator resume {batch.id}, or run it with --fresh"])
     if batch.state is not BatchState.FINISHED:
         return None
     follower = Follower(rooms, batch.id, screen(quiet=True), None, 0, rooms.clock.now())
-    return _ending(rooms, batch, counts, await _verdict(follower), ["this batch had finished before; nothing was bought"])
+    return await close(this, batch, counts, code=await _verdict(follower),
+                       lines=["this batch had finished before; nothing was bought"])
 
 
 async def _verdict(follower: Follower) -> Exit:
@@ -200,9 +187,9 @@ async def _verdict(follower: Follower) -> Exit:
     return code
 
 
-async def _to_the_end(rooms: Rooms, batch: Batch, *, options: RunOptions, settings: Settings, hold: wiring.Hold,
-                      served: bool) -> Ending:
+async def _to_the_end(this: ThisRun, batch: Batch, *, settings: Settings, hold: wiring.Hold, served: bool) -> Ending:
     """Worker up, stations woken, followed to the end, everything taken down."""
+    rooms, options = this.rooms, this.options
     if batch.state is BatchState.PAUSED:
         await control.go_on(rooms, batch)
     await control.wake_all(rooms, batch)
@@ -212,13 +199,13 @@ async def _to_the_end(rooms: Rooms, batch: Batch, *, options: RunOptions, settin
                 follower = Follower(rooms, batch.id, shown, here, options.patience_s, rooms.clock.now())
                 code = await follower.follow(heard.first)
             if code is None:
-                return await _interrupted(rooms, batch, here, heard)
+                return await _interrupted(this, batch, here, heard)
     latest = await rooms.ledger.batch(batch.id)
     counts = await rooms.ledger.counts(batch.pk)
     why = [f"stopped: {follower.last_trouble}"] if follower.last_trouble else []
     if code is Exit.BUDGET and latest is not None:
-        why = [f"stopped: {latest.reason}; raise it and run the same command again"]
-    return _ending(rooms, latest or batch, counts, code, why)
+        why = [f"stopped: {latest.reason}; raise it, then {options.again(batch)}"]
+    return await close(this, latest or batch, counts, code=code, lines=why)
 
 
 @dataclass(slots=True)
@@ -250,13 +237,14 @@ def _signals() -> Iterator[_Heard]:
         loop.remove_signal_handler(signal.SIGTERM)
 
 
-async def _interrupted(rooms: Rooms, batch: Batch, here: Machine, heard: _Heard) -> Ending:
+async def _interrupted(this: ThisRun, batch: Batch, here: Machine, heard: _Heard) -> Ending:
     """Finish what is in the air, or at a second signal leave at once; say what is still out and until when."""
+    rooms = this.rooms
     if here.keeper is None:
         counts = await rooms.ledger.counts(batch.pk)
-        return _ending(rooms, await rooms.ledger.batch(batch.id) or batch, counts, heard.code,
-                       [f"the batch goes on without this command; follow it with: orchestrator watch {batch.id}, "
-                        f"stop it with: orchestrator pause {batch.id}"])
+        return await close(this, await rooms.ledger.batch(batch.id) or batch, counts, code=heard.code, lines=[
+            f"the batch goes on without this command; follow it with: orchestrator watch {batch.id}, "
+            f"stop it with: orchestrator pause {batch.id}"])
     say("stopping: nothing new is bought; what is in the air is finished (again to leave at once)")
     good = asyncio.create_task(here.stop())
     quick = asyncio.create_task(heard.second.wait())
@@ -267,34 +255,4 @@ async def _interrupted(rooms: Rooms, batch: Batch, here: Machine, heard: _Heard)
     quick.cancel()
     counts = await rooms.ledger.counts(batch.pk)
     latest = await rooms.ledger.batch(batch.id)
-    return _ending(rooms, latest or batch, counts, heard.code, await _still_out(rooms, batch, counts))
-
-
-async def _still_out(rooms: Rooms, batch: Batch, counts: Counts) -> list[str]:
-    out = sum(counts.by_state.get(s, 0) for s in (ItemState.CLAIMED, ItemState.UNSURE, ItemState.RUNNING, ItemState.COLLECTING))
-    again = "run the same command again to go on"
-    if not out:
-        return [f"interrupted with nothing left out; {again}"]
-    oldest = await rooms.ledger.oldest_out_at(batch.pk)
-    until = (oldest or rooms.clock.now()) + timedelta(seconds=rooms.tempo.retention_s)
-    return [f"interrupted: {out} paid predictions are still out; the provider keeps their outputs until "
-            f"{until:%Y-%m-%d %H:%M} UTC at least; {again}"]
-
-
-def _ending(rooms: Rooms, batch: Batch, counts: Counts, code: Exit, lines: list[str]) -> Ending:
-    """The summary document and the last words."""
-    results = results_path(batch)
-    exists = Path(results).is_file()
-    document = summary(batch, counts, results=results if exists else None, now=rooms.clock.now(), state=batch.state)
-    items = document["items"]
-    unknown = f" and {counts.cost_unknown_items:,} of unknown cost" if counts.cost_unknown_items else ""
-    spent = f"{usd_text(counts.spent_usd)}{unknown}"
-    told = [f"{batch.id}: {items['succeeded']:,} of {items['total']:,} rows succeeded, {items['failed']:,} failed, "
-            f"{items['canceled']:,} canceled, {items['pending']:,} pending; {spent}; {clock_text(document['elapsed_s'])}"]
-    if items["failed"]:
-        told.append(f"  why: orchestrator items {batch.id} --state failed · again: orchestrator retry {batch.id}")
-    told += [f"  {line}" for line in lines]
-    if exists:
-        told.append(f"  results: {results}")
-    return Ending(code, document, tuple(told))
-
+    return await close(this, latest or batch, counts, code=heard.code, lines=await still_out(this, batch, counts))

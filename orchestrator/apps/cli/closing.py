@@ -1,0 +1,69 @@
+"""The last words of a run: how it stands, why rows failed, and what to type next."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from orchestrator import wiring
+from orchestrator.apps.cli.ending import Ending, Exit
+from orchestrator.apps.cli.look import exists
+from orchestrator.apps.cli.options import RunOptions
+from orchestrator.apps.cli.panel import clock_text, usd_text
+from orchestrator.apps.hints import failed_lines, failures
+from orchestrator.core.lifecycle import BatchState, ItemState
+from orchestrator.core.ports import Rooms
+from orchestrator.core.records import Batch, Counts
+from orchestrator.core.results import summary
+from orchestrator.flow.control import START_LIMIT
+from orchestrator.flow.report import results_path
+
+MOST_CAUSES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ThisRun:
+    """One `run`: its rooms, what was typed, and when it began (`clock.boottime()`): the batch may be older by nights."""
+
+    rooms: Rooms
+    options: RunOptions
+    began_s: float
+
+
+async def close(run: ThisRun, batch: Batch, counts: Counts, *, code: Exit, lines: list[str]) -> Ending:
+    """The summary document, with the time of this run, and the last words."""
+    results = results_path(batch)
+    written = exists(results)
+    document = summary(batch, counts, results=results if written else None, now=run.rooms.clock.now(), state=batch.state)
+    document["elapsed_s"] = round(run.rooms.clock.boottime() - run.began_s, 3)
+    items = document["items"]
+    unknown = f" and {counts.cost_unknown_items:,} of unknown cost" if counts.cost_unknown_items else ""
+    spent = f"{usd_text(counts.spent_usd)}{unknown}"
+    told = [f"{batch.id}: {items['succeeded']:,} of {items['total']:,} rows succeeded, {items['failed']:,} failed, "
+            f"{items['canceled']:,} canceled, {items['pending']:,} pending; {spent}; {clock_text(document['elapsed_s'])}"]
+    if items["failed"]:
+        told += failed_lines(await failures(wiring.views(run.rooms), batch), most=MOST_CAUSES)
+        told.append(f"  why: orchestrator items {batch.id} --state failed · again: orchestrator retry {batch.id}")
+    told += [f"  {line}" for line in [*_not_started(run.options, batch, counts), *lines]]
+    if written:
+        told.append(f"  results: {results}")
+    return Ending(code, document, tuple(told))
+
+
+def _not_started(options: RunOptions, batch: Batch, counts: Counts) -> list[str]:
+    """What a start limit left, and the command for it."""
+    waiting = counts.by_state.get(ItemState.PENDING, 0)
+    if batch.state is not BatchState.PAUSED or batch.reason != START_LIMIT or options.rehearsal or not waiting:
+        return []
+    rows = "1 row" if waiting == 1 else f"{waiting:,} rows"
+    return [f"{rows} not started (--limit {batch.start_limit}); the rest: {options.command(batch)}"]
+
+
+async def still_out(run: ThisRun, batch: Batch, counts: Counts) -> list[str]:
+    """After an interruption: what is paid and not at home, until when it can be fetched, and how to go on."""
+    out = sum(counts.by_state.get(s, 0) for s in (ItemState.CLAIMED, ItemState.UNSURE, ItemState.RUNNING, ItemState.COLLECTING))
+    to_go_on = f"to go on: {run.options.again(batch)}"
+    if not out:
+        return [f"interrupted with nothing left out; {to_go_on}"]
+    oldest = await run.rooms.ledger.oldest_out_at(batch.pk)
+    until = (oldest or run.rooms.clock.now()) + timedelta(seconds=run.rooms.tempo.retention_s)
+    return [f"interrupted: {out} paid predictions are still out; the provider keeps their outputs until "
+            f"{until:%Y-%m-%d %H:%M} UTC at least; {to_go_on}"]
