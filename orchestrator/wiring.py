@@ -26,7 +26,7 @@ from orchestrator.gateways.limiter import RedisLimiter
 from orchestrator.gateways.local import hold_home, private_redis, redis_server
 from orchestrator.gateways.outputs import HttpOutputs
 from orchestrator.gateways.probe import free_bytes, is_writable, post, redis_facts, sqlite_version
-from orchestrator.gateways.processes import Child, spawn
+from orchestrator.gateways.processes import Child, is_gone, spawn
 from orchestrator.gateways.queue import WORKER_OPTIONS, CeleryQueue, celery_app
 from orchestrator.gateways.replicate import ReplicateApi
 from orchestrator.gateways.rows.durable import write_json
@@ -34,7 +34,7 @@ from orchestrator.gateways.rows.files import FileTables
 from orchestrator.gateways.storage import LocalFolder
 from orchestrator.settings import Settings, config_folder, home_of, read_settings
 
-__all__ = ["WORKER_OPTIONS", "LedgerViews", "LoadedJob", "Settings", "free_bytes", "home_of", "is_writable", "post",
+__all__ = ["WORKER_OPTIONS", "LedgerViews", "LoadedJob", "Settings", "free_bytes", "home_of", "is_gone", "is_writable", "post",
            "read_settings", "redis_facts", "redis_server", "sqlite_version"]
 
 LedgerViews = SqlLedger  # the ledger with its views, for who only looks
@@ -132,7 +132,8 @@ def clock() -> Clock:
 class Hold:
     """A home that is held, and the Redis to use.
 
-    `alone`: whoever held a lease before is dead. It can be known only where home and ledger are on this machine.
+    `alone`: no other command holds this home, and home and ledger are on this machine. Unless a role that was started by itself
+    is at work for the ledger, whoever held a lease before is dead.
     `lock_fd` is handed to workers, which hold the home until they end."""
 
     redis_url: str

@@ -171,6 +171,11 @@ async def is_present(rooms: Rooms, *roles: str) -> bool:
     return there.issuperset(roles)
 
 
+async def anybody_lives(rooms: Rooms) -> bool:
+    """Whether a role is at work for this ledger, as far as can be seen: one that was killed is remembered for some seconds."""
+    return any(not wiring.is_gone(role.id) for role in await present(rooms))
+
+
 async def is_served(rooms: Rooms) -> bool:
     """Whether batches of this ledger move without this command."""
     return await is_present(rooms, "worker", "scheduler")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -82,3 +83,17 @@ async def spawn(argv: Sequence[str], *, env: Mapping[str, str] | None = None, lo
         os.close(write_fd)
         raise
     return Child(process, leash_fd=write_fd)
+
+
+def is_gone(identity: str) -> bool:
+    """Whether `role@host:pid` names a process of this machine that has ended. Of other machines nothing can be said: False."""
+    host, _, pid = identity.rpartition("@")[2].rpartition(":")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

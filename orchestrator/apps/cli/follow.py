@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from orchestrator.apps.cli.ending import Exit
+from orchestrator.apps.cli.speech import say
 from orchestrator.apps.hints import why
 from orchestrator.apps.machine import Machine
 from orchestrator.core.errors import OrchestratorError, Unreachable
@@ -13,6 +14,7 @@ from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import IN_AIR_ITEM, BatchState, ItemState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Counts
+from orchestrator.flow.collect import OUTPUTS_REFUSED
 from orchestrator.flow.control import BY_OPERATOR, START_LIMIT
 from orchestrator.flow.report import write_all
 
@@ -123,9 +125,15 @@ class Follower:
         reason = look.batch.reason or ""
         if reason == BY_OPERATOR:
             return None
-        await write_all(self.rooms, look.batch)
+        try:
+            await write_all(self.rooms, look.batch)
+        except OSError as error:
+            say(f"the results cannot be written to {look.batch.output_to}: {error.strerror or error}")
         if reason == START_LIMIT:
             return exit_of(look.batch, look.counts)
+        if reason.startswith(OUTPUTS_REFUSED):
+            self.last_trouble = reason
+            return Exit.FAILED_ROWS
         return Exit.UNREACHABLE if "token" in reason else Exit.BUDGET
 
     def _outage(self, look: Look) -> Exit | None:

@@ -15,7 +15,7 @@ from orchestrator.apps.cli.follow import Follower
 from orchestrator.apps.cli.options import RunOptions
 from orchestrator.apps.cli.panel import clock_text, screen, usd_text
 from orchestrator.apps.cli.speech import ask, say
-from orchestrator.apps.machine import Machine, is_present, is_served, machine
+from orchestrator.apps.machine import Machine, anybody_lives, is_present, is_served, machine
 from orchestrator.apps.orders import check_folder, order_by_hand
 from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import BatchState, Event
@@ -100,12 +100,13 @@ async def run(options: RunOptions) -> Ending:
     new_ledger, began_s = wiring.is_new(settings), wiring.clock().boottime()
     async with _open(settings) as (rooms, hold):
         this = ThisRun(rooms, options, began_s)
-        served = not hold.alone and await is_served(rooms)
+        alone = hold.alone and not await anybody_lives(rooms)
+        served = not alone and await is_served(rooms)
         await _can_start(rooms, settings, served=served, detach=options.detach)
         prepared = await prepare(rooms, order, book=wiring.price_book(settings))
         await check_folder(rooms, prepared)
         await _consent(rooms, prepared, options, ask_above_usd=settings.ask_above_usd)
-        if hold.alone:
+        if alone:
             await _bury_the_dead(rooms)
         batch, new = await load(rooms, prepared)
         news = "new" if new_ledger else f"new batch {batch.id}" if new else f"resuming {batch.id}"
@@ -115,7 +116,7 @@ async def run(options: RunOptions) -> Ending:
         if batch.output_to != output_to(order, batch.id, batch.created_at):
             say(f"note: this batch has files in {batch.output_to} already, and goes on there")
         wiring.claim_folder(batch, settings)
-        await wiring.tidy(batch, alone=hold.alone)
+        await wiring.tidy(batch, alone=alone)
         ended = await _already_over(this, batch)
         if ended is not None:
             return ended
