@@ -22,7 +22,8 @@ async def pause(rooms: Rooms, batch: Batch, *, reason: str = BY_OPERATOR) -> boo
 async def resume(rooms: Rooms, batch: Batch) -> bool:
     """Go on with a paused or canceled batch: canceled rows that were never bought wait again, and a start limit that stopped
     it is lifted. After another pause the limit still holds: the run that set it may be there."""
-    if batch.start_limit is not None and (batch.reason == START_LIMIT or batch.state in _CANCELED):
+    is_held = batch.state is BatchState.PAUSED and batch.reason == START_LIMIT
+    if batch.start_limit is not None and (is_held or batch.state in _CANCELED):
         await _lift_limit(rooms, batch)  # first: with the limit the report would pause it again
     return await go_on(rooms, batch)
 

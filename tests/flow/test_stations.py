@@ -281,3 +281,13 @@ async def test_a_run_goes_on_within_its_own_limit(stage: Stage):
     await limit(stage, batch, 3)
     assert await go_on(stage.rooms, batch)
     assert await settle(stage, batch) == {"succeeded": 3, "pending": 3}
+
+
+async def test_resume_of_a_running_batch_leaves_its_limit(stage: Stage):
+    """The last rows of `run --limit 2` are in the air: there is nothing to resume, and nothing more is bought."""
+    batch = await stage.load(6)
+    await limit(stage, batch, 2)
+    await stage.rooms.ledger.note_reason(batch.pk, START_LIMIT)
+    running = await stage.rooms.ledger.batch(batch.id)
+    assert running is not None and not await resume(stage.rooms, running)
+    assert await settle(stage, batch) == {"succeeded": 2, "pending": 4}
