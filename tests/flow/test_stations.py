@@ -142,7 +142,9 @@ async def test_an_attempt_that_never_left_is_bought_after_all(stage: Stage):
     """A connection that is reset before the purchase: absence is proven twice, then the row is bought."""
     stage.provider.put("faults", {"reset_before": {"next": 2}})
     batch = await stage.load(6)
-    assert await settle(stage, batch) == {"succeeded": 6}
+    patient = Stage(replace(stage.rooms, tempo=replace(stage.rooms.tempo, unsure_give_up_s=20)), stage.provider, stage.folder,
+                    stage.limiter)
+    assert await settle(patient, batch, within_s=25) == {"succeeded": 6}
     assert len(stage.provider.purchases()) == 6
 
 
