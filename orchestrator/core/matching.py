@@ -41,6 +41,9 @@ def resolve(attempts: Sequence[OpenAttempt], listing: Listing, *, now: datetime,
             hash_of: Callable[[dict[str, Any]], str], alive_targets: dict[str, tuple[str | None, str | None]]) -> Verdicts:
     """Judge every attempt of `attempts` in state unsure against the listing.
 
+    `now` is this machine's time and `offset_s` the provider's clock minus it. An attempt's own times are those of the machine
+    that made it, and its own offset says what they are by the provider's clock: machines differ, and clocks are set right.
+
     `hash_of` gives an input's canonical hash; `alive_targets` maps a target key to the (model, version) that answered
     attempts of it were echoed, as the echo of a target need not equal what was asked for.
     """
@@ -139,21 +142,22 @@ def last_moment(attempt: OpenAttempt, *, tempo: Tempo) -> datetime:
 
 def _judge_absence(attempt: OpenAttempt, rest: Sequence[Prediction], listing: Listing, *, now: datetime,
                    offset_s: float | None, tempo: Tempo, verdicts: Verdicts) -> None:
-    last = last_moment(attempt, tempo=tempo)
+    last, is_confirmed = last_moment(attempt, tempo=tempo), attempt.next_check_at is not None and now >= attempt.next_check_at
+    if offset_s is not None and attempt.offset_s is not None:
+        now, last = now + timedelta(seconds=offset_s), last + timedelta(seconds=attempt.offset_s)
     if now > last + timedelta(seconds=tempo.unsure_give_up_s):
         verdicts.give_up.append(attempt.attempt_id)
         return
-    if offset_s is None or not listing.complete or now <= last:
+    if offset_s is None or attempt.offset_s is None or not listing.complete or now <= last:
         return
     if any(_could_be(p, attempt) for p in rest):
         return
-    edge = last + timedelta(seconds=offset_s)
-    canary = any(p.id in listing.owned and p.created_at is not None and p.created_at > edge for p in listing.predictions)
+    canary = any(p.id in listing.owned and p.created_at is not None and p.created_at > last for p in listing.predictions)
     if not canary and now <= last + timedelta(seconds=tempo.unsure_no_canary_s):
         return
     if attempt.next_check_at is None:
         verdicts.absent_once.append(attempt.attempt_id)
-    elif now >= attempt.next_check_at:
+    elif is_confirmed:
         verdicts.absent.append(attempt.attempt_id)
 
 

@@ -82,6 +82,10 @@ class Model:
 class Predictions(Protocol):
     """Replicate, or what stands in for it."""
 
+    @property
+    def offset_s(self) -> float | None:
+        """The provider's clock minus this machine's, by the newest answer; None before the first."""
+
     async def account(self) -> str:
         """The account's name. Raises TokenRefused, Unreachable."""
 
@@ -251,6 +255,7 @@ class ClaimTerms:
     post_by_at: datetime
     owner: str
     reserve_units: int | None  # worst case per row in 10^-12 USD; None: not known, and nothing is claimed under a cap
+    offset_s: float | None = None  # provider's clock minus ours, as it is known now
     made_from: tuple[str, str] | None = None  # job and price of the batch; where it has others by now, nothing is claimed
 
 
@@ -279,6 +284,7 @@ class OpenAttempt:
     answered_at: datetime | None
     sent_until_at: datetime | None
     next_check_at: datetime | None
+    offset_s: float | None = None  # provider's clock minus that of the machine which claimed it, at that time
     secrets: frozenset[str] = frozenset()  # inputs that the provider does not show as they were sent
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from orchestrator.core.errors import NotFound, OrchestratorError, ProviderAway
@@ -171,10 +171,13 @@ async def _resolve_unsure(rooms: Rooms, account: str, now: datetime) -> list[Wak
     attempts = await rooms.ledger.unsure(account)
     if not attempts:
         return []
-    offset_s = await rooms.ledger.offset(account)
-    seen = await _window_of(rooms, account, oldest_at=min(a.created_at for a in attempts), offset_s=offset_s)
+    known_s = await rooms.ledger.offset(account)
+    attempts = [a if a.offset_s is not None else replace(a, offset_s=known_s) for a in attempts]
+    oldest_at = min(a.created_at + timedelta(seconds=a.offset_s or 0.0) for a in attempts)  # provider's time
+    seen = await _window_of(rooms, account, edge=oldest_at - timedelta(seconds=CLOCK_MARGIN_S))
     owned = await rooms.ledger.owned([p.id for p in seen.predictions])
-    verdicts = resolve(attempts, Listing(seen.predictions, frozenset(owned), seen.complete), now=now, offset_s=offset_s,
+    verdicts = resolve(attempts, Listing(seen.predictions, frozenset(owned), seen.complete), now=now,
+                       offset_s=rooms.predictions.offset_s,
                        tempo=rooms.tempo, hash_of=input_hash, alive_targets=await rooms.ledger.echoes(account))
     if verdicts.absent_once:
         again_at = now + timedelta(seconds=rooms.tempo.unsure_confirm_s)
@@ -182,9 +185,8 @@ async def _resolve_unsure(rooms: Rooms, account: str, now: datetime) -> list[Wak
     return await record(rooms, _facts(verdicts, now))
 
 
-async def _window_of(rooms: Rooms, account: str, *, oldest_at: datetime, offset_s: float | None) -> _Seen:
+async def _window_of(rooms: Rooms, account: str, *, edge: datetime) -> _Seen:
     seen = _Seen()
-    edge = oldest_at + timedelta(seconds=(offset_s or 0.0) - CLOCK_MARGIN_S)
     try:
         async for page in _pages(rooms, account, edge):
             seen.predictions.extend(page)

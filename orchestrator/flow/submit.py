@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from orchestrator.core.callback import callback_url
 from orchestrator.core.cost import Pricing, to_units
-from orchestrator.core.errors import Unreachable
+from orchestrator.core.errors import OrchestratorError, Unreachable
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import Budget, ClaimTerms, CreateAnswer, Grant, Proof, Rooms
@@ -37,6 +37,9 @@ async def submit(rooms: Rooms, batch_id: str, lane: int) -> list[Wake]:
     batch = await rooms.ledger.batch(batch_id)
     if batch is None or batch.state is not BatchState.RUNNING:
         return []
+    if rooms.predictions.offset_s is None:  # once for each process: a lost answer is looked for by the provider's clock
+        with suppress(OrchestratorError):
+            await rooms.predictions.account()
     order = _order(rooms, batch)
     async with buffered(rooms) as facts:
         pause_s = await _slice(rooms, order, facts)
@@ -106,7 +109,7 @@ def _terms(rooms: Rooms, order: _Order, grant: Grant) -> ClaimTerms:
     last_write = now + timedelta(seconds=grant.first_in_s + grant.count * grant.every_s + _permit_life_s(rooms, grant))
     lease = last_write + timedelta(seconds=tempo.request_timeout_s + tempo.lease_margin_s)
     made_from = (order.batch.job_json, order.batch.price_json)
-    return ClaimTerms(now, lease, last_write, rooms.owner, order.reserve_units, made_from)
+    return ClaimTerms(now, lease, last_write, rooms.owner, order.reserve_units, rooms.predictions.offset_s, made_from)
 
 
 def _permit_life_s(rooms: Rooms, grant: Grant) -> float:

@@ -52,6 +52,7 @@ class ReplicateApi:
         self._wire = Wire(timeout_s=request_timeout_s, boottime=self._clock.boottime, connections=connections,
                           proxy=proxy_of(self._base), tls=None)
         self._create_urls: dict[Target, httpx.URL] = {}
+        self.offset_s: float | None = None
 
     def __repr__(self) -> str:
         return f"ReplicateApi({self._place})"
@@ -117,7 +118,7 @@ class ReplicateApi:
         remaining = _float(answer.headers.get("ratelimit-remaining"))
         return CreateAnswer(
             proof, prediction, answer.status, detail, hint_s, sent_until_at=now,
-            provider_offset_s=_offset_s(answer, now),
+            provider_offset_s=self._heard(answer),
             rate_remaining=None if remaining is None else int(remaining),
             rate_reset_s=_float(answer.headers.get("ratelimit-reset")))
 
@@ -178,6 +179,12 @@ class ReplicateApi:
         return Page([self._prediction(item) for item in results], following if isinstance(following, str) else None,
                     _offset_s(answer, self._clock.now()))
 
+    def _heard(self, answer: Answer) -> float | None:
+        """The provider's clock minus ours, kept as the newest one."""
+        offset_s = _offset_s(answer, self._clock.now())
+        self.offset_s = self.offset_s if offset_s is None else offset_s
+        return offset_s
+
     async def _read(self, method: str, url: httpx.URL, *, what: str) -> dict[str, Any]:
         return self._document(await self._repeat(lambda: self._once(method, url, what=what)))
 
@@ -191,6 +198,7 @@ class ReplicateApi:
             answer = await self._wire.exchange(method, url, headers=self._headers)
         except Exception as error:  # a read proves nothing and costs nothing, however it fails
             raise ProviderAway(f"cannot reach {self._place}: {cause_in_words(error)}") from error
+        self._heard(answer)
         if 200 <= answer.status < 300:
             return answer
         raise self._refusal(answer, what=what)

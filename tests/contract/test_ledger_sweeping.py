@@ -1,5 +1,6 @@
 """What is out at the provider is known: how much, since when, in doubt or silent, and whose it is."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -134,3 +135,12 @@ async def test_window_outlives_its_batch(acts: Any) -> None:
     await acts.tell(acts.answered("a0", "p0"))
     await acts.ledger.set_state(batch.pk, to=BatchState.CANCELED, allowed=frozenset(BatchState), reason=None, now=NOW)
     assert (await acts.ledger.open_window("acme")).running == 1
+
+
+async def test_the_clock_of_an_attempt(acts: Any) -> None:
+    """An attempt keeps how the provider's clock stood against that of the machine which claimed it."""
+    batch = await acts.loaded(2)
+    for name, offset_s in (("a0", -180.5), ("b0", None)):
+        await acts.ledger.claim(batch.pk, attempt_ids=[name], terms=replace(acts.terms(), offset_s=offset_s))
+    found = {attempt.attempt_id: attempt.offset_s for attempt in await acts.ledger.attempts_of(["a0", "b0"])}
+    assert found == {"a0": -180.5, "b0": None}

@@ -1,6 +1,7 @@
 """Whose is this prediction: adopting on evidence, buying again only when every doubt is explained."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -35,7 +36,8 @@ def seen(name: str, *, prompt: str | None = "a cat", at_s: float = 1.0, version:
 
 def judge(attempts: list[OpenAttempt], predictions: list[Prediction], *, owned: set[str] = frozenset(), after_s: float = 10.0,  # type: ignore[assignment]
           complete: bool = True, offset_s: float | None = 0.0) -> Verdicts:
-    return resolve(attempts, Listing(predictions, frozenset(owned), complete), now=T0 + timedelta(seconds=after_s),
+    own = [a if a.offset_s is not None else replace(a, offset_s=offset_s) for a in attempts]  # made under the same offset
+    return resolve(own, Listing(predictions, frozenset(owned), complete), now=T0 + timedelta(seconds=after_s),
                    offset_s=offset_s, tempo=TEMPO, hash_of=hash_of, alive_targets=ECHO)
 
 
@@ -159,3 +161,25 @@ def test_an_emptied_input_explains_nothing():
     """What becomes of an input after its removal is not documented: an empty one is no evidence either."""
     emptied = seen("p9")._replace(input={})
     assert judge([attempt()], [late_canary(), emptied], owned={"canary"}, after_s=300).absent_once == []
+
+
+def test_machines_whose_clocks_differ():
+    """Made by a machine three minutes fast, judged by one that is right: its last moment is three minutes sooner than it says."""
+    fast = replace(attempt(), offset_s=-180.0)
+    created = seen("canary", prompt="something else", at_s=0)  # 180 s after the purchase by the provider's clock, as ours
+    assert judge([fast], [created], owned={"canary"}, after_s=0).absent_once == ["a1"]
+    assert judge([attempt()], [created], owned={"canary"}, after_s=0).absent_once == []
+
+
+def test_a_clock_set_right_in_between():
+    """Made while the clock was three minutes slow: its last moment lies three minutes later than it says."""
+    slow = replace(attempt(), offset_s=180.0)
+    assert judge([slow], [late_canary()], owned={"canary"}, after_s=250).absent_once == []
+    later = seen("canary", prompt="something else", at_s=310)
+    assert judge([slow], [later], owned={"canary"}, after_s=310).absent_once == ["a1"]
+
+
+def test_an_unknown_clock_concludes_nothing():
+    """Of an attempt made before the provider's clock was known absence is never concluded."""
+    unknown = judge([attempt()], [late_canary()], owned={"canary"}, after_s=300, offset_s=None)
+    assert (unknown.absent_once, unknown.absent) == ([], [])

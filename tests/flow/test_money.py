@@ -1,26 +1,29 @@
 """What a person would remember: rows paid for twice, outputs paid for and lost, a cap that was none."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator import wiring
-from orchestrator.core.lifecycle import BatchState
-from orchestrator.core.ports import Fetched
-from orchestrator.core.records import Batch
+from orchestrator.core.lifecycle import BatchState, Event
+from orchestrator.core.ports import ClaimTerms, Fetched, Page
+from orchestrator.core.records import Batch, Fact, Prediction
+from orchestrator.core.tempo import Tempo
 from orchestrator.flow.collect import OUTPUTS_REFUSED, collect
 from orchestrator.flow.control import retry
 from orchestrator.flow.ingest import Order, load, prepare
 from orchestrator.flow.reconcile import sweep
+from orchestrator.flow.record import fact_of, record
 from orchestrator.flow.submit import submit
 from orchestrator.gateways.outputs import HttpOutputs
-from orchestrator.gateways.testing import MemoryLimiter
+from orchestrator.gateways.testing import HandClock, MemoryLimiter
 from orchestrator.settings import read_settings
 from orchestrator.simulator.serve import SimulatorConfig, running
 from tests.e2e.desk import Provider
@@ -223,3 +226,43 @@ async def test_another_folder_while_outputs_are_fetched(stage: Stage):
     known = await stage.rooms.ledger.batch(batch.id)
     assert known is not None
     assert len(list(Path(known.output_to, "files").iterdir())) == 3
+
+
+class RightClock:
+    """A provider whose clock is right, with a list and nothing else."""
+
+    offset_s = 0.0
+
+    def __init__(self) -> None:
+        self.made: list[Prediction] = []
+
+    async def list_page(self, *, url: str | None = None, created_after: datetime | None = None, **_: Any) -> Page:
+        """What was created after a moment, by this clock."""
+        return Page([p for p in self.made if created_after is None or p.created_at is None or p.created_at >= created_after],
+                    None, 0.0)
+
+
+async def test_a_lost_answer_of_a_machine_that_is_fast(stage: Stage):
+    """Bought by a machine three minutes fast, looked for by one that is right: found, and not bought again."""
+    batch, provider, began = await stage.load(2), RightClock(), stage.rooms.clock.now()
+    clock = HandClock(start_at=began)
+    rooms = replace(stage.rooms, clock=clock, predictions=provider, tempo=Tempo(reads_per_minute=0))
+
+    async def claimed(name: str, *, at_s: float, fast_s: float) -> Prediction:
+        now = began + timedelta(seconds=at_s + fast_s)
+        terms = ClaimTerms(now, now + timedelta(seconds=152), now + timedelta(seconds=1), "a:1", 0, offset_s=-fast_s)
+        (claim,) = await rooms.ledger.claim(batch.pk, attempt_ids=[name * 26], terms=terms)
+        made = Prediction(f"p_{name}", "succeeded", model="simulator/echo", version="hidden", output="x",
+                          input=json.loads(claim.input_json), created_at=began + timedelta(seconds=at_s))
+        provider.made.insert(0, made)
+        return made
+
+    await claimed("a", at_s=0, fast_s=180)
+    lost = Fact(Event.ANSWER_LOST, began + timedelta(seconds=181), "a" * 26, error="reset", error_class="unsure")
+    await record(rooms, [lost])
+    canary = await claimed("b", at_s=310, fast_s=0)
+    await record(rooms, [fact_of(canary, at=began + timedelta(seconds=311), via="post", attempt_id="b" * 26)])
+    for _ in range(4):
+        clock.advance(95)
+        await sweep(rooms, batch.account, 1)
+    assert await stage.states(batch) == {"collecting": 2}

@@ -153,7 +153,8 @@ async def _write(connection: AsyncConnection, batch: Batch, *, pairs: Sequence[t
                                            "b_to": ItemState.CLAIMED.value, "b_one": 1} for attempt_id, row in pairs])
     shared = {"batch_pk": batch.pk, "account": batch.account, "target_key": batch.target.key, "owner": terms.owner,
               "state": AttemptState.OPEN.value, "created_at": terms.now, "post_by_at": terms.post_by_at,
-              "lease_until": terms.lease_until, "reserved_units": terms.reserve_units or 0}
+              "lease_until": terms.lease_until, "reserved_units": terms.reserve_units or 0,
+              "offset_s": terms.offset_s}
     await write_many(connection, _INSERT, [
         shared | {"id": attempt_id, "item_pk": row.pk, "n": row.attempts + 1, "input_hash": row.input_hash}
         for attempt_id, row in pairs])

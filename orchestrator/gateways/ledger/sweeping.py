@@ -87,7 +87,7 @@ def _open_attempts() -> Select[Any]:
     return select(
         attempts.c.id, attempts.c.batch_pk, attempts.c.state, attempts.c.prediction_id, attempts.c.target_key,
         items.c.input_json, attempts.c.input_hash, attempts.c.created_at, attempts.c.answered_at,
-        attempts.c.sent_until_at, attempts.c.next_check_at).join(items, items.c.pk == attempts.c.item_pk)
+        attempts.c.sent_until_at, attempts.c.next_check_at, attempts.c.offset_s).join(items, items.c.pk == attempts.c.item_pk)
 
 
 def _open_attempt(row: Row[Any], *, secrets: frozenset[str] = frozenset()) -> OpenAttempt:
@@ -95,7 +95,7 @@ def _open_attempt(row: Row[Any], *, secrets: frozenset[str] = frozenset()) -> Op
         attempt_id=row.id, batch_pk=row.batch_pk, state=row.state, prediction_id=row.prediction_id,
         target_key=row.target_key, input_json=row.input_json, input_hash=row.input_hash, created_at=row.created_at,
         answered_at=row.answered_at, sent_until_at=row.sent_until_at, next_check_at=row.next_check_at,
-        secrets=secrets)
+        offset_s=row.offset_s, secrets=secrets)
 
 
 async def checked(connection: AsyncConnection, attempt_ids: Sequence[str], *, next_check_at: datetime) -> None:

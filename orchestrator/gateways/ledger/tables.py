@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlmodel import Field, SQLModel
 
-HEAD = "0003"  # the newest revision in migrations/versions; a test holds the two together
+HEAD = "0004"  # the newest revision in migrations/versions; a test holds the two together
 
 # Partial indexes serve only queries that repeat their condition literally: SQLite compares the texts.
 PENDING = "state = 'pending'"
@@ -190,6 +190,7 @@ class AttemptRow(_Model, table=True):
     charge_units: int | None = Field(sa_type=BigInteger)
     charge_basis: str | None
     ended_via: str | None  # from where its end was learned first: post, webhook, list, get
+    offset_s: float | None  # the provider's clock minus that of the machine which claimed it, at that time
 
 
 class OutputRow(_Model, table=True):
