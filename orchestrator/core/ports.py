@@ -380,9 +380,6 @@ class Ledger(Protocol):
     async def drop_kept(self, message_ids: Sequence[str]) -> None:
         """These are not waited for any longer."""
 
-    async def forget_deliveries(self, *, before: datetime) -> int:
-        """Remove what is too old to be told again; how many."""
-
     async def attempts_of(self, attempt_ids: Sequence[str]) -> list[OpenAttempt]:
         """These attempts, as the sweep knows them."""
 

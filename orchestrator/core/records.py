@@ -196,7 +196,7 @@ class Receipt(StrEnum):
     """What became of a delivery."""
 
     RECORDED = "recorded"  # went through the one door, whether or not it moved anything
-    DOUBLED = "doubled"  # this message was taken in before
+    DOUBLED = "doubled"  # this message was taken in just now
     KEPT = "kept"  # its attempt's own answer is not known yet: it waits for that
     UNKNOWN = "unknown"  # no such attempt
     MISADDRESSED = "misaddressed"  # the attempt has another prediction

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.apps.web import bodies
 from orchestrator.apps.web.bodies import LARGEST_BODY
-from orchestrator.apps.web.hook import Hook
+from orchestrator.apps.web.hook import Hook, Recent
 from orchestrator.apps.web.intake import LARGEST_GROUP, Intake
 from orchestrator.apps.web.keys import LEARN_EVERY_S, OLD_KEY_LIVES_S, SigningKeys
 from orchestrator.core.errors import Unreachable
@@ -183,11 +183,11 @@ async def test_rotation(stand: Stand):
     await stand.post()
     stand.secret = NEW
     stand.clock.advance(LEARN_EVERY_S)
-    assert await stand.post(secret=NEW) == (200, "recorded")
-    assert await stand.post(secret=OLD) == (200, "recorded")
+    assert await stand.post(secret=NEW, message="m2") == (200, "recorded")
+    assert await stand.post(secret=OLD, message="m3") == (200, "recorded")
     stand.clock.advance(OLD_KEY_LIVES_S)
-    assert await stand.post(secret=OLD) == (401, "forged")
-    assert await stand.post(secret=NEW) == (200, "recorded")
+    assert await stand.post(secret=OLD, message="m4") == (401, "forged")
+    assert await stand.post(secret=NEW, message="m5") == (200, "recorded")
 
 
 async def test_a_flood_of_forgeries_asks_the_provider_seldom(stand: Stand):
@@ -234,3 +234,29 @@ async def test_a_sender_that_left(stand: Stand):
     await asyncio.sleep(0)
     gone.cancel()
     assert await stays == (200, "recorded")
+
+
+async def test_told_twice(stand: Stand):
+    """A message that was committed is answered from memory; under another attempt's address it is judged anew."""
+    assert await stand.post() == (200, "recorded")
+    assert await stand.post() == (200, "doubled")
+    assert await stand.post(query=f"attempt={'b' * 26}") == (200, "recorded")
+    assert await stand.post(message="msg_2") == (200, "recorded")
+    assert len(stand.taken) == 3
+
+
+async def test_a_refusal_is_not_remembered(stand: Stand):
+    """What was not committed is tried again by the provider, and judged again."""
+    stand.trouble = Unreachable("the ledger is away")
+    assert (await stand.post())[0] == 503
+    stand.trouble = None
+    assert await stand.post() == (200, "recorded")
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    """The oldest messages are forgotten, the newest are not."""
+    monkeypatch.setattr("orchestrator.apps.web.hook.REMEMBERED", 10)
+    recent = Recent()
+    for n in range(35):
+        recent.add(f"m{n}", ATTEMPT)
+    assert [n for n in range(35) if recent.has(f"m{n}", ATTEMPT)] == list(range(20, 35))

@@ -22,6 +22,7 @@ from orchestrator.core.signature import Verdict, check
 
 LARGE_BODY = 1024 * 1024
 LARGE_AT_ONCE = 4
+REMEMBERED = 50_000  # messages, and up to as many older ones: minutes of deliveries at any rate
 log = logging.getLogger("orchestrator.web")
 
 _READ = frozenset({b"content-length", b"transfer-encoding", b"webhook-id", b"webhook-timestamp", b"webhook-signature"})
@@ -37,6 +38,7 @@ class Hook:
         self._intake = intake
         self._clock = clock
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        self._recent = Recent()
         self.bodies = Bodies()
         self.counts: Counter[str] = Counter()
 
@@ -92,5 +94,32 @@ class Hook:
             prediction = parse(orjson.loads(body))
         except (ValueError, AttributeError):
             return 400, "no prediction"
-        receipt = await self._intake.offer(Delivery(headers["webhook-id"], attempt_id, prediction, now))
-        return _OF_RECEIPT.get(receipt, (200, receipt.value))
+        message_id = headers["webhook-id"]
+        if self._recent.has(message_id, attempt_id):
+            return 200, Receipt.DOUBLED.value
+        receipt = await self._intake.offer(Delivery(message_id, attempt_id, prediction, now))
+        if receipt in _OF_RECEIPT:
+            return _OF_RECEIPT[receipt]
+        self._recent.add(message_id, attempt_id)
+        return 200, receipt.value
+
+
+class Recent:
+    """Messages that were committed just now, so that what is told again costs no transaction.
+
+    Only a saving: a message that is not remembered, as after a restart, is a fact told twice, and changes nothing."""
+
+    def __init__(self) -> None:
+        self._new: set[tuple[str, str]] = set()
+        self._old: set[tuple[str, str]] = set()
+
+    def has(self, message_id: str, attempt_id: str) -> bool:
+        """Whether this message, sent to this attempt, is among the last ones."""
+        key = (message_id, attempt_id)
+        return key in self._new or key in self._old
+
+    def add(self, message_id: str, attempt_id: str) -> None:
+        """Remember one, and forget the oldest half when there are many."""
+        self._new.add((message_id, attempt_id))
+        if len(self._new) >= REMEMBERED:
+            self._old, self._new = self._new, set()

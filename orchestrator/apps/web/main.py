@@ -8,7 +8,6 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
 
@@ -32,8 +31,6 @@ WAKE_EVERY_S = 0.25
 LEARN_S = 5.0  # between two tries to fetch the signing secret, as long as there is none
 RELEARN_S = 600.0
 CUT_EVERY_S = 5.0
-FORGET_EVERY_S = 60.0
-REMEMBERED_S = 900.0  # a message told again after this would be stale by its signature
 STOP_GRACE_S = 5
 AFTER_DEFECT_S = 1.0
 log = logging.getLogger("orchestrator.web")
@@ -64,7 +61,7 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
 
         place = f"{settings.web_address[0]}:{listener.getsockname()[1]}"
         chores = [asyncio.create_task(_for_ever(chore)) for chore in (
-            house.keep_keys, house.send_wakes, house.cut_slow, house.forget)]
+            house.keep_keys, house.send_wakes, house.cut_slow)]
         try:
             async with at_work(rooms, role="web", version=version("replicate-orchestrator"), place=place):
                 log.info("listening on %s", place)
@@ -152,11 +149,3 @@ class WebHouse:
             if self.keys.trouble:
                 log.warning("webhooks wait for the signing secret: %s", self.keys.trouble)
             await self.rooms.clock.sleep(RELEARN_S if self.keys.live() else LEARN_S)
-
-    async def forget(self) -> None:
-        """Message ids are remembered for as long as they could be told again."""
-        while True:
-            await self.rooms.clock.sleep(FORGET_EVERY_S)
-            with suppress(OrchestratorError):
-                before = self.rooms.clock.now() - timedelta(seconds=REMEMBERED_S)
-                await self.rooms.ledger.forget_deliveries(before=before)

@@ -140,10 +140,6 @@ class SqlLedger:
         """As the port says."""
         await self._db.write(receiving.drop_kept, message_ids)
 
-    async def forget_deliveries(self, *, before: datetime) -> int:
-        """As the port says."""
-        return await _in_steps(lambda: self._db.write(receiving.forget, before=before))
-
     async def attempts_of(self, attempt_ids: Sequence[str]) -> list[OpenAttempt]:
         """As the port says."""
         return await self._db.read(sweeping.attempts_of, attempt_ids)

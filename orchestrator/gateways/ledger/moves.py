@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, Update, and_, bindparam, or_, select, text, update
+from sqlalchemy import Delete, Select, and_, bindparam, delete, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import LIVE_BATCH, AttemptState, BatchState, Event, ItemState
@@ -106,10 +106,10 @@ async def kept_facts(connection: AsyncConnection, attempt_ids: Sequence[str]) ->
     return [fact_of_webhook(row.attempt_id, parse(json.loads(row.payload_json)), at=row.received_at) for row in rows]
 
 
-def _waiting(dialect: str) -> tuple[Select[Any], Update]:
+def _waiting(dialect: str) -> tuple[Select[Any], Delete]:
     of_these = and_(among(deliveries.c.attempt_id, "attempts", dialect=dialect), text(KEPT))
     return (select(deliveries).where(of_these).order_by(deliveries.c.received_at),
-            update(deliveries).where(of_these).values(payload_json=None))
+            delete(deliveries).where(of_these))
 
 
 _WAITING = {dialect: _waiting(dialect) for dialect in ("sqlite", "postgresql")}

@@ -244,7 +244,7 @@ class AccountRow(_Model, table=True):
 
 
 class DeliveryRow(_Model, table=True):
-    """A webhook that was taken in. `payload_json`: what it said, kept until its attempt's own answer is known."""
+    """A webhook that waits until its attempt's own answer is known. `payload_json`: what it said."""
 
     __tablename__ = "deliveries"
     __table_args__ = (Index("ix_deliveries_received_at", "received_at"),
