@@ -2,8 +2,10 @@
 
 import os
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -51,6 +53,13 @@ class Settings(BaseSettings):
             raise ValueError("must look like https://host or https://host/prefix")
         return value
 
+    @field_validator("redis_url")
+    @classmethod
+    def _of_redis(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _is_redis_url(value.get_secret_value()):
+            raise ValueError("must look like redis://host:6379/0, rediss://host:6379/0 or unix:///path/to/redis.sock")
+        return value
+
     @field_validator("web_bind")
     @classmethod
     def _host_and_port(cls, value: str) -> str:
@@ -87,14 +96,44 @@ class Settings(BaseSettings):
                                    ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins, then `.env`, then the project's config/, then the defaults shipped."""
         home = Path(init_settings()["home"])
-        files = [path for path in (config_folder() / "orchestrator.toml", home.parent / "config" / "orchestrator.toml")
-                 if path.is_file()]
         return (init_settings, env_settings, DotEnvSettingsSource(settings_cls, env_file=home.parent / ".env"),
-                TomlConfigSettingsSource(settings_cls, toml_file=files))
+                TomlConfigSettingsSource(settings_cls, toml_file=_files(home)))
+
+
+def _files(home: Path) -> list[Path]:
+    """The settings files there are, the stronger one last."""
+    folders = (config_folder(), home.parent / "config")
+    return [path for folder in folders if (path := folder / "orchestrator.toml").is_file()]
+
+
+def _is_redis_url(text: str) -> bool:
+    """Whether the clients of Redis and of Celery can read it; what is wrong may hold a password and is not repeated."""
+    try:
+        url = urlsplit(text)
+        port = url.port  # of a port that is none: ValueError
+    except ValueError:
+        return False
+    if url.scheme in ("unix", "redis+socket"):
+        return bool(url.path)
+    return url.scheme in ("redis", "rediss") and bool(url.hostname) and port != 0
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A settings file. Raises BadInput that says where it is wrong, or why it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"{path}: not valid TOML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8: {error}") from error
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def read_settings(home: Path, **changes: Any) -> Settings:
     """The settings that hold for this home. Raises BadInput that names every setting which is no such thing."""
+    for path in _files(home):
+        read_toml(path)  # its mistakes are told here, with the file's name
     try:
         return Settings(home=home, **changes)
     except ValidationError as error:

@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import sys
-import tomllib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from orchestrator.gateways.replicate import ReplicateApi
 from orchestrator.gateways.rows.durable import write_json
 from orchestrator.gateways.rows.files import FileTables
 from orchestrator.gateways.storage import LocalFolder
-from orchestrator.settings import Settings, config_folder, home_of, read_settings
+from orchestrator.settings import Settings, config_folder, home_of, read_settings, read_toml
 
 __all__ = ["WORKER_OPTIONS", "LedgerViews", "LoadedJob", "Settings", "free_bytes", "home_of", "is_gone", "is_writable", "post",
            "read_settings", "redis_facts", "redis_server", "sqlite_version"]
@@ -239,10 +238,7 @@ def price_book(settings: Settings) -> dict[str, Any]:
     for path in (config_folder() / "prices.toml", settings.home.parent / "config" / "prices.toml"):
         if not path.is_file():
             continue
-        try:
-            layer = tomllib.loads(path.read_text("utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise BadInput(f"{path}: not valid TOML: {error}") from error
+        layer = read_toml(path)
         for section in ("hardware", "models"):
             book[section] |= layer.get(section, {})
     return book
