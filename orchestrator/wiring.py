@@ -24,7 +24,7 @@ from orchestrator.gateways.ledger import Database, SqlLedger
 from orchestrator.gateways.limiter import RedisLimiter
 from orchestrator.gateways.local import hold_home, private_redis, redis_server
 from orchestrator.gateways.outputs import HttpOutputs
-from orchestrator.gateways.probe import free_bytes, is_writable, post, redis_facts, sqlite_version
+from orchestrator.gateways.probe import free_bytes, is_writable, ping_redis, post, redis_facts, sqlite_version
 from orchestrator.gateways.processes import Child, is_gone, spawn
 from orchestrator.gateways.queue import WORKER_OPTIONS, CeleryQueue, celery_app
 from orchestrator.gateways.replicate import ReplicateApi
@@ -142,11 +142,12 @@ class Hold:
 
 @asynccontextmanager
 async def redis(settings: Settings) -> AsyncIterator[Hold]:
-    """Hold the home, with its private Redis unless another is named."""
+    """Hold the home, with its private Redis unless another is named. Raises Unreachable where that one does not answer."""
     if settings.redis_url is None:
         async with private_redis(settings.home) as own:
             yield Hold(own.url, own.first_in and _is_local(settings), own.lock_fd)
     else:
+        await _ask(settings.redis_url.get_secret_value())
         async with hold_home(settings.home) as home:
             yield Hold(settings.redis_url.get_secret_value(), home.first_in and _is_local(settings), home.lock_fd)
 
@@ -173,9 +174,25 @@ def shared_redis(settings: Settings) -> str:
     return settings.redis_url.get_secret_value()
 
 
-def celery(settings: Settings) -> Celery:
+async def ready_redis(settings: Settings) -> str:
+    """The shared Redis, before a role that buys begins. Raises BadInput without one or a token, Unreachable if it is silent."""
+    redis_url = shared_redis(settings)
+    if settings.api_token is None:
+        raise BadInput(WHO_ARE_YOU)
+    await _ask(redis_url)
+    return redis_url
+
+
+async def _ask(redis_url: str) -> None:
+    try:
+        await ping_redis(redis_url)
+    except Unreachable as error:
+        raise Unreachable(f"{error}: make it reachable, or set ORCHESTRATOR_REDIS_URL to one that is") from error
+
+
+def celery(redis_url: str) -> Celery:
     """The Celery app of a worker."""
-    return celery_app(shared_redis(settings))
+    return celery_app(redis_url)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,14 @@ log = logging.getLogger("orchestrator.scheduler")
 
 
 def scheduler() -> None:
-    """Keep time until told to stop. Raises BadInput without a Redis to send to."""
+    """Keep time until told to stop. Raises BadInput without a Redis to send to, Unreachable where it does not answer."""
     settings = wiring.own_settings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    asyncio.run(_keep_time(settings, redis_url=wiring.shared_redis(settings)))
+    asyncio.run(_keep_time(settings))
 
 
-async def _keep_time(settings: Settings, *, redis_url: str) -> None:
+async def _keep_time(settings: Settings) -> None:
+    redis_url = await wiring.ready_redis(settings)
     async with wiring.rooms(settings, redis_url=redis_url) as rooms, until_told_to_stop() as told:
         slots = Slots(rooms, settings, Path.cwd())
         chores = {"tick": tick_chore(rooms, wiring.queue(redis_url)), "slots": (rooms.tempo.slots_s, slots.look)}

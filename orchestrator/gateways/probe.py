@@ -3,10 +3,13 @@
 import os
 import shutil
 import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from orchestrator.core.errors import Unreachable
@@ -26,10 +29,22 @@ class RedisFacts:
 
 async def redis_facts(redis_url: str) -> RedisFacts:
     """Ask a Redis about itself. Raises Unreachable."""
+    async with _answering(redis_url) as client:
+        facts = await client.info()
+    return RedisFacts(redis_place(redis_url), str(facts.get("redis_version")), str(facts.get("maxmemory_policy")))
+
+
+async def ping_redis(redis_url: str) -> None:
+    """Raises Unreachable where no Redis answers there."""
+    async with _answering(redis_url) as client:
+        await client.ping()
+
+
+@asynccontextmanager
+async def _answering(redis_url: str) -> AsyncIterator[Redis]:
     client = redis_client(redis_url)
     try:
-        facts = await client.info()
-        return RedisFacts(redis_place(redis_url), str(facts.get("redis_version")), str(facts.get("maxmemory_policy")))
+        yield client
     except (RedisError, OSError) as error:
         raise Unreachable(f"Redis at {redis_place(redis_url)} does not answer ({type(error).__name__})") from error
     finally:

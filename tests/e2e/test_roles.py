@@ -133,6 +133,17 @@ def test_a_worker_without_a_token(house: Desk):
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize("command", [["run", "echo"], ["up"], ["worker"], ["scheduler"]])
+def test_a_redis_that_is_away(house: Desk, command: list[str]):
+    """At the start that is exit 4 at once, and leaves no batch behind."""
+    done = house(*command, ORCHESTRATOR_REDIS_URL="redis://:secret@127.0.0.1:9/0")
+    assert done.code == 4, done
+    assert "Redis at 127.0.0.1:9 does not answer" in done.err
+    assert "ORCHESTRATOR_REDIS_URL" in done.err
+    assert "secret" not in done.err
+    assert not (house.folder / ".orchestrator" / "ledger.db").exists()
+
+
 def test_a_setting_that_is_none(house: Desk):
     """Settings that cannot be read are named, not dumped."""
     done = house("doctor", ORCHESTRATOR_PUBLIC_URL="me.example", ORCHESTRATOR_TEMPO__SLICE_S="long")

@@ -52,7 +52,7 @@ class StationLoop:
 
         Who consumed messages before could only fail them. An outage is waited for here: ending at once would use up a Keeper's
         restarts within seconds. It does end at last, so that whoever looks after the process sees more than a log. (Redis is
-        not asked here: Celery waits for it by itself, and says so.)"""
+        not asked here: it answered a moment ago, and Celery waits for it by itself.)"""
         self._thread.start()
         self._opened.result()
 

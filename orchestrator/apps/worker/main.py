@@ -1,5 +1,6 @@
 """`orchestrator worker`: a Celery worker whose tasks are the stations. Messages carry ids and may be lost or doubled."""
 
+import asyncio
 import gc
 import logging
 import sys
@@ -18,9 +19,9 @@ def work() -> None:
     """Work until told to stop. Raises BadInput, or Unreachable, where it cannot begin (`StationLoop.start`)."""
     settings = wiring.own_settings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    app = wiring.celery(settings)
-    assert settings.redis_url is not None
-    stations = StationLoop(settings, redis_url=settings.redis_url.get_secret_value())
+    redis_url = asyncio.run(wiring.ready_redis(settings))
+    app = wiring.celery(redis_url)
+    stations = StationLoop(settings, redis_url=redis_url)
     for name in STATIONS:
         _task(app, name, stations)
 
