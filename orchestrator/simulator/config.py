@@ -41,6 +41,8 @@ class SimulatorConfig:
         for name in (*counted, "latency_s", "retention_s", "webhook_retry_scale"):
             if getattr(self, name) < 0:
                 raise ValueError(f"simulator setting {name} is {getattr(self, name)}; give 0 or more")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"simulator setting port is {self.port}; give 1 to 65535, or 0 for a free one")
         if self.webhook_hosts not in ("loopback", "any"):
             raise ValueError(f"simulator setting webhook_hosts is {self.webhook_hosts!r}; give loopback or any")
         if not 0 <= self.failure_rate <= 1:

@@ -203,7 +203,7 @@ def simulate(context: typer.Context) -> None:
     """A local stand-in for Replicate, for rehearsals and tests (`simulate --help` lists its switches)."""
     from orchestrator.simulator.serve import main as serve
 
-    serve(context.args)
+    raise typer.Exit(serve(context.args))
 
 
 @app.command()
