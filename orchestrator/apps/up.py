@@ -35,7 +35,8 @@ async def _up(settings: Settings, *, workers: int) -> None:
             _say(settings, account=account, workers=workers)
             async with until_told_to_stop() as told:
                 await told.wait()
-            print("stopping: nothing new is bought; what is in the air is finished", file=sys.stderr, flush=True)  # noqa: T201
+            print("stopping: nothing new is bought; requests and downloads under way are finished",  # noqa: T201
+                  file=sys.stderr, flush=True)
         finally:
             await keeper.stop()
 

@@ -1,6 +1,7 @@
 """What progress looks like."""
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -48,6 +49,22 @@ def test_plain_lines_come_when_the_reason_changes():
     said = out.getvalue().splitlines()
     assert len(said) == 3
     assert said[1].endswith("waiting: in flight")
+
+
+def test_an_unchanged_line_comes_once_a_minute():
+    """A wait of minutes is no page of equal lines; what moves is told every few seconds as before."""
+    out, seconds = io.StringIO(), iter([0, 5, 30, 59, 60, 61, 65])
+    with PlainLines(out, monotonic=lambda: float(next(seconds))) as lines:
+        for shown in (*[look(reason="lost answers")] * 5, *[moved()] * 2):
+            lines.show(shown)
+    assert [line.partition(",")[0][-6:] for line in out.getvalue().splitlines()] == ["5 done", "5 done", "6 done"]
+
+
+def moved() -> Look:
+    """The same batch with one row more at home."""
+    before = look(reason="lost answers")
+    by_state = dict(before.counts.by_state) | {ItemState.SUCCEEDED: 6, ItemState.RUNNING: 2}
+    return replace(before, counts=replace(before.counts, by_state=by_state))
 
 
 @pytest.mark.parametrize("seconds,text", [(None, "–"), (0, "0:00"), (59.6, "1:00"), (3723, "1:02:03")])

@@ -12,6 +12,7 @@ from orchestrator.apps.machine import Machine
 from orchestrator.core.errors import OrchestratorError, Unreachable
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import IN_AIR_ITEM, BatchState, ItemState
+from orchestrator.core.matching import last_moment
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Counts
 from orchestrator.flow.collect import OUTPUTS_REFUSED
@@ -63,6 +64,7 @@ class Follower:
     _outage_since: datetime | None = None
     _heard_at: datetime | None = None
     _answered: tuple[int, ...] = ()
+    _lost: tuple[int, str] = (0, "")  # how many answers, and by when they are settled
     _started: list[tuple[datetime, int]] = field(default_factory=list)
 
     async def follow(self, interrupted: asyncio.Event) -> Exit | None:
@@ -90,7 +92,7 @@ class Follower:
         limit = _limit(batch, self.rooms.tempo.creates_per_minute)
         left = counts.by_state.get(ItemState.PENDING, 0)
         eta_s = left / per_minute * 60 if per_minute > 0 and left else None
-        reason = await self._reason(batch) or _unsure(counts)
+        reason = await self._reason(batch) or await self._unsure(batch, counts)
         return Look(batch, counts, per_minute, limit, eta_s, reason, (now - self.began_at).total_seconds())
 
     def _rate(self, now: datetime, started: int) -> float:
@@ -109,6 +111,25 @@ class Follower:
             until = self.rooms.clock.now() + timedelta(seconds=paused[0])
             return f"{paused[1]}; until {until:%H:%M:%S} UTC"
         return why(batch)
+
+    async def _unsure(self, batch: Batch, counts: Counts) -> str | None:
+        """With nothing left to buy, lost answers are what a batch waits for, and that takes minutes."""
+        lost = counts.by_state.get(ItemState.UNSURE, 0)
+        if not lost or counts.by_state.get(ItemState.PENDING, 0):
+            return None
+        if self._lost[0] != lost:
+            self._lost = lost, await self._settled_by(batch)
+        what = "1 answer was lost; looking for it" if lost == 1 else f"{lost:,} answers were lost; looking for them"
+        may_leave = "" if self.machine is None else "; you may leave, and a later run goes on with it"
+        return (f"{what} in the provider's list, so that nothing is paid twice "
+                f"(settled by {self._lost[1]} UTC at the latest{may_leave})")
+
+    async def _settled_by(self, batch: Batch) -> str:
+        """When the last of them is given up, with a minute for the look that does it."""
+        tempo = self.rooms.tempo
+        lasts = [last_moment(a, tempo=tempo) for a in await self.rooms.ledger.unsure(batch.account) if a.batch_pk == batch.pk]
+        latest = max(lasts, default=self.rooms.clock.now()) + timedelta(seconds=tempo.unsure_give_up_s + 60)
+        return f"{latest:%H:%M}"
 
     async def _over(self, look: Look) -> Exit | None:
         batch = look.batch
@@ -155,14 +176,6 @@ class Follower:
             return None
         self.last_trouble = reason
         return Exit.UNREACHABLE
-
-
-def _unsure(counts: Counts) -> str | None:
-    """With nothing left to buy, lost answers are what a batch waits for, and that takes minutes."""
-    lost = counts.by_state.get(ItemState.UNSURE, 0)
-    if not lost or counts.by_state.get(ItemState.PENDING, 0):
-        return None
-    return f"{lost:,} answers were lost; looking for them in the provider's list, so that none is paid twice (minutes)"
 
 
 def _limit(batch: Batch, account_per_minute: float) -> float:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from decimal import Decimal
 from types import TracebackType
 from typing import TextIO
@@ -18,6 +19,7 @@ from orchestrator.core.cost import to_usd
 from orchestrator.core.lifecycle import ItemState
 
 LINE_EVERY_S = 5.0
+SAME_LINE_EVERY_S = 60.0  # while nothing changes
 
 
 def clock_text(seconds: float | None) -> str:
@@ -107,10 +109,11 @@ def _panel(look: Look) -> Panel:
 class PlainLines:
     """One line now and then, for logs and pipes."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
-        self._last_s = 0.0
-        self._said: str | None = None
+        self._monotonic = monotonic
+        self._last_s = float("-inf")
+        self._said: tuple[str, str | None] | None = None
 
     def __enter__(self) -> "PlainLines":
         return self
@@ -119,12 +122,14 @@ class PlainLines:
         return None
 
     def show(self, look: Look) -> None:
-        """Print a line every few seconds, and at once when the reason for waiting changes."""
-        now_s = time.monotonic()
-        if now_s - self._last_s < LINE_EVERY_S and look.reason == self._said:
-            return
-        self._last_s, self._said = now_s, look.reason
+        """Print a line every few seconds, once a minute while nothing moves, and at once when the reason for waiting changes."""
+        now_s = self._monotonic()
         parts = ", ".join(f"{value:,} {name}" for name, value in _parts(look).items() if value)
+        every_s = SAME_LINE_EVERY_S if self._said == (parts, look.reason) else LINE_EVERY_S
+        is_new_reason = self._said is None or self._said[1] != look.reason
+        if now_s - self._last_s < every_s and not is_new_reason:
+            return
+        self._last_s, self._said = now_s, (parts, look.reason)
         waiting = f"; waiting: {look.reason}" if look.reason else ""
         print(f"{clock_text(look.elapsed_s)}  {parts}; {_rate_text(look)}; {money_text(look)}{waiting}",
               file=self._stream, flush=True)

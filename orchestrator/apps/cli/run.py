@@ -246,7 +246,7 @@ async def _interrupted(this: ThisRun, batch: Batch, here: Machine, heard: _Heard
         return await close(this, await rooms.ledger.batch(batch.id) or batch, counts, code=heard.code, lines=[
             f"the batch goes on without this command; follow it with: orchestrator watch {batch.id}, "
             f"stop it with: orchestrator pause {batch.id}"])
-    say("stopping: nothing new is bought; what is in the air is finished (again to leave at once)")
+    say("stopping: nothing new is bought; requests and downloads under way are finished (again to leave at once)")
     good = asyncio.create_task(here.stop())
     quick = asyncio.create_task(heard.second.wait())
     await asyncio.wait({good, quick}, return_when=asyncio.FIRST_COMPLETED)
