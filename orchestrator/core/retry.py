@@ -10,6 +10,9 @@ from orchestrator.core.prediction import classify
 from orchestrator.core.records import Change, Fact, Prediction, Standing
 
 LONGEST_BACKOFF_S = 600.0
+# The classes a failed row can be of: those of `classify`, of refusals, and of what became of a prediction or its outputs.
+FAILURE_CLASSES = ("invalid_input", "safety", "memory", "infrastructure", "timeout", "model", "not_found", "refused",
+                   "aborted", "canceled", "expired", "output_forbidden", "unsure")
 
 
 @dataclass(frozen=True, slots=True)

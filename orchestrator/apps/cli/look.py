@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from orchestrator.core.records import Batch
 from orchestrator.core.results import summary
 from orchestrator.flow.control import BY_OPERATOR
 from orchestrator.flow.report import results_path
-from orchestrator.wiring import Settings, home_of, read_settings
+from orchestrator.wiring import LedgerViews, Settings, home_of, read_settings
+
+_MOVED_BY_WORKERS = (BatchState.RUNNING, BatchState.CANCELING)  # one that is loading is held by its `run`
 
 
 def here() -> Settings:
@@ -45,7 +48,8 @@ def exists(path: str) -> bool:
 
 async def status(name: str | None) -> Ending:
     """All batches, newest first, or one in full."""
-    async with wiring.ledger(here()) as ledger:
+    settings = here()
+    async with wiring.ledger(settings) as ledger:
         if name is not None:
             batch = await ledger.find(name)
             counts = await ledger.counts(batch.pk)
@@ -56,28 +60,42 @@ async def status(name: str | None) -> Ending:
                          "output": batch.output_to, "model": batch.target.name}
             document["ended_via"] = await ledger.endings(batch.pk)
             document["failures"] = await failures(ledger, batch)
-            return Ending(Exit.DONE, document, (*_lines(document), *_next(batch)))
-        documents = []
+            is_idle = batch.state in _MOVED_BY_WORKERS and not await _is_anybody_at_work(ledger, settings)
+            return Ending(Exit.DONE, document, (*_lines(document, is_idle=is_idle), *_next(batch, is_idle=is_idle)))
+        documents, idle = [], {}
         for batch in await ledger.batches(limit=50):
             counts = await ledger.counts(batch.pk)
             documents.append(summary(batch, counts, results=None, now=wiring.clock().now(), state=batch.state))
+            if batch.state in _MOVED_BY_WORKERS:
+                idle[batch.id] = f"  nobody at work: {again(batch)}"
+        if idle and await _is_anybody_at_work(ledger, settings):
+            idle = {}
     lines = [f"{d['batch']:<40} {d['state']:<9} {d['items']['succeeded']:>7,} of {d['items']['total']:>7,} done, "
-             f"{d['items']['failed']:,} failed  {usd_text(Decimal(d['cost_usd']))}" for d in documents] or ["no batches yet"]
+             f"{d['items']['failed']:,} failed  {usd_text(Decimal(d['cost_usd']))}{idle.get(d['batch'], '')}"
+             for d in documents] or ["no batches yet"]
     return Ending(Exit.DONE, {"batches": documents}, tuple(lines))
 
 
-def _lines(document: dict[str, Any]) -> list[str]:
+async def _is_anybody_at_work(ledger: LedgerViews, settings: Settings) -> bool:
+    """Whether a worker was seen of late that is not known to have ended."""
+    since = wiring.clock().now() - timedelta(seconds=settings.tempo.alive_s)
+    return any(role.role == "worker" and not wiring.is_gone(role.id) for role in await ledger.present(since=since))
+
+
+def _lines(document: dict[str, Any], *, is_idle: bool) -> list[str]:
     parts = ", ".join(f"{n:,} {name}" for name, n in document["by_state"].items() if n)
     lines = [f"{document['batch']} ({document['job']}, {document['model']}): {document['state']}"
-             + (f", {document['reason']}" if document["reason"] else ""),
+             + (f", {document['reason']}" if document["reason"] else "") + (", nobody at work" if is_idle else ""),
              f"  rows     {parts or 'none'}", f"  spent    {usd_text(Decimal(document['cost_usd']))}"
              + (f" and {document['cost_unknown_items']:,} rows of unknown cost" if document["cost_unknown_items"] else ""),
              f"  output   {document['output']}"]
     return lines + failed_lines(document["failures"])
 
 
-def _next(batch: Batch) -> list[str]:
+def _next(batch: Batch, *, is_idle: bool) -> list[str]:
     """What to type where only a person can let it go on."""
+    if is_idle:
+        return [f"  go on    {again(batch)}"]
     if batch.state is not BatchState.PAUSED:
         return []
     return [f"  go on    {f'orchestrator resume {batch.id}' if batch.reason == BY_OPERATOR else again(batch)}"]

@@ -9,8 +9,10 @@ from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.look import here
 from orchestrator.apps.hints import again
 from orchestrator.core.errors import BadInput
+from orchestrator.core.nearest import did_you_mean
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch
+from orchestrator.core.retry import FAILURE_CLASSES
 from orchestrator.flow import control
 from orchestrator.flow.report import SUFFIX, results_path, write_all
 from orchestrator.flow.report import export as write_results
@@ -54,11 +56,21 @@ async def cancel(name: str) -> Ending:
 async def retry(name: str, *, classes: frozenset[str]) -> Ending:
     """Let failed rows wait for another attempt."""
     async with _batch(name) as (rooms, batch):
+        await _check_classes(rooms, batch, classes)
         fetched, bought = await control.retry(rooms, batch, classes=classes)
     said = [f"{fetched:,} rows wait to be fetched again; they were bought already"] if fetched else []
     said += [f"{bought:,} rows wait to be bought again"] if bought else []
     return Ending(Exit.DONE, {"batch": batch.id, "rows": fetched + bought, "to_fetch": fetched, "to_buy": bought},
                   (f"{'; '.join(said)}: {again(batch)}" if said else "no such failed rows",))
+
+
+async def _check_classes(rooms: Rooms, batch: Batch, classes: frozenset[str]) -> None:
+    """A typo must not pass for "nothing to do"."""
+    there = [found.error_class for found in await wiring.views(rooms).failures(batch.pk)]
+    known = list(dict.fromkeys([*there, *FAILURE_CLASSES]))
+    for wrong in sorted(classes.difference(known)):
+        failed = f"failed rows of {batch.id} are of: {', '.join(there)}" if there else f"{batch.id} has no failed rows"
+        raise BadInput(f"--class {wrong}: there is no such class{did_you_mean(wrong, known)}; {failed}")
 
 
 def absolute(path: str) -> str:
@@ -69,12 +81,17 @@ def absolute(path: str) -> str:
 async def export(name: str, *, to: str | None) -> Ending:
     """Write the results as they stand."""
     async with _batch(name) as (rooms, batch):
-        if to is None:
-            path = await write_all(rooms, batch)
-        else:
-            kind = next((k for k, suffix in SUFFIX.items() if to.endswith(suffix)), None)
-            if kind is None:
-                raise BadInput(f"--to {to}: end the name in {', '.join(SUFFIX.values())}")
-            path = absolute(to)
-            await write_results(rooms, batch, path=path, kind=kind)
+        try:
+            path = await write_all(rooms, batch) if to is None else await _export_to(rooms, batch, to)
+        except OSError as error:
+            what, other = (batch.output_to, "--to FILE") if to is None else (f"--to {to}", "another --to")
+            raise BadInput(f"{what} cannot be written: {error.strerror or error}. Choose {other}") from error
     return Ending(Exit.DONE, {"batch": batch.id, "results": path, "complete": path == results_path(batch)}, (f"written: {path}",))
+
+
+async def _export_to(rooms: Rooms, batch: Batch, to: str) -> str:
+    kind = next((k for k, suffix in SUFFIX.items() if to.endswith(suffix)), None)
+    if kind is None:
+        raise BadInput(f"--to {to}: end the name in {', '.join(SUFFIX.values())}")
+    await write_results(rooms, batch, path=absolute(to), kind=kind)
+    return absolute(to)

@@ -1,0 +1,77 @@
+"""What `status` says of a batch nobody runs, and what `retry` and `export` refuse."""
+
+import os
+import socket
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from orchestrator.apps.cli import look, steer
+from orchestrator.core.errors import BadInput
+from orchestrator.core.lifecycle import Event
+from orchestrator.core.records import Batch, Role
+from orchestrator.gateways.ledger import Database, SqlLedger
+from orchestrator.gateways.rows.schema import SourceSchema
+from tests.contract.conftest import Acts
+
+
+@pytest.fixture
+async def acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Acts]:
+    """The ledger of the home that the commands find."""
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    async with Database.open(f"sqlite:///{tmp_path / 'ledger.db'}") as database:
+        yield Acts(SqlLedger(database))
+
+
+async def shots(acts: Acts, folder: Path, *, failed: bool = False) -> Batch:
+    """A running batch of two rows; the first one may have failed."""
+    batch = await acts.loaded(2, output_to=str(folder / "out"))
+    job = '{"model": "acme/draw", "source": {"path": "rows.csv"}}'
+    await acts.ledger.amend(batch.pk, in_flight=2, max_attempts=3, cap_units=None, price_json="null", start_limit=None,
+                            job_json=job)
+    if failed:
+        await acts.claim(batch, 1)
+        await acts.tell(acts.said(Event.REFUSED, "a0", error="flagged", error_class="safety"))
+    return await acts.again(batch)
+
+
+async def test_a_running_batch_that_nobody_runs(acts: Acts, tmp_path: Path):
+    """It is said that nobody is at work, with the command that goes on with it; not while a worker lives."""
+    await shots(acts, tmp_path)
+    worker, now = f"worker@{socket.gethostname()}", datetime.now(UTC)
+    await acts.ledger.beat(Role(f"{worker}:4000001", "worker", None, "1", now, now))  # above every pid: it was killed
+    assert (await look.status(None)).lines[0].endswith("nobody at work: orchestrator run shots --run-key b")
+    told = (await look.status("b")).lines
+    assert told[0].endswith("running, nobody at work")
+    assert told[-1] == "  go on    orchestrator run shots --run-key b"
+
+    await acts.ledger.beat(Role(f"{worker}:{os.getpid()}", "worker", None, "1", now, now))
+    assert "nobody" not in " ".join((*(await look.status(None)).lines, *(await look.status("b")).lines))
+
+
+async def test_retry_of_a_class_that_is_none(acts: Acts, tmp_path: Path):
+    """A typo is refused with the nearest class and those that occur; a class that no row has is nothing to do."""
+    await shots(acts, tmp_path, failed=True)
+    with pytest.raises(BadInput, match=r"--class safty: .*did you mean 'safety'.*are of: safety"):
+        await steer.retry("b", classes=frozenset({"safty"}))
+    assert (await steer.retry("b", classes=frozenset({"timeout"}))).lines == ("no such failed rows",)
+    assert (await steer.retry("b", classes=frozenset({"safety"}))).document["to_buy"] == 1
+
+
+async def test_export_to_a_place_that_cannot_be_written(acts: Acts, tmp_path: Path):
+    """A sentence with the place and what to do, not a traceback."""
+    await shots(acts, tmp_path)
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as ledger, ledger:
+        ledger.execute("UPDATE batches SET source_schema_json = ?", (SourceSchema(pa.schema([("sku", pa.string())])).to_json(),))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match=r"--to file/x.csv cannot be written: .*Choose another --to"):
+        await steer.export("b", to="file/x.csv")
+    (tmp_path / "out").write_text("")
+    with pytest.raises(BadInput, match=r"/out cannot be written: .*Choose --to FILE"):
+        await steer.export("b", to=None)
