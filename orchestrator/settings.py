@@ -1,8 +1,10 @@
 """One frozen Settings: the environment first, then `.env` beside the home, then config/orchestrator.toml. Read by wiring."""
 
+import dataclasses
 import os
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,14 +13,17 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
 from orchestrator.core.errors import BadInput
+from orchestrator.core.nearest import did_you_mean
 from orchestrator.core.tempo import Tempo
 
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 DEFAULT_BASE_URL = "https://api.replicate.com"
 
 
@@ -60,6 +65,13 @@ class Settings(BaseSettings):
             raise ValueError("must look like redis://host:6379/0, rediss://host:6379/0 or unix:///path/to/redis.sock")
         return value
 
+    @field_validator("log_level")
+    @classmethod
+    def _of_logging(cls, value: str) -> str:
+        if value.upper() not in LOG_LEVELS:
+            raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
+        return value.upper()
+
     @field_validator("web_bind")
     @classmethod
     def _host_and_port(cls, value: str) -> str:
@@ -100,6 +112,12 @@ class Settings(BaseSettings):
                 TomlConfigSettingsSource(settings_cls, toml_file=_files(home)))
 
 
+_FIELDS = [str(field.validation_alias or name) for name, field in Settings.model_fields.items()]
+_FIELDS += [name for name, field in Settings.model_fields.items() if field.validation_alias]  # in a file either will do
+_TEMPO = [field.name for field in dataclasses.fields(Tempo)]
+_OF_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)$")
+
+
 def _files(home: Path) -> list[Path]:
     """The settings files there are, the stronger one last."""
     folders = (config_folder(), home.parent / "config")
@@ -132,14 +150,34 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def read_settings(home: Path, **changes: Any) -> Settings:
     """The settings that hold for this home. Raises BadInput that names every setting which is no such thing."""
-    for path in _files(home):
-        read_toml(path)  # its mistakes are told here, with the file's name
+    unknown = [sentence for path in _files(home) for sentence in _unknown_keys(path)]
+    unknown += _unknown_names(EnvSettingsSource(Settings).env_vars, "the environment")
+    env_file = home.parent / ".env"
+    unknown += _unknown_names(DotEnvSettingsSource(Settings, env_file=env_file).env_vars, str(env_file))
+    if unknown:
+        raise BadInput(f"no such setting: {'; '.join(unknown)}")
     try:
         return Settings(home=home, **changes)
     except ValidationError as error:
         wrong = "; ".join(f"{_setting(one['loc'])}: {one['msg'].removeprefix('Value error, ')}" for one in error.errors())
         raise BadInput(f"a setting cannot be used: {wrong} (environment, .env beside the home, or config/orchestrator.toml)"
                        ) from None
+
+
+def _unknown_keys(path: Path) -> list[str]:
+    """Keys of a settings file that mean nothing, each with the nearest that does."""
+    document = read_toml(path)
+    tempo = document.get("tempo")
+    wrong = [(key, _FIELDS) for key in document if key not in _FIELDS]
+    wrong += [(key, _TEMPO) for key in tempo if key not in _TEMPO] if isinstance(tempo, dict) else []
+    return [f"{key!r} in {path}{did_you_mean(key, known)}" for key, known in wrong]
+
+
+def _unknown_names(names: Iterable[str], place: str) -> list[str]:
+    """The same of variables. Only those with our prefix are ours, and what Kubernetes sets for a service of that name is not."""
+    known = [_setting((name,)) for name in _FIELDS] + [_setting(("tempo", name)) for name in _TEMPO]
+    wrong = sorted(name.upper() for name in names if name.upper().startswith("ORCHESTRATOR_") and name.upper() not in known)
+    return [f"{name} in {place}{did_you_mean(name, known)}" for name in wrong if not _OF_KUBERNETES.search(name)]
 
 
 def _setting(place: tuple[int | str, ...]) -> str:

@@ -40,3 +40,36 @@ def test_a_settings_file_that_cannot_be_read(tmp_path: Path, text: str | bytes, 
     home = config(tmp_path, text)
     with pytest.raises(BadInput, match=f"config/orchestrator.toml: {words}"):
         read_settings(home)
+
+
+def test_settings_that_do_not_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Each is named with its place and the nearest name: environment, .env and file."""
+    home = config(tmp_path, "ask_above = 5\n[tempo]\ncreates_per_minut = 3\n")
+    (tmp_path / ".env").write_text("ORCHESTRATOR_WEBBIND=0.0.0.0:80\nPOSTGRES_PASSWORD=x\n")
+    monkeypatch.setenv("ORCHESTRATOR_TEMPO__CREATE_PER_MINUTE", "5")
+    with pytest.raises(BadInput) as said:
+        read_settings(home)
+    for words in ("'ask_above' in ", "did you mean 'ask_above_usd'", "'creates_per_minut' in ",
+                  "did you mean 'creates_per_minute'", "ORCHESTRATOR_WEBBIND in ", "did you mean 'ORCHESTRATOR_WEB_BIND'",
+                  "TEMPO__CREATE_PER_MINUTE in the environment", "did you mean 'ORCHESTRATOR_TEMPO__CREATES_PER_MINUTE'"):
+        assert words in str(said.value), words
+    assert "POSTGRES" not in str(said.value)
+
+
+def test_settings_that_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """In any case of letters, by either name in a file; an empty variable, and those of Kubernetes, mean nothing."""
+    home = config(tmp_path, 'base_url = "http://here"\n[tempo]\nslice_s = 3.0\n')
+    for name, value in {"orchestrator_log_level": "info", "ORCHESTRATOR_HOME": str(home), "ORCHESTRATOR_TEMPO__HOLD_S": "7",
+                        "ORCHESTRATOR_NOTHING": "", "ORCHESTRATOR_PORT": "tcp://10.0.0.1:80",
+                        "ORCHESTRATOR_WEB_SERVICE_HOST": "10.0.0.1", "ORCHESTRATOR_WEB_PORT_8000_TCP_ADDR": "10.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    settings = read_settings(home)
+    assert (settings.base_url, settings.log_level) == ("http://here", "INFO")
+    assert (settings.tempo.slice_s, settings.tempo.hold_s) == (3.0, 7.0)
+
+
+def test_a_log_level_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The levels there are, are told."""
+    monkeypatch.setenv("ORCHESTRATOR_LOG_LEVEL", "LOUD")
+    with pytest.raises(BadInput, match="ORCHESTRATOR_LOG_LEVEL: must be one of DEBUG, INFO"):
+        read_settings(tmp_path)
