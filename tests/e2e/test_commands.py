@@ -31,6 +31,18 @@ def test_plan_spends_nothing_and_leaves_nothing(desk: Desk, provider: Provider):
     assert sorted(p.name for p in desk.folder.iterdir()) == before
 
 
+def test_a_source_without_rows(desk: Desk, provider: Provider):
+    """A header and nothing below it is no mistake, and is said by `plan` and `run`."""
+    desk.job(ECHO.format(rate=60), rows=texts(1))
+    (desk.folder / "jobs" / "rows.csv").write_text("name,text\n")
+    planned, done = desk("plan", "shots"), desk("run", "shots")
+    assert (planned.code, done.code) == (0, 0), done
+    assert "rows.csv has no rows" in planned.out
+    assert "To buy it" not in planned.out
+    assert "rows.csv has no rows" in done.err
+    assert provider.purchases() == []
+
+
 def test_looking_at_a_finished_batch(desk: Desk, provider: Provider):
     """status, items and export tell what happened, as text and as JSON."""
     desk.job(ECHO.format(rate=6000), rows=texts(8))

@@ -75,9 +75,13 @@ def _planned(rooms: Rooms, options: RunOptions, *, prepared: Prepared, examined:
         f"  time     at least {time}",
         f"  cost     {'at most ' + usd_text(worst) if worst is not None else 'unknown: no finite worst case per row'}",
         *(f"  note     {warning}" for warning in prepared.warnings),
-        f"Nothing was spent. To buy it: {options.command()}",
+        f"Nothing was spent. To buy it: {options.command()}" if examined.rows else f"  note     {_no_rows(prepared)}",
     ]
     return Ending(Exit.DONE, document, tuple(lines))
+
+
+def _no_rows(prepared: Prepared) -> str:
+    return f"the source {prepared.order.job.source.path} has no rows: there is nothing to buy"
 
 
 def _per_minute(rooms: Rooms, prepared: Prepared) -> float:
@@ -113,6 +117,8 @@ async def run(options: RunOptions) -> Ending:
         say(f"ledger: {settings.home if settings.database_url is None else settings.ledger_shown} ({news})")
         for warning in prepared.warnings if new else []:
             say(f"note: {warning}")
+        if not batch.total:
+            say(f"note: {_no_rows(prepared)}")
         if batch.output_to != output_to(order, batch.id, batch.created_at):
             say(f"note: this batch has files in {batch.output_to} already, and goes on there")
         wiring.claim_folder(batch, settings)
