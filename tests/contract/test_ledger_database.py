@@ -116,9 +116,13 @@ async def test_nobody_there(scheme: str) -> None:
 
 
 async def test_file_cannot_be_opened(tmp_path: Path) -> None:
-    """A ledger that cannot be opened is named by its path."""
-    with pytest.raises(Unreachable, match=r"no/such/ledger\.db cannot be used: unable to open"):
+    """A ledger that cannot be opened is named by its path; where its folder is missing, that is said."""
+    with pytest.raises(Unreachable, match=r"no/such/ledger\.db cannot be used: the folder .*/no/such does not exist; make it"):
         async with Database.open(f"sqlite:///{tmp_path}/no/such/ledger.db"):
+            pass
+    (tmp_path / "ledger.db").mkdir()
+    with pytest.raises(Unreachable, match=r"ledger\.db cannot be used: unable to open"):
+        async with Database.open(f"sqlite:///{tmp_path}/ledger.db"):
             pass
 
 

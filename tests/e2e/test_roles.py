@@ -166,6 +166,8 @@ def test_the_doctor_s_visits(house: Desk):
     well = house("doctor", "--json")
     assert (well.code, well.json["next"]) == (0, "orchestrator plan echo"), well
     assert not (house.folder / ".orchestrator").exists(), "a doctor only looks"
+    nowhere = house("doctor", "--json", ORCHESTRATOR_DATABASE_URL="sqlite:///nowhere/ledger.db")
+    assert (nowhere.code, "ORCHESTRATOR_DATABASE_URL" in nowhere.json["next"]) == (4, True), nowhere
 
 
 def test_the_doctor_tries_the_webhook_loop(house: Desk):

@@ -24,6 +24,10 @@ _SETTING = {"redis": "ORCHESTRATOR_REDIS_URL", "ledger": "ORCHESTRATOR_DATABASE_
 _MARKS = {"ok": "ok  ", "note": "note", "wrong": "WRONG"}
 
 
+def _reachable(about: str) -> str:
+    return f"make it reachable ({_SETTING[about]}), then: orchestrator doctor"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing looked at: `ok`, `note` (works, but know it) or `wrong`, and what to do about it."""
@@ -55,7 +59,7 @@ class Doctor:
             self.find(about, str(error), state="wrong", code=Exit.UNREACHABLE, remedy="export REPLICATE_API_TOKEN=r8_… anew")
         except Unreachable as error:
             self.find(about, str(error), state="wrong", code=Exit.UNREACHABLE,
-                      remedy=f"make it reachable ({_SETTING[about]}), then: orchestrator doctor")
+                      remedy=_reachable(about))
         except OrchestratorError as error:
             self.find(about, str(error), state="wrong", code=Exit.BAD_INPUT)
 
@@ -81,7 +85,8 @@ async def doctor() -> Ending:
                     await visit.look("webhooks", lambda: _webhooks(visit, rooms))
     except OrchestratorError as error:
         code = Exit.UNREACHABLE if isinstance(error, Unreachable) else Exit.BAD_INPUT
-        visit.find("ledger", str(error), state="wrong", code=code)
+        visit.find("ledger", str(error), state="wrong", code=code,
+                   remedy=_reachable("ledger") if isinstance(error, Unreachable) else None)
     jobs = _jobs(visit)
     return _ending(visit, _next(visit, jobs))
 

@@ -5,6 +5,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Table, create_engine, event, inspect, make_url, text
@@ -128,6 +129,8 @@ class Database:
 
     def _reason(self, error: DBAPIError) -> str:
         """The driver's first line, without the password should it stand there."""
+        if not self._is_postgresql and self._url.database and not (folder := Path(self._url.database).parent).is_dir():
+            return f"the folder {folder} does not exist; make it, or name another ledger with ORCHESTRATOR_DATABASE_URL"
         line = (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
         return line.replace(str(self._url.password), "***") if self._url.password else line
 
