@@ -124,6 +124,16 @@ def test_a_cap_without_a_worst_case(desk: Desk, provider: Provider):
     refused(desk, provider, "per_row_usd", "hardware")
 
 
+def test_a_budget_below_one_row(desk: Desk, provider: Provider):
+    """plan warns of it, and run says what is spent of how much and what the next row may need."""
+    desk.job(JOB + "budget: { usd: 0.001 }\n", rows=ROWS)
+    assert "the budget of $0.001 is less than one row may cost at worst, $0.0" in desk("plan", "shots").out
+    done = desk("run", "shots")
+    assert done.code == 3, done
+    assert "stopped: budget: $0.00 of $0.001 are spent, and the next row may need up to $0.0" in done.out
+    assert provider.purchases() == []
+
+
 def test_a_run_key_with_other_content(desk: Desk, provider: Provider):
     """A run key met again with another source is exit 2, and nothing more is spent."""
     desk.job(JOB, rows=ROWS)

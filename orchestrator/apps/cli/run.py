@@ -17,10 +17,12 @@ from orchestrator.apps.cli.panel import clock_text, screen, usd_text
 from orchestrator.apps.cli.speech import ask, say
 from orchestrator.apps.machine import Machine, anybody_lives, is_present, is_served, machine
 from orchestrator.apps.orders import check_folder, order_by_hand
+from orchestrator.core.cost import Pricing, to_usd
 from orchestrator.core.errors import BadInput
+from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import Rooms
-from orchestrator.core.records import Batch, Fact
+from orchestrator.core.records import Batch, Counts, Fact
 from orchestrator.flow import control
 from orchestrator.flow.ingest import Examined, Order, Prepared, bad_rows, check, load, output_to, prepare
 from orchestrator.flow.record import record
@@ -74,7 +76,7 @@ def _planned(rooms: Rooms, options: RunOptions, *, prepared: Prepared, examined:
         f"  inputs   {', '.join(sorted(prepared.plan.fed))}",
         f"  time     at least {time}",
         f"  cost     {'at most ' + usd_text(worst) if worst is not None else 'unknown: no finite worst case per row'}",
-        *(f"  note     {warning}" for warning in prepared.warnings),
+        *(f"  note     {warning}" for warning in [*prepared.warnings, *_too_small(prepared)]),
         f"Nothing was spent. To buy it: {options.command()}" if examined.rows else f"  note     {_no_rows(prepared)}",
     ]
     return Ending(Exit.DONE, document, tuple(lines))
@@ -211,8 +213,28 @@ async def _to_the_end(this: ThisRun, batch: Batch, *, settings: Settings, hold: 
     counts = await rooms.ledger.counts(batch.pk)
     why = [f"stopped: {follower.last_trouble}"] if follower.last_trouble else []
     if code is Exit.BUDGET and latest is not None:
-        why = [f"stopped: {latest.reason}; raise it, then {options.again(batch)}"]
+        why = [f"stopped: {latest.reason}{_of_the_budget(latest, counts)}; raise it, then {options.again(batch)}"]
     return await close(this, latest or batch, counts, code=code, lines=why)
+
+
+def _too_small(prepared: Prepared) -> list[str]:
+    """A budget in which not even one row can be bought."""
+    row, cap = estimate_usd(prepared, 1), prepared.cap_units
+    if cap is None or row is None or row <= to_usd(cap):
+        return []
+    return [f"the budget of {usd_text(to_usd(cap))} is less than one row may cost at worst, {usd_text(row)}: raise budget.usd, "
+            "or nothing can be bought"]
+
+
+def _of_the_budget(batch: Batch, counts: Counts) -> str:
+    """How much is left, and how much the next row may need."""
+    job = Job.model_validate_json(batch.job_json)
+    worst = Pricing.from_json(batch.price_json).worst_case_usd(
+        cancel_after_s=job.limits.cancel_after, per_row_usd=job.budget.per_row_usd if job.budget else None)
+    if batch.reason != "budget" or batch.cap_units is None or worst is None:
+        return ""
+    return (f": {usd_text(counts.spent_usd)} of {usd_text(to_usd(batch.cap_units))} are spent, "
+            f"and the next row may need up to {usd_text(worst)}")
 
 
 @dataclass(slots=True)
