@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from orchestrator import wiring
+from orchestrator.apps.cli.speech import say
 from orchestrator.apps.orders import check_folder, order_of_slot, scheduled_jobs
 from orchestrator.apps.signals import until_told_to_stop
 from orchestrator.apps.ticking import regularly, tick_chore
@@ -33,6 +34,7 @@ async def _keep_time(settings: Settings) -> None:
         slots = Slots(rooms, settings, Path.cwd())
         chores = {"tick": tick_chore(rooms, wiring.queue(redis_url)), "slots": (rooms.tempo.slots_s, slots.look)}
         async with at_work(rooms, role="scheduler", version=version("replicate-orchestrator")):
+            say(f"scheduler at work for {settings.ledger_shown}; job files in {Path.cwd() / 'jobs'}; Ctrl-C ends it")
             async with regularly(chores, heard=_note):
                 await told.wait()
             await slots.hand_back()

@@ -1,5 +1,6 @@
 """Roles as processes: `up` beside `run`, batches that are left to it, roles that vanish, and the doctor's word on all of it."""
 
+import asyncio
 import os
 import socket
 import sqlite3
@@ -9,6 +10,7 @@ from contextlib import closing, contextmanager
 import httpx
 import pytest
 
+from orchestrator.gateways.local import private_redis
 from tests.e2e.desk import Desk, interrupt, wait_until
 
 ECHO = "model: simulator/echo\nsource: { path: rows.csv }\ninput: { text: \"{{ text }}\" }\n"
@@ -123,6 +125,23 @@ def test_a_role_without_redis(house: Desk, role: str):
     assert done.code == 2
     assert "ORCHESTRATOR_REDIS_URL" in done.err
     assert "orchestrator up" in done.err
+
+
+async def test_lone_roles_say_that_they_are_at_work(house: Desk, tmp_path_factory: pytest.TempPathFactory):
+    """One line each, on stderr: what it is and where; nothing of Celery's."""
+    async with private_redis(tmp_path_factory.mktemp("redis")) as redis:
+        await asyncio.to_thread(_at_work_one_by_one, house, redis.url)
+
+
+def _at_work_one_by_one(house: Desk, redis_url: str) -> None:
+    for role, words in (("web", f"web listens on http://{house.env['ORCHESTRATOR_WEB_BIND']}"),
+                        ("scheduler", "scheduler at work for sqlite"), ("worker", "worker at work for sqlite")):
+        process = house.start(role, ORCHESTRATOR_REDIS_URL=redis_url)
+        wait_until(lambda role=role: f"{role}@" in house("doctor", "--json").out, timeout_s=30)
+        done = interrupt(process, 15)
+        assert done.err.startswith(words), done
+        assert "celery@" not in done.err + done.out
+        assert "--uid" not in done.err
 
 
 def test_a_worker_without_a_token(house: Desk):

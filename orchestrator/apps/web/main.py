@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 
 from orchestrator import wiring
+from orchestrator.apps.cli.speech import say
 from orchestrator.apps.signals import until_told_to_stop
 from orchestrator.apps.web.api import create_api
 from orchestrator.apps.web.bodies import Receive, Scope, Send
@@ -64,7 +65,8 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
             house.keep_keys, house.send_wakes, house.cut_slow)]
         try:
             async with at_work(rooms, role="web", version=version("replicate-orchestrator"), place=place):
-                log.info("listening on %s", place)
+                public = settings.public_url or "none come without ORCHESTRATOR_PUBLIC_URL"
+                say(f"web listens on http://{place}; webhooks: {public}; Ctrl-C ends it")
                 await _until_stopped(route, listener)
         finally:
             for chore in chores:

@@ -4,12 +4,15 @@ import asyncio
 import gc
 import logging
 import sys
+import warnings
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import SecurityWarning
 from celery.signals import worker_shutting_down
 
 from orchestrator import wiring
+from orchestrator.apps.cli.speech import say
 from orchestrator.apps.worker.loop import STATIONS, StationLoop
 
 THREADS = 12  # stations at once: submit and collect lanes of several batches, sweep, report
@@ -34,7 +37,9 @@ def work() -> None:
     sys.setswitchinterval(0.02)  # loop, ledger and files take turns less often: a fifth less time in the kernel
     try:
         stations.start()
-        app.worker_main(["worker", "--pool=threads", f"--concurrency={THREADS}", *wiring.WORKER_OPTIONS,
+        say(f"worker at work for {settings.ledger_shown}; Ctrl-C ends it")
+        warnings.filterwarnings("ignore", category=SecurityWarning)  # to root it recommends --uid, an option of celery's command
+        app.worker_main(["--quiet", "worker", "--pool=threads", f"--concurrency={THREADS}", *wiring.WORKER_OPTIONS,
                          f"--loglevel={settings.log_level}"])
     finally:
         stations.stop()
