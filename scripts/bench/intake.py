@@ -54,7 +54,7 @@ def ours(simulator: StandIn, folder: Path, *, count: int, at_once: int) -> Rate:
     env = client_env(simulator) | {"ORCHESTRATOR_HOME": str(folder), "ORCHESTRATOR_WEB_BIND": "127.0.0.1:0",
                                    "ORCHESTRATOR_LOG_LEVEL": "INFO"}
     secret = json.load(urlopen(_with_token(f"{simulator.url}/v1/webhooks/default/secret")))["key"]
-    with _server([sys.executable, "-m", "orchestrator", "web"], env=env, folder=folder, word="listening on ") as (process, place):
+    with _server([sys.executable, "-m", "orchestrator", "web"], env=env, folder=folder, word="listens on http://") as (process, place):
         rate = _measured(process, f"http://{place}{PATH}", secret, count=count, at_once=at_once)
     with closing(sqlite3.connect(folder / "ledger.db")) as ledger:
         (done,) = ledger.execute("SELECT count(*) FROM attempts WHERE ended_via = 'webhook'").fetchone()
@@ -99,7 +99,7 @@ def _server(argv: list[str], *, env: dict[str, str], folder: Path, word: str) ->
             assert time.monotonic() < until and process.poll() is None, log.read_text()[-2000:]
             time.sleep(0.05)
         time.sleep(1.0)
-        yield process, log.read_text().partition(word)[2].split()[0]
+        yield process, log.read_text().partition(word)[2].split()[0].rstrip(";")
     finally:
         process.terminate()
         process.wait()
