@@ -54,7 +54,8 @@ def ours(simulator: StandIn, folder: Path, *, count: int, at_once: int) -> Rate:
     env = client_env(simulator) | {"ORCHESTRATOR_HOME": str(folder), "ORCHESTRATOR_WEB_BIND": "127.0.0.1:0",
                                    "ORCHESTRATOR_LOG_LEVEL": "INFO"}
     secret = json.load(urlopen(_with_token(f"{simulator.url}/v1/webhooks/default/secret")))["key"]
-    with _server([sys.executable, "-m", "orchestrator", "web"], env=env, folder=folder, word="listens on http://") as (process, place):
+    argv = [sys.executable, "-m", "orchestrator", "web"]
+    with _server(argv, env=env, folder=folder, word="listens on http://") as (process, place):
         rate = _measured(process, f"http://{place}{PATH}", secret, count=count, at_once=at_once)
     with closing(sqlite3.connect(folder / "ledger.db")) as ledger:
         (done,) = ledger.execute("SELECT count(*) FROM attempts WHERE ended_via = 'webhook'").fetchone()
