@@ -130,8 +130,7 @@ async def _gathered(chunks: AsyncIterator[bytes]) -> tuple[bytes, bool]:
 def _finish_all(group: "Sequence[tuple[_Incoming, bytes]]") -> "list[tuple[int, str] | Exception]":
     """All bytes first, then each file made durable and visible, then their folders, once each.
 
-    The disk is told of all bytes before the first fsync waits for it: most of the others then find their work done, and a group
-    took half as long."""
+    The disk is told of all bytes before the first fsync waits for it: most of the others then find their work done."""
     arrived = [_outcome(partial(incoming.complete, blob)) for incoming, blob in group]
     outcomes: list[tuple[int, str] | Exception] = []
     folders: dict[str, list[int]] = {}

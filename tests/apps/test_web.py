@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.apps.web import bodies
+from orchestrator.apps.web import main as web_main
 from orchestrator.apps.web.bodies import LARGEST_BODY
 from orchestrator.apps.web.hook import Hook, Recent
 from orchestrator.apps.web.intake import LARGEST_GROUP, Intake
@@ -260,3 +261,20 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch):
     for n in range(35):
         recent.add(f"m{n}", ATTEMPT)
     assert [n for n in range(35) if recent.has(f"m{n}", ATTEMPT)] == list(range(20, 35))
+
+
+async def test_a_chore_goes_on(monkeypatch: pytest.MonkeyPatch):
+    """A chore that fails in a way nobody foresaw is begun again."""
+    monkeypatch.setattr(web_main, "AFTER_DEFECT_S", 0.0)
+    begun: list[int] = []
+
+    async def chore() -> None:
+        begun.append(1)
+        if len(begun) < 3:
+            raise RuntimeError("odd")
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(web_main._for_ever(chore))
+    await asyncio.sleep(0.05)
+    assert (len(begun), task.done()) == (3, False)
+    task.cancel()

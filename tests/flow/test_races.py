@@ -1,15 +1,21 @@
 """Two things at once, and the one that had looked before the other acted."""
 
+import asyncio
 import errno
+import socket
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from orchestrator.apps.machine import anybody_lives
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Decide
-from orchestrator.core.records import Batch, Change, Fact, Prediction
+from orchestrator.core.records import Batch, Change, Fact, Prediction, Role
 from orchestrator.flow.control import cancel, resume, retry
 from orchestrator.flow.ending import wind_up
+from orchestrator.flow.presence import at_work, present
 from orchestrator.flow.report import report
 from orchestrator.flow.submit import submit
 from tests.flow.conftest import Stage
@@ -130,3 +136,33 @@ async def test_canceled_for_good(stage: Stage):
     await report(stage.rooms, batch.id)
     assert await stage.states(batch) == {"canceled": 4}
     assert (await again(stage, batch)).state is BatchState.CANCELED
+
+
+async def test_a_role_survives_an_odd_answer(stage: Stage):
+    """One beat that fails in a way nobody foresaw does not make a role look gone for ever."""
+    real, odd = stage.rooms.ledger.beat, iter([None, RuntimeError("deadlock detected")])
+    beats: list[Role] = []
+
+    async def beat(role: Role) -> None:
+        error = next(odd, None)
+        if error is not None:
+            raise error
+        beats.append(role)
+        await real(role)
+
+    rooms = replace(stage.rooms, ledger=Flaky(stage.rooms.ledger, beat=beat), tempo=replace(stage.rooms.tempo, beat_s=0.02))
+    async with at_work(rooms, role="worker", version="1"):
+        await asyncio.sleep(0.3)
+        assert await anybody_lives(rooms)
+    assert len(beats) > 2
+    assert not await anybody_lives(rooms)
+
+
+async def test_a_role_that_was_killed_is_nobody(stage: Stage):
+    """What a killed process of this machine left in the ledger keeps no command from being alone."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    dead = replace(stage.rooms, owner=f"{socket.gethostname()}:{ended.pid}")
+    async with at_work(dead, role="worker", version="1"):
+        assert [role.role for role in await present(stage.rooms)] == ["worker"]
+        assert not await anybody_lives(stage.rooms)

@@ -1,12 +1,13 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from orchestrator.gateways.processes import Child, spawn
+from orchestrator.gateways.processes import Child, is_gone, spawn
 
 ROOT = Path(__file__).parents[2]
 FAMILY = "sleep 300 & echo $! $$; wait"  # a child with a child, both of which say who they are
@@ -126,3 +127,14 @@ asyncio.run(main())
         assert all(alive(pid) for pid in pids)
         parent.kill()
     until_gone(pids)
+
+
+def test_who_is_gone() -> None:
+    """A process of this machine that has ended is gone; one that lives is not, and of other machines nothing is claimed."""
+    here = socket.gethostname()
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    assert is_gone(f"worker@{here}:{ended.pid}")
+    assert not is_gone(f"worker@{here}:{os.getpid()}")
+    assert not is_gone(f"worker@another-{here}:{ended.pid}")
+    assert not is_gone("nonsense")

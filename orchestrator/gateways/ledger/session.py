@@ -218,8 +218,8 @@ def _on_sqlite_connect(connection: Any, _record: Any) -> None:
 
 
 def _set(cursor: Any, setting: str) -> None:
-    """SQLite does not wait for another process's lock where it switches to WAL: of many that open a new file at once, some were
-    refused within a millisecond."""
+    """SQLite may not wait for another process's lock where it switches to WAL; of many that opened a new file at once, one was
+    refused as locked."""
     until = time.monotonic() + BUSY_S
     while True:
         try:
