@@ -5,20 +5,20 @@ from datetime import datetime
 from statistics import median
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, bindparam, exists, func, or_, select, text, update
+from sqlalchemy import Row, Select, and_, bindparam, exists, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import AttemptState, ItemState
 from orchestrator.core.openapi import secret_inputs
 from orchestrator.core.ports import OpenAttempt, OpenWindow
 from orchestrator.gateways.ledger.session import insert
-from orchestrator.gateways.ledger.tables import ALIVE, accounts, attempts, batches, items
+from orchestrator.gateways.ledger.tables import accounts, alive, attempts, batches, items
 
 ENDED_LOOKED_AT = 50  # ended attempts behind the median
 BATCHES_LOOKED_AT = 100  # newest batches of an account searched for echoes
 
 _OPEN, _UNSURE, _RUNNING = (state.value for state in (AttemptState.OPEN, AttemptState.UNSURE, AttemptState.RUNNING))
-_IS_ALIVE = text(f"attempts.{ALIVE}")
+_IS_ALIVE = alive("attempts")
 
 
 async def expire_leases(connection: AsyncConnection, *, now: datetime, owner_not: str | None) -> list[str]:
@@ -61,7 +61,7 @@ async def unsure(connection: AsyncConnection, account: str) -> list[OpenAttempt]
     """Attempts in doubt, and those still being sent with the same input: a match needs enough predictions for all."""
     doubtful = attempts.alias("doubtful")
     twin = exists().where(and_(
-        text(f"doubtful.{ALIVE}"), doubtful.c.account == account, doubtful.c.state == _UNSURE,
+        alive("doubtful"), doubtful.c.account == account, doubtful.c.state == _UNSURE,
         doubtful.c.target_key == attempts.c.target_key, doubtful.c.input_hash == attempts.c.input_hash))
     query = _open_attempts().where(
         _IS_ALIVE, attempts.c.account == account,

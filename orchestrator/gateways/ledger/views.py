@@ -16,9 +16,9 @@ from orchestrator.core.lifecycle import IN_AIR_ITEM, ItemState
 from orchestrator.core.records import Batch, Counts, ItemResult
 from orchestrator.gateways.ledger.loading import batch_of
 from orchestrator.gateways.ledger.tables import (
-    ALIVE,
     PENDING,
     UNPRICED,
+    alive,
     attempts,
     batches,
     items,
@@ -247,10 +247,10 @@ async def oldest_out_at(connection: AsyncConnection, batch_pk: int) -> datetime 
     """Since when the oldest paid prediction of this batch is out: alive there, or ended and not yet home.
 
     Of an ended one it is the time of completion, as the provider keeps outputs for an hour from then."""
-    alive = (await connection.execute(
+    oldest_alive = (await connection.execute(
         select(func.min(attempts.c.created_at)).join(items, items.c.attempt_id == attempts.c.id)
         .where(items.c.batch_pk == batch_pk, items.c.state.in_([state.value for state in IN_AIR_ITEM]),
-               text(f"attempts.{ALIVE}")))).scalar()
+               alive("attempts")))).scalar()
     ended = (await connection.execute(select(func.min(items.c.completed_at)).where(
         items.c.batch_pk == batch_pk, items.c.state == ItemState.COLLECTING.value))).scalar()
-    return min((at for at in (alive, ended) if at is not None), default=None)
+    return min((at for at in (oldest_alive, ended) if at is not None), default=None)
