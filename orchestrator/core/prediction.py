@@ -44,6 +44,8 @@ def parse(payload: Mapping[str, Any]) -> Prediction:
 
 def _clean(text: str) -> str:
     """NUL and lone surrogates are legal in JSON and refused by databases."""
+    if text.isascii() and "\0" not in text:
+        return text
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
@@ -67,6 +69,8 @@ def _error(value: Any) -> str | None:
 def _tail(logs: str | None) -> str | None:
     if not logs:
         return None
+    if len(logs) <= LOGS_TAIL_BYTES and logs.isascii():
+        return logs
     return logs.encode()[-LOGS_TAIL_BYTES:].decode(errors="ignore")
 
 

@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-import aiohttp
 import uvloop
 from processes import ROOT, StandIn, client_env
 
@@ -46,8 +48,8 @@ class Rate:
     cpu_us: float  # of the server, for each webhook
 
 
-def ours(simulator: StandIn, folder: Path, *, count: int, at_once: int) -> Rate:
-    """`orchestrator web` on a ledger with as many predictions out."""
+def ours(simulator: StandIn, folder: Path, *, count: int, at_once: int, offered_per_s: float = 0) -> Rate:
+    """`orchestrator web` on a ledger with as many predictions out; `offered_per_s`: as `_send`."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     asyncio.run(_fill(f"sqlite:///{folder / 'ledger.db'}", count))
@@ -56,7 +58,7 @@ def ours(simulator: StandIn, folder: Path, *, count: int, at_once: int) -> Rate:
     secret = json.load(urlopen(_with_token(f"{simulator.url}/v1/webhooks/default/secret")))["key"]
     argv = [sys.executable, "-m", "orchestrator", "web"]
     with _server(argv, env=env, folder=folder, word="listens on http://") as (process, place):
-        rate = _measured(process, f"http://{place}{PATH}", secret, count=count, at_once=at_once)
+        rate = _measured(process, f"http://{place}{PATH}", secret, count=count, at_once=at_once, offered_per_s=offered_per_s)
     with closing(sqlite3.connect(folder / "ledger.db")) as ledger:
         (done,) = ledger.execute("SELECT count(*) FROM attempts WHERE ended_via = 'webhook'").fetchone()
     assert done == count, f"{done} of {count} recorded"
@@ -106,10 +108,12 @@ def _server(argv: list[str], *, env: dict[str, str], folder: Path, word: str) ->
         process.wait()
 
 
-def _measured(process: subprocess.Popen[bytes], url: str, secret: str, *, count: int, at_once: int) -> Rate:
+def _measured(process: subprocess.Popen[bytes], url: str, secret: str, *, count: int, at_once: int,
+              offered_per_s: float = 0) -> Rate:
     before_s = _cpu_s(process.pid)
     other_core = str(max(os.sched_getaffinity(0)))
-    sent = subprocess.run(["taskset", "--cpu-list", other_core, sys.executable, __file__, url, secret, str(count), str(at_once)],
+    argv = [sys.executable, __file__, url, secret, str(count), str(at_once), str(offered_per_s)]
+    sent = subprocess.run(["taskset", "--cpu-list", other_core, *argv],
                           cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
     told = json.loads(sent.stdout)
     return Rate(told["per_s"], told["p50_ms"], told["p99_ms"], (_cpu_s(process.pid) - before_s) * 1e6 / count)
@@ -163,28 +167,73 @@ def _deliveries(url: str, key: bytes, count: int) -> Iterator[tuple[str, bytes, 
             "webhook-signature": "v1," + base64.b64encode(signature).decode()}
 
 
-async def _send(url: str, secret: str, count: int, at_once: int) -> None:
-    prepared = list(_deliveries(url, base64.b64decode(secret.removeprefix("whsec_")), count))
-    took: list[float] = []
-    answers: Counter[int] = Counter()
-    todo = iter(prepared)
+class _Sender(asyncio.Protocol):
+    """One connection that sends what is next, as soon as it is answered or, where a rate is offered, as soon as it is due.
 
-    async def sender(http: aiohttp.ClientSession) -> None:
-        for place, body, headers in todo:
-            began = time.perf_counter()
-            async with http.post(place, data=body, headers=headers) as answer:
-                await answer.read()
-                answers[answer.status] += 1
-            took.append(time.perf_counter() - began)
+    Bytes made before, and answers looked at no closer than needed: a client library took as much CPU as the server, and
+    with it the memory and the caches that the two cores share."""
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=at_once)) as http:
-        began = time.perf_counter()
-        await asyncio.gather(*(sender(http) for _ in range(at_once)))
-        wall_s = time.perf_counter() - began
-    assert answers == {200: count}, answers
-    took.sort()
+    def __init__(self, todo: Iterator[tuple[int, bytes]], *, start: float, offered_per_s: float) -> None:
+        self.answers: Counter[bytes] = Counter()
+        self.took: list[float] = []
+        self.done = asyncio.get_running_loop().create_future()
+        self._todo, self._start, self._offered_per_s = todo, start, offered_per_s
+        self._seen = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The first one."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._next()
+
+    def _next(self) -> None:
+        n, self._request = next(self._todo, (0, b""))
+        if not self._request:
+            self._transport.close()
+            self.done.set_result(None)
+            return
+        due = self._start + n / self._offered_per_s if self._offered_per_s else 0.0
+        if (early_s := due - time.perf_counter()) > 0:
+            asyncio.get_running_loop().call_later(early_s, self._send, due)
+        else:
+            self._send(due)
+
+    def _send(self, due: float) -> None:
+        self._began = due or time.perf_counter()
+        self._transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        """An answer has two parts, and all of ours end alike."""
+        self._seen += data
+        if self._seen.endswith((b"}\n", b"}")):
+            self.took.append(time.perf_counter() - self._began)
+            self.answers[self._seen.split(b" ", 2)[1]] += 1
+            self._seen = b""
+            self._next()
+
+
+async def _send(url: str, secret: str, count: int, at_once: int, offered_per_s: float) -> None:
+    """As fast as answers come; or `offered_per_s`, evenly, whether or not answers come, as a provider sends: how long one
+    takes is then counted from when it was due."""
+    prepared = [_request(*delivery) for delivery in _deliveries(url, base64.b64decode(secret.removeprefix("whsec_")), count)]
+    todo, place, loop = enumerate(prepared), urlsplit(url), asyncio.get_running_loop()
+    start = time.perf_counter()
+    make = partial(_Sender, todo, start=start, offered_per_s=offered_per_s)
+    made = [await loop.create_connection(make, place.hostname, place.port) for _ in range(at_once)]
+    senders = [sender for _, sender in made]
+    await asyncio.gather(*(sender.done for sender in senders))
+    wall_s = time.perf_counter() - start
+    answers = sum((sender.answers for sender in senders), Counter())
+    assert answers == {b"200": count}, answers
+    took = sorted(seconds for sender in senders for seconds in sender.took)
     print(json.dumps({"per_s": count / wall_s, "p50_ms": took[count // 2] * 1e3, "p99_ms": took[int(count * 0.99)] * 1e3}))
 
 
+def _request(url: str, body: bytes, headers: dict[str, str]) -> bytes:
+    place = urlsplit(url)
+    lines = [f"POST {place.path}?{place.query} HTTP/1.1", f"host: {place.netloc}", f"content-length: {len(body)}",
+             "user-agent: bench", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
 if __name__ == "__main__":
-    uvloop.run(_send(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+    uvloop.run(_send(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])))

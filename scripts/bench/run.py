@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+OFFERED_PER_S = 2000
 AT_ONCE = 128  # webhooks on their way at a time
 sys.path.insert(0, str(ROOT))
 
@@ -122,7 +123,8 @@ def take_in(*, quick: bool) -> list[dict[str, Any]]:
     receivers: dict[str, tuple[Callable[..., intake.Rate], int]] = {
         "FastAPI and SQLModel, a commit each": (intake.theirs, count_theirs),
         "the same as async def, blocking its loop": (partial(intake.theirs, route="async"), count_theirs),
-        "orchestrator web": (intake.ours, count_ours)}
+        "orchestrator web": (intake.ours, count_ours),
+        f"orchestrator web, offered {OFFERED_PER_S:,} a second": (partial(intake.ours, offered_per_s=OFFERED_PER_S), count_ours)}
     runs: dict[str, list[intake.Rate]] = {name: [] for name in receivers}
     with stand_in(latency_s=1) as simulator:
         for _ in range(times):

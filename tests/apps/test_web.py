@@ -12,7 +12,7 @@ from orchestrator.apps.web import bodies
 from orchestrator.apps.web import main as web_main
 from orchestrator.apps.web.bodies import LARGEST_BODY
 from orchestrator.apps.web.hook import Hook, Recent
-from orchestrator.apps.web.intake import LARGEST_GROUP, Intake
+from orchestrator.apps.web.intake import APART_S, LARGE_GROUP, LARGEST_GROUP, Intake
 from orchestrator.apps.web.keys import LEARN_EVERY_S, OLD_KEY_LIVES_S, SigningKeys
 from orchestrator.core.errors import Unreachable
 from orchestrator.core.records import Delivery, Receipt
@@ -278,3 +278,27 @@ async def test_a_chore_goes_on(monkeypatch: pytest.MonkeyPatch):
     await asyncio.sleep(0.05)
     assert (len(begun), task.done()) == (3, False)
     task.cancel()
+
+
+async def test_small_groups_keep_their_distance():
+    """A trickle shares transactions, while the first of it waits for nothing; a large group waits no longer than it grows."""
+    groups: list[int] = []
+
+    async def take(group: Sequence[Delivery]) -> list[Receipt]:
+        groups.append(len(group))
+        return [Receipt.RECORDED for _ in group]
+
+    intake = Intake(take)
+    delivery = Delivery("m", ATTEMPT, None, NOW)  # type: ignore[arg-type]
+    began = time.monotonic()
+    await intake.offer(delivery)
+    first_s = time.monotonic() - began
+    waiting = []
+    for _ in range(5):
+        waiting.append(asyncio.create_task(intake.offer(delivery)))
+        await asyncio.sleep(0)
+    await asyncio.gather(*waiting)
+    assert groups == [1, 5]
+    assert time.monotonic() - began >= APART_S * 0.9 > first_s
+    await asyncio.gather(*(intake.offer(delivery) for _ in range(LARGE_GROUP)))
+    assert groups == [1, 5, LARGE_GROUP]

@@ -7,10 +7,11 @@ ledger, 405, 408, 413, and 503 while the signing secret or the ledger is away: t
 import asyncio
 import logging
 from collections import Counter
+from functools import lru_cache
 
 import orjson
 
-from orchestrator.apps.web.bodies import LARGEST_BODY, Bodies, Receive, Refused, Scope, Send
+from orchestrator.apps.web.bodies import LARGEST_BODY, Bodies, Message, Receive, Refused, Scope, Send
 from orchestrator.apps.web.intake import Intake
 from orchestrator.apps.web.keys import SigningKeys
 from orchestrator.core.callback import PATH, attempt_in
@@ -25,8 +26,18 @@ LARGE_AT_ONCE = 4
 REMEMBERED = 50_000  # messages, and up to as many older ones: minutes of deliveries at any rate
 log = logging.getLogger("orchestrator.web")
 
-_READ = frozenset({b"content-length", b"transfer-encoding", b"webhook-id", b"webhook-timestamp", b"webhook-signature"})
+_READ = {name.encode(): name for name in (
+    "content-length", "transfer-encoding", "webhook-id", "webhook-timestamp", "webhook-signature")}
 _OF_RECEIPT = {Receipt.UNKNOWN: (404, "unknown attempt"), Receipt.MISADDRESSED: (404, "about another attempt")}
+
+
+@lru_cache(maxsize=64)
+def _messages(status: int, word: str) -> tuple[Message, Message]:
+    """An answer as ASGI sends it. There are some twenty."""
+    body = b'{"detail":"%s"}\n' % word.encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    return ({"type": "http.response.start", "status": status, "headers": headers},
+            {"type": "http.response.body", "body": body})
 
 
 class Hook:
@@ -60,16 +71,14 @@ class Hook:
             status, word = 500, "failed"
             log.error("a webhook could not be taken in", exc_info=not self.counts[word])
         self.counts[word] += 1
-        body = b'{"detail":"%s"}\n' % word.encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        for message in _messages(status, word):
+            await send(message)
 
     async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, str]:
         if scope["method"] != "POST":
             return 405, "webhooks are POSTs"
         attempt_id = attempt_in(scope["query_string"].decode("latin-1"))
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name in _READ}
+        headers = {_READ[name]: value.decode("latin-1") for name, value in scope["headers"] if name in _READ}
         length = headers.get("content-length", "0")
         announced = int(length) if length.isdigit() else 0
         if announced > LARGEST_BODY:
