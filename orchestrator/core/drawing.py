@@ -23,7 +23,8 @@ def _diagram() -> list[str]:
     arrows: dict[tuple[str, str], list[str]] = {}
     for move in MOVES:
         for state in _ordered(move):
-            arrows.setdefault((state, move.item_to), []).append(move.event)
+            if move.item_to is not None:
+                arrows.setdefault((state, move.item_to), []).append(move.event)
     for step in STEPS:
         for state in sorted(step.item_from):
             arrows.setdefault((state, step.item_to), []).append(step.name)
@@ -40,9 +41,13 @@ def _facts() -> list[str]:
     rows = ["| event | attempt | becomes | item | becomes | because |", "|---|---|---|---|---|---|"]
     for move in MOVES:
         attempts = ", ".join(s for s in AttemptState if s in move.attempt_from)
-        rows.append(f"| {move.event} | {attempts} | {move.attempt_to} | {', '.join(_ordered(move))} | {move.item_to} | "
+        rows.append(f"| {move.event} | {attempts} | {move.attempt_to} | {_items(move)} | {move.item_to or 'as it was'} | "
                     f"{move.why} |")
     return rows
+
+
+def _items(move: Move) -> str:
+    return "any" if len(move.item_from) == len(ItemState) else ", ".join(_ordered(move))
 
 
 def _steps() -> list[str]:

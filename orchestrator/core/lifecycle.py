@@ -5,7 +5,7 @@ of `MOVES` says from which states it may move the attempt and its item, and to w
 any other state changes nothing: that is how doubled, late and out-of-order facts are harmless.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -55,19 +55,23 @@ class Event(StrEnum):
     DEADLINE = "deadline"  # canceled or aborted by the provider though nobody here asked for it
     ABSENT = "absent"
     GIVEN_UP = "given_up"
+    DOUBTED = "doubted"  # given up, and the job wants it bought again
+    SURFACED = "surfaced"  # given up or found absent, and there after all; the row still wants it
+    SURPLUS = "surplus"  # there after all, when the row had been bought again or withdrawn
+    EVICTED = "evicted"  # its prediction, adopted for its input, turned out to be another attempt's
     COLLECTED = "collected"
     UNCOLLECTABLE = "uncollectable"
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One row of the table: what an event does, and from where."""
+    """One row of the table: what an event does, and from where. `item_to` None: the item stays where it is."""
 
     event: Event
     attempt_from: frozenset[AttemptState]
     attempt_to: AttemptState
     item_from: frozenset[ItemState]
-    item_to: ItemState
+    item_to: ItemState | None
     why: str
 
 
@@ -79,13 +83,15 @@ _ALIVE_I = _IN_AIR_I | {_I.RUNNING}
 
 
 def _row(event: Event, attempt: tuple[frozenset[AttemptState], AttemptState],
-         item: tuple[frozenset[ItemState], ItemState], why: str) -> Move:
+         item: tuple[frozenset[ItemState], ItemState | None], why: str) -> Move:
     return Move(event, attempt[0], attempt[1], item[0], item[1], why)
 
 
 _OPEN_A, _CLAIMED_I = frozenset({_A.OPEN}), frozenset({_I.CLAIMED})
 _UNSURE_A, _UNSURE_I = frozenset({_A.UNSURE}), frozenset({_I.UNSURE})
 _DONE_A, _COLLECTING_I = frozenset({_A.SUCCEEDED}), frozenset({_I.COLLECTING})
+GONE_ATTEMPT = frozenset({_A.ABSENT, _A.LOST})
+_RUNNING_A, _RUNNING_I = frozenset({_A.RUNNING}), frozenset({_I.RUNNING})
 
 MOVES: tuple[Move, ...] = (
     _row(Event.ANSWERED, (_IN_AIR_A, _A.RUNNING), (_IN_AIR_I, _I.RUNNING), "the prediction's id is known"),
@@ -102,10 +108,14 @@ MOVES: tuple[Move, ...] = (
     _row(Event.DEADLINE, (_ALIVE_A, _A.ABORTED), (_ALIVE_I, _I.FAILED), "the provider's deadline ended it"),
     _row(Event.ABSENT, (_UNSURE_A, _A.ABSENT), (_UNSURE_I, _I.PENDING), "every doubt explained: never bought"),
     _row(Event.GIVEN_UP, (_UNSURE_A, _A.LOST), (_UNSURE_I, _I.FAILED), "nobody can say: the honest end"),
+    _row(Event.DOUBTED, (_UNSURE_A, _A.LOST), (_UNSURE_I, _I.PENDING), "nobody can say, and the job wants it bought again"),
+    _row(Event.SURFACED, (GONE_ATTEMPT, _A.RUNNING), (frozenset({_I.PENDING, _I.FAILED}), _I.RUNNING),
+         "it had been bought after all, and the row takes it"),
+    _row(Event.SURPLUS, (GONE_ATTEMPT, _A.RUNNING), (frozenset(_I), None), "bought once more than needed: canceled at once"),
+    _row(Event.EVICTED, (_RUNNING_A, _A.UNSURE), (_RUNNING_I, _I.UNSURE), "its prediction is another attempt's: in doubt again"),
     _row(Event.COLLECTED, (_DONE_A, _A.SUCCEEDED), (_COLLECTING_I, _I.SUCCEEDED), "outputs are home and hashed"),
     _row(Event.UNCOLLECTABLE, (_DONE_A, _A.SUCCEEDED), (_COLLECTING_I, _I.FAILED), "outputs expired or unusable"),
 )
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +133,8 @@ WITHDRAW = Step("withdraw", frozenset({_I.PENDING}), _I.CANCELED, "`cancel`: nev
 REOPEN = Step("reopen", frozenset({_I.CANCELED}), _I.PENDING, "`resume` of a canceled batch")
 RETRY = Step("retry", frozenset({_I.FAILED}), _I.PENDING, "`retry`: an operator wants it tried again")
 REFETCH = Step("refetch", frozenset({_I.FAILED}), _I.COLLECTING, "`retry`: bought and still kept there, so only fetched again")
-STEPS = (CLAIM, WITHDRAW, REOPEN, RETRY, REFETCH)
+REJOIN = Step("rejoin", frozenset({_I.FAILED}), _I.RUNNING, "`retry`: given up, and out at the provider after all")
+STEPS = (CLAIM, WITHDRAW, REOPEN, RETRY, REFETCH, REJOIN)
 
 BY_EVENT: dict[Event, Move] = {move.event: move for move in MOVES}
 FINAL_ITEM = frozenset({ItemState.SUCCEEDED, ItemState.FAILED, ItemState.CANCELED})
@@ -137,6 +148,12 @@ def advance(event: Event, *, attempt: AttemptState, item: ItemState) -> Move | N
     if attempt in move.attempt_from and item in move.item_from:
         return move
     return None
+
+
+def alone(event: Event, *, attempt: AttemptState) -> Move | None:
+    """The same for an attempt whose item goes on without it: the prediction is paid for, so its end is recorded; or None."""
+    move = BY_EVENT[event]
+    return replace(move, item_from=frozenset(ItemState), item_to=None) if attempt in move.attempt_from else None
 
 
 class BatchState(StrEnum):

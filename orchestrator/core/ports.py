@@ -415,6 +415,13 @@ class Ledger(Protocol):
     async def unsure(self, account: str) -> list[OpenAttempt]:
         """Attempts whose answer was lost, oldest first (open ones of the same inputs included)."""
 
+    async def gone(self, account: str, *, since: datetime, now: datetime) -> list[OpenAttempt]:
+        """Attempts made since then that were found absent or given up, unless `checked` says to look later: what they may have
+        bought can still turn up."""
+
+    async def surplus(self, account: str) -> list[tuple[str, str]]:
+        """Attempt and prediction of what was bought beyond need and is still alive at the provider."""
+
     async def echoes(self, account: str) -> dict[str, tuple[str | None, str | None]]:
         """Target key to the (model, version) that the latest answered attempt of that target was echoed."""
 
@@ -433,6 +440,9 @@ class Ledger(Protocol):
     async def refetch(self, batch_pk: int, *, classes: frozenset[str], after: datetime) -> int:
         """Failed items whose prediction succeeded after `after` are collecting again; how many. `classes` as in
         `reopen_failed`."""
+
+    async def rejoin(self, batch_pk: int, *, classes: frozenset[str]) -> int:
+        """Failed rows of these classes whose prediction turned up after all and is alive at the provider: running again."""
 
     async def reopen_failed(self, batch_pk: int, *, classes: frozenset[str]) -> int:
         """Failed items of these error classes wait again, failures at zero; how many.

@@ -181,6 +181,7 @@ class Fact(NamedTuple):
     error: str | None = None
     error_class: str | None = None
     via: str | None = None  # from where it was learned: post, webhook, list, get
+    bound_by: str | None = None  # why the prediction is the attempt's: post, url (its webhook's has our id), input (an equal one)
 
 
 class Delivery(NamedTuple):
@@ -223,6 +224,7 @@ class Rules(NamedTuple):
     max_attempts: int
     price_json: str
     schema_json: str
+    job_json: str
 
 
 class Standing(NamedTuple):
@@ -238,6 +240,8 @@ class Standing(NamedTuple):
     batch_pk: int
     reserved_units: int
     rules: Rules
+    bound_by: str | None = None  # as of `Fact`, once there is a prediction
+    is_surplus: bool = False  # bought once more than needed: nothing that becomes of it concerns the item
 
 
 class Change(NamedTuple):
@@ -257,6 +261,7 @@ class Change(NamedTuple):
     charge_basis: str | None = None  # metrics, counted outputs, free; None: not known (yet)
     final_charge: bool = False  # the attempt is over: release its reservation
     via: str | None = None  # from where the fact was learned
+    bound_by: str | None = None  # as of `Fact`, where a prediction is bound now
 
 
 @dataclass(frozen=True, slots=True)

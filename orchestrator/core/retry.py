@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from orchestrator.core.cost import NOT_BOUGHT, Charge, Price, charge, to_units
-from orchestrator.core.lifecycle import Event, advance
+from orchestrator.core.lifecycle import BY_EVENT, GONE_ATTEMPT, AttemptState, Event, ItemState, Move, advance, alone
 from orchestrator.core.prediction import classify
 from orchestrator.core.records import Change, Fact, Prediction, Standing
 
@@ -17,13 +17,16 @@ FAILURE_CLASSES = ("invalid_input", "safety", "memory", "infrastructure", "timeo
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a batch wants done: attempts per row (provider failures), first pause, price, and whether it is canceling."""
+    """What a batch wants done: attempts per row (provider failures), first pause, price, whether it is canceling, has not
+    ended, and buys again what was given up."""
 
     max_attempts: int
     retry_first_s: float
     canceling: bool
     price: Price | None
     count_files: Callable[[object], int]  # of an output value
+    is_live: bool = True
+    buys_unsure: bool = False
 
 
 _BY_STATUS = {"succeeded": Event.SUCCEEDED, "failed": Event.FAILED, "canceled": Event.CANCELED, "aborted": Event.CANCELED}
@@ -42,18 +45,55 @@ def backoff_s(failures: int, *, first_s: float, jitter: float) -> float:
 
 def decide(standing: Standing, fact: Fact, *, policy: Policy, jitter: float) -> Change | None:
     """The change this fact makes, or None: late, doubled, or already known."""
-    fact, failures = _refine(standing, fact, policy)
-    move = advance(fact.event, attempt=standing.attempt_state, item=standing.item_state)
+    if standing.attempt_state in GONE_ATTEMPT and fact.prediction is not None:
+        return _there_after_all(standing, fact, policy)
+    if not standing.is_current or standing.is_surplus:
+        return _change(standing, fact, alone(fact.event, attempt=standing.attempt_state), policy=policy)
+    refined, failures = _refine(standing, fact, policy)
+    move = advance(refined.event, attempt=standing.attempt_state, item=standing.item_state)
+    if move is None and fact.prediction is not None:
+        return _change(standing, fact, alone(fact.event, attempt=standing.attempt_state), policy=policy)
+    return _change(standing, refined, move, policy=policy, failures=failures, jitter=jitter)
+
+
+def _there_after_all(standing: Standing, fact: Fact, policy: Policy) -> Change | None:
+    """A prediction of an attempt that was given up or found absent. It is only bound here; told again, its end is recorded."""
+    found = fact._replace(event=Event.SURFACED, error=None, error_class=None)
+    move = alone(Event.SURFACED, attempt=standing.attempt_state)
+    if standing.is_current and policy.is_live and not policy.canceling:
+        move = advance(Event.SURFACED, attempt=standing.attempt_state, item=standing.item_state)
+    elif not (standing.is_current and standing.item_state is ItemState.FAILED):
+        move = None
+    if move is None:
+        found, move = found._replace(event=Event.SURPLUS), BY_EVENT[Event.SURPLUS]
+    return _change(standing, found, move, policy=policy)
+
+
+def _change(standing: Standing, fact: Fact, move: Move | None, *, policy: Policy, failures: int | None = None,
+            jitter: float = 0.0) -> Change | None:
     if move is None:
         return None
     wait_s = _wait_s(fact.event, failures=failures, first_s=policy.retry_first_s, jitter=jitter)
     cost = _charge(fact, policy)
     return Change(
-        standing, fact.event, move.attempt_to, move.item_to, fact.at,
+        standing, fact.event, move.attempt_to, move.item_to or standing.item_state, fact.at,
         due_at=None if wait_s is None else fact.at + timedelta(seconds=wait_s), failures=failures,
         error=fact.error, error_class=fact.error_class, prediction=fact.prediction,
         charge_units=None if cost is None or cost.usd is None else to_units(cost.usd),
-        charge_basis=None if cost is None else cost.basis, final_charge=cost is not None, via=fact.via)
+        charge_basis=None if cost is None else cost.basis, final_charge=cost is not None, via=fact.via,
+        bound_by=fact.bound_by)
+
+
+STRONG = frozenset({"post", "url"})
+
+
+def contest(owner: Standing, claimant: Standing, fact: Fact) -> Event | None:
+    """What comes of a fact that gives `claimant` a prediction which `owner` was given for its input: EVICTED, the owner is in
+    doubt again and the claimant takes it; ANSWER_LOST, the owner's end is recorded already, so the two change places and the
+    claimant looks for the other one; None, the prediction is the owner's."""
+    if fact.bound_by not in STRONG or owner.bound_by != "input" or claimant.prediction_id is not None:
+        return None
+    return Event.EVICTED if owner.attempt_state is AttemptState.RUNNING else Event.ANSWER_LOST
 
 
 def _wait_s(event: Event, *, failures: int | None, first_s: float, jitter: float) -> float | None:
@@ -66,6 +106,8 @@ def _wait_s(event: Event, *, failures: int | None, first_s: float, jitter: float
 def _refine(standing: Standing, fact: Fact, policy: Policy) -> tuple[Fact, int | None]:
     """A provider's plain verdict becomes what it means here: worth another attempt, asked for, or a deadline."""
     prediction = fact.prediction
+    if fact.event is Event.GIVEN_UP and policy.buys_unsure and standing.failures + 1 < policy.max_attempts:
+        return fact._replace(event=Event.DOUBTED), standing.failures + 1
     if prediction is None:
         return fact, None
     if fact.event is Event.FAILED:

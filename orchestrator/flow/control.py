@@ -64,6 +64,7 @@ async def retry(rooms: Rooms, batch: Batch, *, classes: frozenset[str]) -> tuple
         raise BadInput(f"batch {batch.id} is still loading")
     kept_since = rooms.clock.now() - timedelta(seconds=rooms.tempo.retention_s)
     fetched = await rooms.ledger.refetch(batch.pk, classes=classes, after=kept_since)
+    fetched += await rooms.ledger.rejoin(batch.pk, classes=classes)
     bought = await rooms.ledger.reopen_failed(batch.pk, classes=classes)
     if fetched or bought:
         ended = frozenset({BatchState.FINISHED, BatchState.CANCELED, BatchState.PAUSED})

@@ -10,15 +10,17 @@ from functools import lru_cache
 from orchestrator.core.cost import Pricing
 from orchestrator.core.errors import Unreachable
 from orchestrator.core.inputs import shape_of
+from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import ItemState
 from orchestrator.core.ports import Decide, Rooms
 from orchestrator.core.records import Change, Delivery, Fact, Prediction, Receipt, Rules, Standing, Wake
 from orchestrator.core.retry import Policy, decide, event_of
 
 
-def fact_of(prediction: Prediction, *, at: datetime, via: str, attempt_id: str | None = None) -> Fact:
-    """A provider's account of a prediction, as a fact; `via`: post, webhook, list or get."""
-    return Fact(event_of(prediction), at, attempt_id=attempt_id, prediction=prediction, via=via)
+def fact_of(prediction: Prediction, *, at: datetime, via: str, attempt_id: str | None = None,
+            bound_by: str | None = None) -> Fact:
+    """A provider's account of a prediction, as a fact; `via`: post, webhook, list or get; `bound_by`: why it is the attempt's."""
+    return Fact(event_of(prediction), at, attempt_id=attempt_id, prediction=prediction, via=via, bound_by=bound_by)
 
 
 async def record(rooms: Rooms, facts: Sequence[Fact]) -> list[Wake]:
@@ -60,6 +62,8 @@ def _policy(rules: Rules, retry_first_s: float) -> Policy:
         canceling=rules.canceling,
         price=Pricing.from_json(rules.price_json).price,
         count_files=lambda output: len(shape.files(output)),
+        is_live=rules.is_live,
+        buys_unsure=Job.model_validate_json(rules.job_json).retry.unsure == "buy",
     )
 
 
@@ -69,7 +73,7 @@ def wakes_of(changes: Iterable[Change]) -> list[Wake]:
     seen: set[tuple[str, ItemState]] = set()
     for change in changes:
         rules, to = change.standing.rules, change.item_to
-        if (rules.batch_id, to) in seen or not rules.is_live:
+        if (rules.batch_id, to) in seen or not rules.is_live or to is change.standing.item_state:
             continue
         seen.add((rules.batch_id, to))
         if to is ItemState.COLLECTING:

@@ -14,7 +14,7 @@ from orchestrator.core.retry import LONGEST_BACKOFF_S, Policy, backoff_s, decide
 
 NOW = datetime(2026, 11, 20, 2, 0, tzinfo=UTC)
 PRICE = Price("test", "output", Decimal("0.003"), failed="unknown")
-RULES = Rules("b1", True, False, 3, "null", "{}")
+RULES = Rules("b1", True, False, 3, "null", "{}", "{}")
 
 
 def policy(*, attempts: int = 3, canceling: bool = False) -> Policy:

@@ -188,6 +188,14 @@ class SqlLedger:
         """As the port says."""
         return await self._db.read(sweeping.unsure, account)
 
+    async def gone(self, account: str, *, since: datetime, now: datetime) -> list[OpenAttempt]:
+        """As the port says."""
+        return await self._db.read(sweeping.gone, account, since=since, now=now)
+
+    async def surplus(self, account: str) -> list[tuple[str, str]]:
+        """As the port says."""
+        return await self._db.read(sweeping.surplus, account)
+
     async def echoes(self, account: str) -> dict[str, tuple[str | None, str | None]]:
         """As the port says, over the account's newest batches."""
         return await self._db.read(sweeping.echoes, account)
@@ -225,6 +233,10 @@ class SqlLedger:
     async def refetch(self, batch_pk: int, *, classes: frozenset[str], after: datetime) -> int:
         """As the port says."""
         return await _in_steps(lambda: self._db.write(steering.refetch, batch_pk, classes=classes, after=after))
+
+    async def rejoin(self, batch_pk: int, *, classes: frozenset[str]) -> int:
+        """As the port says."""
+        return await _in_steps(lambda: self._db.write(steering.rejoin, batch_pk, classes=classes))
 
     async def reopen_failed(self, batch_pk: int, *, classes: frozenset[str]) -> int:
         """As the port says. Class `unsure` must be named: its rows may have been bought already."""

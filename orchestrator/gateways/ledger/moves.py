@@ -1,7 +1,7 @@
 """The guarded writes behind every fact: read where things stand, under lock; let the rules decide; write their word."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from orchestrator.core.lifecycle import LIVE_BATCH, AttemptState, BatchState, Ev
 from orchestrator.core.ports import Decide
 from orchestrator.core.prediction import parse
 from orchestrator.core.records import Change, Fact, Prediction, Rules, Standing
-from orchestrator.core.retry import event_of
+from orchestrator.core.retry import contest, event_of
 from orchestrator.gateways.ledger.bulk import among, write_many
 from orchestrator.gateways.ledger.tables import AGAIN_AT, KEPT, attempts, batches, deliveries, items
 from orchestrator.gateways.ledger.text import LOGS_KEPT, as_json, clean
@@ -32,6 +32,7 @@ class Scene:
     attempt_values: dict[str, dict[str, Any]] = field(default_factory=dict)
     item_values: dict[int, dict[str, Any]] = field(default_factory=dict)
     money: dict[int, tuple[int, int]] = field(default_factory=dict)  # batch -> released, spent
+    evicted: list[str] = field(default_factory=list)
 
 
 async def move(connection: AsyncConnection, facts: Sequence[Fact], *, decide: Decide) -> list[Change]:
@@ -42,10 +43,12 @@ async def move(connection: AsyncConnection, facts: Sequence[Fact], *, decide: De
 async def play(connection: AsyncConnection, scene: Scene, facts: Sequence[Fact], *, decide: Decide) -> list[Change]:
     """The same on a scene that was looked at before, in this transaction."""
     before = dict(scene.standings)
-    changes = [change for fact in facts if (change := _apply(scene, fact, decide=decide)) is not None]
+    changes = [change for fact in facts for change in _apply(scene, fact, decide=decide)]
     answered = [i for i, standing in scene.standings.items() if standing.prediction_id and not before[i].prediction_id]
     early = await kept_facts(connection, answered) if answered else []
-    changes += [change for fact in early if (change := _apply(scene, fact, decide=decide)) is not None]
+    changes += [change for fact in early for change in _apply(scene, fact, decide=decide)]
+    if scene.evicted:  # first: a prediction has one attempt at every moment
+        await connection.execute(_EVICT, [{"key": attempt_id} for attempt_id in sorted(scene.evicted)])
     await _write_attempts(connection, scene, before=before)
     await _write_items(connection, scene, before=before)
     await _write_money(connection, scene)
@@ -60,13 +63,14 @@ async def scene_of(connection: AsyncConnection, facts: Sequence[Fact]) -> Scene:
     found = rows.all()
     rules = await _rules(connection, {row.batch_pk for row in found}) if found else {}
     scene = Scene({}, await _leases(connection, facts), {}, {})
-    for attempt_id, state, prediction_id, item_pk, batch_pk, reserved, item_state, current_id, failures in found:
+    for (attempt_id, state, prediction_id, item_pk, batch_pk, reserved, bound_by, surplus_at, item_state, current_id,
+         failures) in found:
         if prediction_id is not None:
             scene.owners[prediction_id] = attempt_id
         scene.siblings.setdefault(item_pk, []).append(attempt_id)
         scene.standings[attempt_id] = Standing(
             attempt_id, _ATTEMPT_STATES[state], prediction_id, item_pk, _ITEM_STATES[item_state], current_id == attempt_id,
-            failures, batch_pk, reserved, rules[batch_pk])
+            failures, batch_pk, reserved, rules[batch_pk], bound_by, surplus_at is not None)
     return scene
 
 
@@ -89,12 +93,13 @@ _LEASES = {dialect: select(attempts.c.id, attempts.c.lease_until).where(among(at
 
 async def _rules(connection: AsyncConnection, batch_pks: set[int]) -> dict[int, Rules]:
     rows = await connection.execute(_RULES, {"pks": sorted(batch_pks)})
-    return {pk: Rules(id_, state in LIVE_BATCH, state == BatchState.CANCELING, max_attempts, price_json, schema_json)
-            for pk, id_, state, max_attempts, price_json, schema_json in rows}
+    return {pk: Rules(id_, state in LIVE_BATCH, state == BatchState.CANCELING, max_attempts, price_json, schema_json,
+                      job_json)
+            for pk, id_, state, max_attempts, price_json, schema_json, job_json in rows}
 
 
 _RULES = select(batches.c.pk, batches.c.id, batches.c.state, batches.c.max_attempts, batches.c.price_json,
-                batches.c.openapi_json).where(batches.c.pk.in_(bindparam("pks", expanding=True)))
+                batches.c.openapi_json, batches.c.job_json).where(batches.c.pk.in_(bindparam("pks", expanding=True)))
 
 
 async def kept_facts(connection: AsyncConnection, attempt_ids: Sequence[str]) -> list[Fact]:
@@ -123,8 +128,8 @@ def fact_of_webhook(attempt_id: str, prediction: Prediction, *, at: datetime) ->
 def _standings(dialect: str) -> Select[Any]:
     return (
         select(attempts.c.id, attempts.c.state, attempts.c.prediction_id, attempts.c.item_pk, attempts.c.batch_pk,
-               attempts.c.reserved_units, items.c.state.label("item_state"), items.c.attempt_id.label("current_id"),
-               items.c.failures)
+               attempts.c.reserved_units, attempts.c.bound_by, attempts.c.surplus_at,
+               items.c.state.label("item_state"), items.c.attempt_id.label("current_id"), items.c.failures)
         .join(items, items.c.pk == attempts.c.item_pk)
         .where(or_(among(attempts.c.prediction_id, "predictions", dialect=dialect),
                    among(attempts.c.id, "named", dialect=dialect)))
@@ -135,8 +140,24 @@ def _standings(dialect: str) -> Select[Any]:
 _STANDINGS = {dialect: _standings(dialect) for dialect in ("sqlite", "postgresql")}
 
 
-def _apply(scene: Scene, fact: Fact, *, decide: Decide) -> Change | None:
-    """One fact: routed, decided, noted for writing. No prediction changes hands, nor an attempt its prediction."""
+def _apply(scene: Scene, fact: Fact, *, decide: Decide) -> Iterator[Change]:
+    """One fact: routed, decided, noted for writing. An attempt keeps its prediction, unless that was adopted for its input and
+    better evidence names another."""
+    if fact.bound_by is not None:
+        evicted, fact = _contested(scene, fact)
+        if evicted is not None and (change := _decided(scene, evicted, decide=decide)) is not None:
+            yield change
+    change = _decided(scene, fact, decide=decide)
+    if change is not None:
+        yield change
+        if change.event in _BOUND_ONLY and (end := _decided(scene, fact, decide=decide)) is not None:
+            yield end
+
+
+_BOUND_ONLY = frozenset({Event.SURFACED, Event.SURPLUS})
+
+
+def _decided(scene: Scene, fact: Fact, *, decide: Decide) -> Change | None:
     named = fact.prediction.id if fact.prediction is not None else None
     attempt_id = scene.owners.get(named, fact.attempt_id) if named is not None else fact.attempt_id
     standing = scene.standings.get(attempt_id) if attempt_id is not None else None
@@ -148,24 +169,50 @@ def _apply(scene: Scene, fact: Fact, *, decide: Decide) -> Change | None:
     return change
 
 
+def _contested(scene: Scene, fact: Fact) -> tuple[Fact | None, Fact]:
+    """Where the fact's prediction has another owner: what befalls the owner, if anything, and what the fact is then."""
+    owner_id = scene.owners.get(fact.prediction.id) if fact.prediction is not None else None
+    if owner_id is None or fact.attempt_id is None or owner_id == fact.attempt_id:
+        return None, fact
+    owner, claimant = scene.standings.get(owner_id), scene.standings.get(fact.attempt_id)
+    verdict = contest(owner, claimant, fact) if owner is not None and claimant is not None else None
+    if verdict is Event.EVICTED:
+        return Fact(Event.EVICTED, fact.at, owner_id, error=TAKEN_BACK, error_class="unsure"), fact
+    if verdict is Event.ANSWER_LOST:
+        return None, Fact(Event.ANSWER_LOST, fact.at, fact.attempt_id, error=CHANGED_PLACES, error_class="unsure")
+    return None, fact
+
+
+TAKEN_BACK = "its prediction, found by its input, is that of another row with the same input"
+CHANGED_PLACES = "its prediction had been given to another row with the same input, whose own is looked for"
+
+
 def _note(scene: Scene, change: Change, *, prediction_id: str | None) -> None:
     standing, attempt_id = change.standing, change.standing.attempt_id
+    keeps = standing.prediction_id or prediction_id
     if prediction_id is not None:
         scene.owners[prediction_id] = attempt_id
+    if change.event is Event.EVICTED and standing.prediction_id is not None:
+        del scene.owners[standing.prediction_id]
+        scene.evicted.append(attempt_id)
+        keeps = None
     if change.attempt_to is not standing.attempt_state or change.prediction is not None or change.final_charge:
         noted = scene.attempt_values.setdefault(attempt_id, {})
         noted |= _attempt_values(change, lease_until=scene.leases.get(attempt_id))
-    if standing.is_current:
+    moves_item = standing.is_current and change.item_to is not standing.item_state
+    if moves_item:
         scene.item_values.setdefault(standing.item_pk, {}).update(_item_values(change))
     if change.final_charge:
         released, spent = scene.money.get(standing.batch_pk, (0, 0))
         scene.money[standing.batch_pk] = (released + standing.reserved_units, spent + (change.charge_units or 0))
     scene.standings[attempt_id] = standing._replace(
-        attempt_state=change.attempt_to, prediction_id=standing.prediction_id or prediction_id,
-        item_state=change.item_to if standing.is_current else standing.item_state,
+        attempt_state=change.attempt_to, prediction_id=keeps,
+        item_state=change.item_to if moves_item else standing.item_state,
+        bound_by=None if keeps is None else standing.bound_by or change.bound_by,
+        is_surplus=standing.is_surplus or change.event is Event.SURPLUS,
         failures=standing.failures if change.failures is None else change.failures,
         reserved_units=0 if change.final_charge else standing.reserved_units)
-    if standing.is_current:
+    if moves_item:
         for sibling in scene.siblings[standing.item_pk]:
             if sibling != attempt_id:
                 scene.standings[sibling] = scene.standings[sibling]._replace(item_state=change.item_to)
@@ -181,7 +228,9 @@ def _attempt_values(change: Change, *, lease_until: datetime | None) -> dict[str
     if change.prediction is not None:
         values |= _prediction_values(change.prediction, has_ended=change.event is Event.SUCCEEDED)
         if change.standing.prediction_id is None:
-            values |= {"prediction_id": change.prediction.id, "answered_at": change.at}
+            values |= {"prediction_id": change.prediction.id, "answered_at": change.at, "bound_by": change.bound_by}
+    if change.event is Event.SURPLUS:
+        values["surplus_at"] = change.at
     if change.final_charge:
         values |= {"charge_units": change.charge_units, "charge_basis": change.charge_basis, "reserved_units": 0,
                    "ended_via": change.via}
@@ -214,6 +263,8 @@ def _item_values(change: Change) -> dict[str, Any]:
     return values
 
 
+_EVICT = update(attempts).where(attempts.c.id == bindparam("key")).values(
+    prediction_id=None, answered_at=None, bound_by=None, provider_created_at=None)
 _WRITE_ATTEMPT = update(attempts).where(attempts.c.id == bindparam("key"), attempts.c.state == bindparam("was"))
 _WRITE_ITEM = update(items).where(items.c.pk == bindparam("key"), items.c.state == bindparam("was"))
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, bindparam, case, exists, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, exists, func, not_, or_, select, text, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from orchestrator.core.lifecycle import REFETCH, REOPEN, RETRY, WITHDRAW, AttemptState, BatchState, ItemState, Step
+from orchestrator.core.lifecycle import REFETCH, REJOIN, REOPEN, RETRY, WITHDRAW, AttemptState, BatchState, ItemState, Step
 from orchestrator.core.records import Wake
 from orchestrator.gateways.ledger.loading import set_state
 from orchestrator.gateways.ledger.session import insert
@@ -38,13 +38,29 @@ async def reopen_canceled(connection: AsyncConnection, batch_pk: int) -> int:
 async def refetch(connection: AsyncConnection, batch_pk: int, *, classes: frozenset[str], after: datetime) -> int:
     """Failed rows of these classes whose prediction succeeded, after `after`: what they bought is fetched again."""
     bought = exists().where(attempts.c.id == items.c.attempt_id, attempts.c.state == AttemptState.SUCCEEDED.value,
-                            attempts.c.output_json.is_not(None))
-    return await _step(connection, REFETCH, items.c.batch_pk == batch_pk, _of(classes), items.c.completed_at > after, bought)
+                            attempts.c.output_json.is_not(None),
+                            func.coalesce(items.c.completed_at, attempts.c.completed_at) > after)
+    return await _step(connection, REFETCH, items.c.batch_pk == batch_pk, _in(classes), bought)
+
+
+async def rejoin(connection: AsyncConnection, batch_pk: int, *, classes: frozenset[str]) -> int:
+    """Failed rows of these classes whose prediction is alive at the provider after all."""
+    return await _step(connection, REJOIN, items.c.batch_pk == batch_pk, _in(classes), _is_out())
+
+
+def _is_out() -> ColumnElement[bool]:
+    return exists().where(attempts.c.id == items.c.attempt_id, attempts.c.state == AttemptState.RUNNING.value)
 
 
 async def reopen_failed(connection: AsyncConnection, batch_pk: int, *, classes: frozenset[str]) -> int:
     """Failed rows of these classes wait again; without classes, all that can be tried again without a doubt."""
-    return await _step(connection, RETRY, items.c.batch_pk == batch_pk, _of(classes), items.c.input_json.is_not(None))
+    is_usable = items.c.input_json.is_not(None)
+    return await _step(connection, RETRY, items.c.batch_pk == batch_pk, _of(classes), is_usable, not_(_is_out()))
+
+
+def _in(classes: frozenset[str]) -> ColumnElement[bool]:
+    """Where nothing is bought, no class needs to be named."""
+    return items.c.error_class.in_(sorted(classes)) if classes else true()
 
 
 def _of(classes: frozenset[str]) -> ColumnElement[bool]:
@@ -56,8 +72,11 @@ def _of(classes: frozenset[str]) -> ColumnElement[bool]:
 async def _step(connection: AsyncConnection, step: Step, *which: ColumnElement[bool]) -> int:
     due_at = case((items.c.attempts == 0, FRESH_AT), else_=AGAIN_AT)
     values: dict[str, Any] = {"state": step.item_to.value, "due_at": due_at}
-    if step.item_to in (ItemState.PENDING, ItemState.COLLECTING):
+    if step.item_to in (ItemState.PENDING, ItemState.COLLECTING, ItemState.RUNNING):
         values |= {"failures": 0, "tries": 0, "error": None, "error_class": None}
+    if step is REFETCH:  # of a row that was given up, only its attempt knows when it was completed
+        own = select(attempts.c.completed_at).where(attempts.c.id == items.c.attempt_id).scalar_subquery()
+        values["completed_at"] = func.coalesce(items.c.completed_at, own)
     is_from = items.c.state.in_([state.value for state in step.item_from])
     some = select(items.c.pk).where(*which, is_from).limit(STEP_ROWS)
     moved = await connection.execute(update(items).where(items.c.pk.in_(some), is_from).values(**values))

@@ -5,14 +5,14 @@ from datetime import datetime
 from statistics import median
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, bindparam, exists, func, or_, select, update
+from sqlalchemy import Row, Select, and_, bindparam, exists, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import AttemptState, ItemState
 from orchestrator.core.openapi import secret_inputs
 from orchestrator.core.ports import OpenAttempt, OpenWindow
 from orchestrator.gateways.ledger.session import insert
-from orchestrator.gateways.ledger.tables import accounts, alive, attempts, batches, items
+from orchestrator.gateways.ledger.tables import SURPLUS, accounts, alive, attempts, batches, gone_of, items
 
 ENDED_LOOKED_AT = 50  # ended attempts behind the median
 BATCHES_LOOKED_AT = 100  # newest batches of an account searched for echoes
@@ -69,6 +69,21 @@ async def unsure(connection: AsyncConnection, account: str) -> list[OpenAttempt]
     return await _with_secrets(connection, query.order_by(attempts.c.created_at, attempts.c.id))
 
 
+async def gone(connection: AsyncConnection, account: str, *, since: datetime, now: datetime) -> list[OpenAttempt]:
+    """Attempts made since then that were found absent or given up, and are due for another look."""
+    due = or_(attempts.c.next_check_at.is_(None), attempts.c.next_check_at <= now)
+    query = _open_attempts().where(gone_of("attempts"), attempts.c.account == account, attempts.c.created_at > since, due)
+    return await _with_secrets(connection, query.order_by(attempts.c.created_at, attempts.c.id))
+
+
+async def surplus(connection: AsyncConnection, account: str) -> list[tuple[str, str]]:
+    """Attempt and prediction of what was bought beyond need and has not ended."""
+    rows = await connection.execute(
+        select(attempts.c.id, attempts.c.prediction_id).where(
+            text(f"attempts.{SURPLUS}"), attempts.c.account == account, attempts.c.state == _RUNNING).order_by(attempts.c.id))
+    return [(row.id, row.prediction_id) for row in rows]
+
+
 async def attempts_of(connection: AsyncConnection, attempt_ids: Sequence[str]) -> list[OpenAttempt]:
     """Attempts by their ids, whatever their state."""
     return await _with_secrets(connection, _open_attempts().where(attempts.c.id.in_(attempt_ids)))
@@ -101,8 +116,9 @@ def _open_attempt(row: Row[Any], *, secrets: frozenset[str] = frozenset()) -> Op
 async def checked(connection: AsyncConnection, attempt_ids: Sequence[str], *, next_check_at: datetime) -> None:
     """When to ask again. An attempt that has moved on in the meantime needs no asking."""
     if attempt_ids:
+        is_open = or_(_IS_ALIVE, gone_of("attempts"))
         await connection.execute(
-            update(attempts).where(attempts.c.id == bindparam("b_id"), _IS_ALIVE).values(next_check_at=next_check_at),
+            update(attempts).where(attempts.c.id == bindparam("b_id"), is_open).values(next_check_at=next_check_at),
             [{"b_id": attempt_id} for attempt_id in sorted(attempt_ids)])
 
 

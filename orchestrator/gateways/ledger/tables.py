@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlmodel import Field, SQLModel
 
-HEAD = "0005"  # the newest revision in migrations/versions; a test holds the two together
+HEAD = "0006"  # the newest revision in migrations/versions; a test holds the two together
 
 # Partial indexes serve only queries that repeat their condition literally: SQLite compares the texts.
 PENDING = "state = 'pending'"
@@ -32,6 +32,8 @@ COLLECTING = "state = 'collecting'"
 # Spelled with OR: for `IN (…)` SQLite builds a little table each time it asks whether a row belongs to the index, which was a
 # third of what an update of an attempt cost.
 ALIVE = "(state = 'open' OR state = 'unsure' OR state = 'running')"
+GONE = "(state = 'absent' OR state = 'lost')"
+SURPLUS = "surplus_at IS NOT NULL"
 COMPLETED = "completed_at IS NOT NULL"
 KEPT = "payload_json IS NOT NULL"
 OPEN_SLOT = "state IN ('due', 'running')"
@@ -47,6 +49,11 @@ AGAIN_AT = datetime(1970, 1, 2, tzinfo=UTC)
 def alive(table: str) -> TextClause:
     """`ALIVE` of a table, or of its alias."""
     return text(ALIVE.replace("state", f"{table}.state"))
+
+
+def gone_of(table: str) -> TextClause:
+    """`GONE`, likewise."""
+    return text(GONE.replace("state", f"{table}.state"))
 
 
 NAIVE = "a time without a zone cannot be stored; use datetime.now(UTC)"
@@ -168,6 +175,8 @@ class AttemptRow(_Model, table=True):
         Index("ix_attempts_answered", "batch_pk", "answered_at"),
         _partial("ix_attempts_completed", "account", "completed_at", where=COMPLETED),
         _partial("ix_attempts_unpriced", "batch_pk", "item_pk", where=UNPRICED),
+        _partial("ix_attempts_gone", "account", "created_at", where=GONE),
+        _partial("ix_attempts_surplus", "account", "batch_pk", where=SURPLUS),
     )
     id: str = Field(primary_key=True)
     item_pk: int = Field(sa_type=BigInteger)
@@ -201,6 +210,8 @@ class AttemptRow(_Model, table=True):
     charge_basis: str | None
     ended_via: str | None  # from where its end was learned first: post, webhook, list, get
     offset_s: float | None  # the provider's clock minus that of the machine which claimed it, at that time
+    bound_by: str | None  # why the prediction is its own: post, url, input; null before the revision that knows
+    surplus_at: datetime | None = Field(sa_type=UtcTime)  # since when it is known to have been bought beyond need
 
 
 class OutputRow(_Model, table=True):
