@@ -2,15 +2,16 @@
 
 Adopting needs positive evidence: the webhook URL carries the attempt's id, or target and canonical input are equal,
 nobody else owns the prediction, and there are candidates enough for every sent and unanswered attempt of that input.
-Buying again needs every doubt explained, in a complete listing that already shows something of ours created later.
+Buying again needs every doubt explained, in a complete listing that already shows something of ours created later. What was
+found absent or given up is looked for on, as it may turn up after all.
 """
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.core.callback import attempt_of
 from orchestrator.core.ports import OpenAttempt
@@ -27,11 +28,19 @@ class Listing:
     complete: bool  # read down to the window's lower edge without a gap
 
 
+class Bound(NamedTuple):
+    """A prediction found to be an attempt's, and by what: `url`, our id in its webhook's URL, or `input`, an equal one."""
+
+    attempt_id: str
+    prediction: Prediction
+    by: str
+
+
 @dataclass(frozen=True, slots=True)
 class Verdicts:
     """What is to be done with the unsure attempts; whoever is in none of the lists waits."""
 
-    adopt: list[tuple[str, Prediction]] = field(default_factory=list)
+    adopt: list["Bound"] = field(default_factory=list)
     absent_once: list[str] = field(default_factory=list)  # look again after the confirmation time
     absent: list[str] = field(default_factory=list)
     give_up: list[str] = field(default_factory=list)
@@ -39,7 +48,7 @@ class Verdicts:
 
 def resolve(attempts: Sequence[OpenAttempt], listing: Listing, *, now: datetime, offset_s: float | None, tempo: Tempo,
             hash_of: Callable[[dict[str, Any]], str], alive_targets: dict[str, tuple[str | None, str | None]]) -> Verdicts:
-    """Judge every attempt of `attempts` in state unsure against the listing.
+    """Judge every attempt of `attempts` that is unsure against the listing, and look for those that are absent or lost.
 
     `now` is this machine's time and `offset_s` the provider's clock minus it. An attempt's own times are those of the machine
     that made it, and its own offset says what they are by the provider's clock: machines differ, and clocks are set right.
@@ -48,14 +57,16 @@ def resolve(attempts: Sequence[OpenAttempt], listing: Listing, *, now: datetime,
     attempts of it were echoed, as the echo of a target need not equal what was asked for.
     """
     free = [p for p in listing.predictions if p.id not in listing.owned]
-    unsure = [a for a in attempts if a.state == "unsure"]
-    named = _named(unsure, free)
-    known = {attempt_id for attempt_id, _ in named}
-    adopted = named + _adopt([a for a in attempts if a.attempt_id not in known], free, hash_of=hash_of,
-                             alive_targets=alive_targets)
-    verdicts = Verdicts(adopt=adopted)
-    settled = {attempt_id for attempt_id, _ in adopted}
-    taken = {p.id for _, p in adopted}
+    unsure, gone = [a for a in attempts if a.state == "unsure"], [a for a in attempts if a.state in GONE]
+    named = _named(unsure + gone, free)
+    known = {bound.attempt_id for bound in named}
+    waiting = [a for a in attempts if a.attempt_id not in known and a.state not in GONE]
+    fits = _Fits(free, hash_of=hash_of, echoes=alive_targets)
+    verdicts = Verdicts(adopt=named + _adopt(waiting, fits))
+    settled = {bound.attempt_id for bound in verdicts.adopt}
+    missed = [a for a in gone if a.attempt_id not in known]
+    verdicts.adopt.extend(_turned_up(missed, fits, wanted=waiting, now=now, offset_s=offset_s, tempo=tempo))
+    taken = {bound.prediction.id for bound in verdicts.adopt}
     rest = [p for p in free if p.id not in taken]
     for attempt in unsure:
         if attempt.attempt_id not in settled:
@@ -63,11 +74,13 @@ def resolve(attempts: Sequence[OpenAttempt], listing: Listing, *, now: datetime,
     return verdicts
 
 
-def _named(unsure: Iterable[OpenAttempt], free: Iterable[Prediction]) -> list[tuple[str, Prediction]]:
+GONE = frozenset({"absent", "lost"})
+
+
+def _named(waiting: Iterable[OpenAttempt], free: Iterable[Prediction]) -> list[Bound]:
     """The best evidence: the prediction's webhook URL carries the attempt's id, where the list echoes it."""
-    waiting = {attempt.attempt_id for attempt in unsure}
     by_attempt = {attempt_id: p for p in free if (attempt_id := attempt_of(p.webhook)) is not None}
-    return [(attempt_id, by_attempt[attempt_id]) for attempt_id in sorted(waiting & by_attempt.keys())]
+    return [Bound(i, by_attempt[i], "url") for i in sorted({a.attempt_id for a in waiting} & by_attempt.keys())]
 
 
 def is_of(prediction: Prediction, attempt: OpenAttempt, *, hash_of: Callable[[dict[str, Any]], str]) -> bool:
@@ -92,30 +105,82 @@ def _shown_hash(attempt: OpenAttempt, hash_of: Callable[[dict[str, Any]], str]) 
     return hash_of(_shown(json.loads(attempt.input_json), attempt.secrets))
 
 
-def _adopt(attempts: Sequence[OpenAttempt], free: Iterable[Prediction], *, hash_of: Callable[[dict[str, Any]], str],
-           alive_targets: dict[str, tuple[str | None, str | None]]) -> list[tuple[str, Prediction]]:
-    waiting: dict[tuple[str, frozenset[str], str], list[OpenAttempt]] = defaultdict(list)
-    for attempt in attempts:
-        waiting[(attempt.target_key, attempt.secrets, _shown_hash(attempt, hash_of))].append(attempt)
-    legible = [p for p in free if p.input and not p.data_removed and p.webhook is None]
-    by_input: dict[tuple[frozenset[str], str], list[Prediction]] = defaultdict(list)
-    for secrets in {attempt.secrets for attempt in attempts}:
-        for prediction in legible:
-            by_input[secrets, hash_of(_shown(prediction.input or {}, secrets))].append(prediction)
-    adopted: list[tuple[str, Prediction]] = []
-    used: set[str] = set()
-    for (target_key, secrets, shown_hash), group in waiting.items():
-        echo = alive_targets.get(target_key)
-        fits = [p for p in by_input.get((secrets, shown_hash), ()) if p.id not in used
-                and _same_target(p, target_key, echo) and _after(p, group)]
-        if len(fits) < len(group):
-            continue  # a match set, not a pair: which of the group each belongs to could not be said
-        oldest_first = sorted(fits, key=lambda p: (p.created_at is None, p.created_at, p.id))
-        for attempt, prediction in zip(sorted(group, key=lambda a: a.created_at), oldest_first, strict=False):
+_Group = tuple[str, frozenset[str], str]  # target, secret inputs, hash of the rest of the input
+
+
+class _Fits:
+    """Predictions that nobody owns, by the groups of attempts that they could belong to; those given away are remembered."""
+
+    def __init__(self, free: Iterable[Prediction], *, hash_of: Callable[[dict[str, Any]], str],
+                 echoes: Mapping[str, tuple[str | None, str | None]]) -> None:
+        self._hash_of, self._echoes = hash_of, echoes
+        self._legible = [p for p in free if p.input and not p.data_removed and p.webhook is None]
+        self._by_input: dict[frozenset[str], dict[str, list[Prediction]]] = {}
+        self.taken: set[str] = set()
+
+    def groups(self, attempts: Iterable[OpenAttempt]) -> dict[_Group, list[OpenAttempt]]:
+        """Attempts that no input tells apart, oldest first."""
+        grouped: dict[_Group, list[OpenAttempt]] = defaultdict(list)
+        for attempt in sorted(attempts, key=lambda a: (a.created_at, a.attempt_id)):
+            grouped[attempt.target_key, attempt.secrets, _shown_hash(attempt, self._hash_of)].append(attempt)
+        return grouped
+
+    def of(self, group: _Group, *, since: datetime) -> list[Prediction]:
+        """What fits and is not taken, oldest first; `since` is in the provider's time."""
+        target_key, secrets, shown_hash = group
+        fits = [p for p in self._shown(secrets).get(shown_hash, ()) if p.id not in self.taken
+                and _same_target(p, target_key, self._echoes.get(target_key))
+                and (p.created_at is None or p.created_at > since)]
+        return sorted(fits, key=lambda p: (p.created_at is None, p.created_at, p.id))
+
+    def _shown(self, secrets: frozenset[str]) -> dict[str, list[Prediction]]:
+        if secrets not in self._by_input:
+            by_hash = self._by_input[secrets] = defaultdict(list)
+            for prediction in self._legible:
+                by_hash[self._hash_of(_shown(prediction.input or {}, secrets))].append(prediction)
+        return self._by_input[secrets]
+
+
+def _adopt(attempts: Sequence[OpenAttempt], fits: _Fits) -> list[Bound]:
+    """A match set, not a pair: with fewer predictions than attempts nobody could say to which of these each belongs."""
+    adopted: list[Bound] = []
+    for group, waiting in fits.groups(attempts).items():
+        found = fits.of(group, since=_not_before(waiting))
+        if len(found) < len(waiting):
+            continue
+        for attempt, prediction in zip(waiting, found, strict=False):
             if attempt.state == "unsure":
-                adopted.append((attempt.attempt_id, prediction))
-                used.add(prediction.id)
+                adopted.append(Bound(attempt.attempt_id, prediction, "input"))
+                fits.taken.add(prediction.id)
     return adopted
+
+
+def _turned_up(gone: Sequence[OpenAttempt], fits: _Fits, *, wanted: Sequence[OpenAttempt], now: datetime, offset_s: float | None,
+               tempo: Tempo) -> list[Bound]:
+    """Predictions of attempts that were found absent or given up.
+
+    Stricter than adopting, for what is left over is canceled: nobody else with this input may be waiting, the provider's clock
+    must be known, and the prediction be too old to be one whose answer is just on its way."""
+    if offset_s is None:
+        return []
+    until = now + timedelta(seconds=offset_s - tempo.request_timeout_s - CLOCKS_DIFFER_S)
+    contested = fits.groups(wanted).keys()
+    bound: list[Bound] = []
+    for group, attempts in fits.groups(gone).items():
+        found = [] if group in contested else fits.of(group, since=_not_before(attempts))
+        settled = [p for p in found if p.created_at is not None and p.created_at < until]
+        for attempt, prediction in zip(attempts, settled, strict=False):
+            bound.append(Bound(attempt.attempt_id, prediction, "input"))
+            fits.taken.add(prediction.id)
+    return bound
+
+
+CLOCKS_DIFFER_S = 60.0  # grace between the provider's clock and ours, once the known difference is taken off
+
+
+def _not_before(attempts: Sequence[OpenAttempt]) -> datetime:
+    """Provider's time before which none of these can have created anything; with an unknown clock fifteen minutes of grace."""
+    return min(a.created_at + timedelta(seconds=-900.0 if a.offset_s is None else a.offset_s - CLOCKS_DIFFER_S) for a in attempts)
 
 
 def _same_target(prediction: Prediction, target_key: str, echo: tuple[str | None, str | None] | None) -> bool:
@@ -125,12 +190,6 @@ def _same_target(prediction: Prediction, target_key: str, echo: tuple[str | None
     _, _, rest = target_key.partition("/")
     name, _, version = rest.partition(":")
     return prediction.model == name and (not version or prediction.version == version)
-
-
-def _after(prediction: Prediction, group: Sequence[OpenAttempt]) -> bool:
-    """Not created long before the first attempt of its group: five minutes of grace for clocks."""
-    first = min(a.created_at for a in group)
-    return prediction.created_at is None or prediction.created_at > first - timedelta(minutes=15)
 
 
 def last_moment(attempt: OpenAttempt, *, tempo: Tempo) -> datetime:

@@ -1,11 +1,12 @@
 """Ask the provider, in bulk: what has ended, what is silent, what is unsure. Answers go through the one door."""
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from orchestrator.core.errors import NotFound, OrchestratorError, ProviderAway
+from orchestrator.core.errors import NotFound, OrchestratorError, ProviderAway, ProviderRefusal
 from orchestrator.core.inputs import input_hash
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.matching import Listing, Verdicts, is_of, resolve
@@ -20,6 +21,7 @@ CLOCK_MARGIN_S = 60.0  # around every window in the provider's time
 
 
 UNSURE_LANE = 1
+log = logging.getLogger("orchestrator.flow")
 
 
 async def sweep(rooms: Rooms, account: str, lane: int = 0) -> list[Wake]:
@@ -58,6 +60,7 @@ async def _look(rooms: Rooms, account: str) -> list[Wake]:
 async def _unsure_look(rooms: Rooms, account: str) -> list[Wake]:
     now, tempo = rooms.clock.now(), rooms.tempo
     wakes = await _resolve_unsure(rooms, account, now)
+    wakes += await _cancel_surplus(rooms, account)
     window = await rooms.ledger.open_window(account)
     live = any(batch.account == account for batch in await rooms.ledger.live_batches())
     if not live and not window.unsure:
@@ -83,7 +86,8 @@ async def _early(rooms: Rooms, account: str, now: datetime) -> list[Wake]:
         with suppress(NotFound):
             prediction = await rooms.predictions.get(kept.prediction_id)
             if is_of(prediction, attempts[kept.attempt_id], hash_of=input_hash):
-                facts.append(fact_of(prediction, at=rooms.clock.now(), via="webhook", attempt_id=kept.attempt_id))
+                by = "input" if prediction.webhook is None else "url"
+                facts.append(fact_of(prediction, at=rooms.clock.now(), via="webhook", attempt_id=kept.attempt_id, bound_by=by))
     wakes = await record(rooms, facts)
     await rooms.ledger.drop_kept([kept.message_id for kept in waiting])
     return wakes
@@ -168,7 +172,8 @@ class _Seen:
 
 async def _resolve_unsure(rooms: Rooms, account: str, now: datetime) -> list[Wake]:
     """Adopt, buy again, give up, or wait: `core.matching` judges, here it is only carried out."""
-    attempts = await rooms.ledger.unsure(account)
+    gone = await rooms.ledger.gone(account, since=now - timedelta(seconds=rooms.tempo.retention_s), now=now)
+    attempts = await rooms.ledger.unsure(account) + gone
     if not attempts:
         return []
     known_s = await rooms.ledger.offset(account)
@@ -182,7 +187,28 @@ async def _resolve_unsure(rooms: Rooms, account: str, now: datetime) -> list[Wak
     if verdicts.absent_once:
         again_at = now + timedelta(seconds=rooms.tempo.unsure_confirm_s)
         await rooms.ledger.checked(verdicts.absent_once, next_check_at=again_at)
+    await _look_later(rooms, gone, now)
     return await record(rooms, _facts(verdicts, now))
+
+
+async def _look_later(rooms: Rooms, gone: Sequence[OpenAttempt], now: datetime) -> None:
+    """Less and less often: the window reaches back to the oldest of them."""
+    if gone:
+        age_s = (now - min(attempt.created_at for attempt in gone)).total_seconds()
+        later = now + timedelta(seconds=max(rooms.tempo.unsure_confirm_s, age_s / 2))
+        await rooms.ledger.checked([attempt.attempt_id for attempt in gone], next_check_at=later)
+
+
+async def _cancel_surplus(rooms: Rooms, account: str) -> list[Wake]:
+    """What was bought beyond need costs as little as can be."""
+    facts: list[Fact] = []
+    for attempt_id, prediction_id in await rooms.ledger.surplus(account):
+        await _permit(rooms, account)
+        with suppress(ProviderRefusal):  # ended in the meantime: the list says how
+            prediction = await rooms.predictions.cancel(prediction_id)
+            log.warning("prediction %s was bought beyond need, and is canceled", prediction_id)
+            facts.append(fact_of(prediction, at=rooms.clock.now(), attempt_id=attempt_id, via="get"))
+    return await record(rooms, facts)
 
 
 async def _window_of(rooms: Rooms, account: str, *, edge: datetime) -> _Seen:
@@ -196,7 +222,7 @@ async def _window_of(rooms: Rooms, account: str, *, edge: datetime) -> _Seen:
 
 
 def _facts(verdicts: Verdicts, now: datetime) -> list[Fact]:
-    adopted = [fact_of(prediction, at=now, attempt_id=attempt_id, via="list") for attempt_id, prediction in verdicts.adopt]
+    adopted = [fact_of(b.prediction, at=now, attempt_id=b.attempt_id, via="list", bound_by=b.by) for b in verdicts.adopt]
     absent = [Fact(Event.ABSENT, now, i) for i in verdicts.absent]
     lost = [Fact(Event.GIVEN_UP, now, i, error="the answer to the purchase was lost, and nobody can say whether it was "
                  "made; `orchestrator retry --class unsure` buys the row again", error_class="unsure")

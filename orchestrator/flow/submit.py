@@ -167,7 +167,7 @@ async def _post(rooms: Rooms, order: _Order, claim: Claim, *, at: float, facts: 
 
 def _fact(answer: CreateAnswer, attempt_id: str, *, now: datetime) -> Fact:
     if answer.proof is Proof.CREATED and answer.prediction is not None:
-        return fact_of(answer.prediction, at=now, attempt_id=attempt_id, via="post")
+        return fact_of(answer.prediction, at=now, attempt_id=attempt_id, via="post", bound_by="post")
     if answer.proof is Proof.NOT_SENT:
         return Fact(Event.NOT_SENT, now, attempt_id, error=answer.detail)
     if answer.proof is Proof.UNSURE:

@@ -47,7 +47,7 @@ def late_canary() -> Prediction:
 
 def test_an_equal_unowned_prediction_is_adopted():
     """Same target, same input, owned by nobody: it is ours."""
-    assert [(a, p.id) for a, p in judge([attempt()], [seen("p1")]).adopt] == [("a1", "p1")]
+    assert [(a, p.id) for a, p, _ in judge([attempt()], [seen("p1")]).adopt] == [("a1", "p1")]
 
 
 def test_an_owned_prediction_is_nobodys_else():
@@ -63,7 +63,7 @@ def test_one_candidate_for_two_equal_rows_is_left_alone():
 def test_two_candidates_for_two_equal_rows_are_shared_out():
     """With candidates enough for all, each gets its own."""
     verdicts = judge([attempt("a1"), attempt("a2")], [seen("p1"), seen("p2", at_s=2)])
-    assert sorted((a, p.id) for a, p in verdicts.adopt) == [("a1", "p1"), ("a2", "p2")]
+    assert sorted((a, p.id) for a, p, _ in verdicts.adopt) == [("a1", "p1"), ("a2", "p2")]
 
 
 def test_the_same_input_on_another_model_is_not_ours():
@@ -146,7 +146,7 @@ def shown(name: str, **changes: Any) -> Prediction:
 
 def test_a_secret_is_shown_in_other_words():
     """A secret input comes back redacted: it is left out of the comparison, and the rest decides."""
-    assert [a for a, _ in judge([secretive()], [shown("p1")]).adopt] == ["a1"]
+    assert [a for a, _, _ in judge([secretive()], [shown("p1")]).adopt] == ["a1"]
     assert judge([secretive()], [shown("p1", prompt="a dog")]).adopt == []
     assert judge([secretive("a1"), secretive("a2", key="sk-2")], [shown("p1")]).adopt == []
 
