@@ -201,23 +201,23 @@ def last_moment(attempt: OpenAttempt, *, tempo: Tempo) -> datetime:
 
 def _judge_absence(attempt: OpenAttempt, rest: Sequence[Prediction], listing: Listing, *, now: datetime,
                    offset_s: float | None, tempo: Tempo, verdicts: Verdicts) -> None:
+    """By a complete listing only. Time alone gives nobody up: a program that was away for a quarter of an hour, or a provider,
+    has not looked once; so without a listing an attempt waits, as long as what it bought could be fetched."""
     last, is_confirmed = last_moment(attempt, tempo=tempo), attempt.next_check_at is not None and now >= attempt.next_check_at
-    if offset_s is not None and attempt.offset_s is not None:
-        now, last = now + timedelta(seconds=offset_s), last + timedelta(seconds=attempt.offset_s)
-    if now > last + timedelta(seconds=tempo.unsure_give_up_s):
+    knows_clock = offset_s is not None and attempt.offset_s is not None
+    if knows_clock:
+        now, last = now + timedelta(seconds=offset_s or 0.0), last + timedelta(seconds=attempt.offset_s or 0.0)
+    patience_s = tempo.unsure_give_up_s if listing.complete else tempo.retention_s
+    if listing.complete and knows_clock and now > last and not any(_could_be(p, attempt) for p in rest):
+        canary = any(p.id in listing.owned and p.created_at is not None and p.created_at > last for p in listing.predictions)
+        if not canary and now <= last + timedelta(seconds=tempo.unsure_no_canary_s):
+            return
+        if attempt.next_check_at is None:
+            verdicts.absent_once.append(attempt.attempt_id)
+        elif is_confirmed:
+            verdicts.absent.append(attempt.attempt_id)
+    elif now > last + timedelta(seconds=patience_s):
         verdicts.give_up.append(attempt.attempt_id)
-        return
-    if offset_s is None or attempt.offset_s is None or not listing.complete or now <= last:
-        return
-    if any(_could_be(p, attempt) for p in rest):
-        return
-    canary = any(p.id in listing.owned and p.created_at is not None and p.created_at > last for p in listing.predictions)
-    if not canary and now <= last + timedelta(seconds=tempo.unsure_no_canary_s):
-        return
-    if attempt.next_check_at is None:
-        verdicts.absent_once.append(attempt.attempt_id)
-    elif is_confirmed:
-        verdicts.absent.append(attempt.attempt_id)
 
 
 def _could_be(prediction: Prediction, attempt: OpenAttempt) -> bool:

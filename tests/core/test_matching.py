@@ -5,6 +5,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from orchestrator.core.matching import Listing, Verdicts, last_moment, resolve
 from orchestrator.core.ports import OpenAttempt
 from orchestrator.core.records import Prediction
@@ -183,3 +187,77 @@ def test_an_unknown_clock_concludes_nothing():
     """Of an attempt made before the provider's clock was known absence is never concluded."""
     unknown = judge([attempt()], [late_canary()], owned={"canary"}, after_s=300, offset_s=None)
     assert (unknown.absent_once, unknown.absent) == ([], [])
+
+
+def gone(name: str = "a1", *, state: str = "absent", **values: Any) -> OpenAttempt:
+    return attempt(name, state=state, **values)
+
+
+@pytest.mark.parametrize("state", ["absent", "lost"])
+def test_what_turns_up_after_all(state: str):
+    """A prediction equal to what was found absent or given up is that attempt's, once its answer cannot be on its way."""
+    early = judge([gone(state=state)], [seen("p1")], after_s=60)
+    assert early.adopt == []
+    late = judge([gone(state=state)], [seen("p1")], after_s=200)
+    assert late.adopt == [("a1", seen("p1"), "input")]
+    assert (late.absent, late.absent_once, late.give_up) == ([], [], [])
+
+
+def test_what_turns_up_is_not_taken_from_who_waits():
+    """While an equal row is unsure or in the air, an equal prediction may be its own."""
+    for state in ("unsure", "open"):
+        verdicts = judge([gone("a1"), attempt("a2", state=state)], [seen("p1")], after_s=200)
+        assert [bound.attempt_id for bound in verdicts.adopt] == ([] if state == "open" else ["a2"])
+
+
+def test_what_turns_up_with_our_id():
+    """The webhook's URL says at once whose it is."""
+    url = f"https://us.example/webhooks/replicate?attempt={'a' * 26}"
+    verdicts = judge([gone("a" * 26)], [seen("p1", prompt=None, webhook=url)], after_s=1)
+    assert [(bound.attempt_id, bound.by) for bound in verdicts.adopt] == [("a" * 26, "url")]
+
+
+def test_what_turns_up_needs_the_clock():
+    """Without the provider's clock nothing is taken that might have to be canceled."""
+    assert judge([gone()], [seen("p1")], after_s=1000, offset_s=None).adopt == []
+
+
+def test_nothing_older_than_the_attempt():
+    """An equal prediction from before the attempt was made is somebody else's."""
+    assert judge([attempt()], [seen("p1", at_s=-61)]).adopt == []
+    assert judge([gone()], [seen("p1", at_s=-61)], after_s=1000).adopt == []
+
+
+@given(st.lists(st.sampled_from(["unsure", "open", "absent", "lost"]), max_size=6), st.integers(0, 6), st.booleans())
+def test_no_prediction_is_given_twice(states: list[str], predictions: int, has_url: bool):
+    """Whatever waits and whatever is found: each attempt gets one at most, each prediction has one owner at most, and an
+    attempt that is in the air gets none."""
+    attempts = [attempt(f"{n:026d}", state=state) for n, state in enumerate(states)]
+    url = f"https://us.example/webhooks/replicate?attempt={0:026d}" if has_url else None
+    found = [seen(f"p{n}", at_s=n, webhook=url if n == 0 else None) for n in range(predictions)]
+    bound = judge(attempts, found, after_s=500).adopt
+    assert len({b.attempt_id for b in bound}) == len({b.prediction.id for b in bound}) == len(bound)
+    assert not {b.attempt_id for b in bound} & {a.attempt_id for a in attempts if a.state == "open"}
+
+
+def test_nobody_is_given_up_unseen():
+    """A program that was away for long still looks first; and looks twice."""
+    predictions, owned = [late_canary()], {"canary"}
+    assert judge([attempt()], predictions, owned=owned, after_s=3000).absent_once == ["a1"]
+    looked = attempt(checked=T0 + timedelta(seconds=3000))
+    verdicts = judge([looked], predictions, owned=owned, after_s=3030)
+    assert (verdicts.absent, verdicts.give_up) == (["a1"], [])
+
+
+def test_without_a_listing_an_attempt_waits_for_an_hour():
+    """A provider that cannot be asked proves nothing; after the hour nothing could be fetched any more."""
+    for after_s, given_up in ((3000, []), (3600 + 121, ["a1"])):
+        verdicts = judge([attempt()], [], complete=False, after_s=after_s)
+        assert (verdicts.give_up, verdicts.absent, verdicts.absent_once) == (given_up, [], [])
+
+
+def test_a_doubt_that_stays_ends_after_the_time_for_it():
+    """An unexplained prediction in a complete listing: honest end after ten minutes."""
+    doubt = seen("p9", prompt=None)
+    assert judge([attempt()], [doubt], after_s=719).give_up == []
+    assert judge([attempt()], [doubt], after_s=721).give_up == ["a1"]

@@ -1,5 +1,6 @@
 """One decision for every fact: which move, what error, what charge, when again."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from orchestrator.core.cost import Price, to_units
 from orchestrator.core.lifecycle import FINAL_ITEM, AttemptState, Event, ItemState
 from orchestrator.core.records import Fact, Prediction, Rules, Standing
-from orchestrator.core.retry import LONGEST_BACKOFF_S, Policy, backoff_s, decide, event_of
+from orchestrator.core.retry import LONGEST_BACKOFF_S, Policy, backoff_s, contest, decide, event_of
 
 NOW = datetime(2026, 11, 20, 2, 0, tzinfo=UTC)
 PRICE = Price("test", "output", Decimal("0.003"), failed="unknown")
@@ -132,3 +133,83 @@ def test_succeeded_without_an_output():
     change = decide(standing(), fact("succeeded"), policy=policy(), jitter=0.5)
     assert change is not None
     assert (change.item_to, change.charge_units) == (ItemState.COLLECTING, 0)
+
+
+def gone(item: ItemState, *, attempt: AttemptState = AttemptState.ABSENT, is_current: bool = True) -> Standing:
+    return Standing("a1", attempt, None, 1, item, is_current, 0, 1, 0, RULES)
+
+
+@pytest.mark.parametrize("attempt,item", [
+    (AttemptState.ABSENT, ItemState.PENDING), (AttemptState.LOST, ItemState.FAILED), (AttemptState.LOST, ItemState.PENDING)])
+def test_there_after_all_and_wanted(attempt: AttemptState, item: ItemState):
+    """A prediction that turns up before its row was bought again is what the row gets."""
+    change = decide(gone(item, attempt=attempt), fact("succeeded", output=["u"]), policy=policy(), jitter=0)
+    assert change is not None
+    assert (change.event, change.attempt_to, change.item_to) == (Event.SURFACED, AttemptState.RUNNING, ItemState.RUNNING)
+    assert not change.final_charge
+
+
+@pytest.mark.parametrize("item", [ItemState.CLAIMED, ItemState.RUNNING, ItemState.SUCCEEDED, ItemState.PENDING, ItemState.FAILED])
+def test_there_after_all_and_bought_again(item: ItemState):
+    """Once the row has another attempt, it is surplus, and the row stays what it is."""
+    change = decide(gone(item, is_current=False), fact("processing"), policy=policy(), jitter=0)
+    assert change is not None
+    assert (change.event, change.attempt_to, change.item_to) == (Event.SURPLUS, AttemptState.RUNNING, item)
+
+
+def test_there_after_all_and_withdrawn():
+    """Nobody wants it any more: surplus."""
+    for standing_, rules in ((gone(ItemState.CANCELED), policy()), (gone(ItemState.PENDING), policy(canceling=True))):
+        change = decide(standing_, fact("processing"), policy=rules, jitter=0)
+        assert change is not None and change.event is Event.SURPLUS
+
+
+def test_there_after_all_when_the_batch_has_ended():
+    """The only purchase of a row that was given up is no surplus: it lives on, for `retry` to fetch, and the row stays failed."""
+    ended = replace(policy(), is_live=False)
+    change = decide(gone(ItemState.FAILED, attempt=AttemptState.LOST), fact("processing"), policy=ended, jitter=0)
+    assert change is not None
+    assert (change.event, change.attempt_to, change.item_to) == (Event.SURFACED, AttemptState.RUNNING, ItemState.FAILED)
+    bound = gone(ItemState.FAILED, attempt=AttemptState.RUNNING)._replace(prediction_id="p1")
+    end = decide(bound, fact("succeeded", output=["u"]), policy=ended, jitter=0)
+    assert end is not None
+    assert (end.attempt_to, end.item_to) == (AttemptState.SUCCEEDED, ItemState.FAILED)
+    assert end.charge_units == to_units(Decimal("0.003"))
+
+
+@pytest.mark.parametrize("status,to", [
+    ("succeeded", AttemptState.SUCCEEDED), ("failed", AttemptState.FAILED), ("canceled", AttemptState.CANCELED)])
+def test_the_end_of_a_surplus(status: str, to: AttemptState):
+    """It is recorded with its charge, whatever the row does meanwhile; a failure of it is not the row's."""
+    surplus = standing(item=ItemState.RUNNING)._replace(is_surplus=True, is_current=False)
+    change = decide(surplus, fact(status, output=["u"], error="(code: PA)"), policy=policy(), jitter=0)
+    assert change is not None
+    assert (change.attempt_to, change.item_to, change.final_charge, change.failures) == (to, ItemState.RUNNING, True, None)
+
+
+def test_unsure_bought_again_where_the_job_says_so():
+    """Given up is then one failure of the row; the last one it may have ends it."""
+    unsure = Standing("a1", AttemptState.UNSURE, None, 1, ItemState.UNSURE, True, 0, 1, 5, RULES)
+    given_up = Fact(Event.GIVEN_UP, NOW, "a1", error="?", error_class="unsure")
+    buys = replace(policy(), buys_unsure=True)
+    again = decide(unsure, given_up, policy=buys, jitter=0)
+    assert again is not None
+    assert (again.event, again.attempt_to, again.item_to, again.failures) == (
+        Event.DOUBTED, AttemptState.LOST, ItemState.PENDING, 1)
+    for last in (decide(unsure._replace(failures=2), given_up, policy=buys, jitter=0),
+                 decide(unsure, given_up, policy=policy(), jitter=0),
+                 decide(unsure, given_up, policy=replace(buys, is_live=False, max_attempts=1), jitter=0)):
+        assert last is not None and (last.event, last.item_to) == (Event.GIVEN_UP, ItemState.FAILED)
+
+
+@pytest.mark.parametrize("owner_by,owner_state,claim_by,verdict", [
+    ("input", AttemptState.RUNNING, "post", Event.EVICTED), ("input", AttemptState.RUNNING, "url", Event.EVICTED),
+    ("input", AttemptState.SUCCEEDED, "post", Event.ANSWER_LOST), ("input", AttemptState.RUNNING, "input", None),
+    ("post", AttemptState.RUNNING, "url", None), (None, AttemptState.RUNNING, "post", None)])
+def test_who_keeps_a_prediction(owner_by: str | None, owner_state: AttemptState, claim_by: str, verdict: Event | None):
+    """Found by its input it is held until better evidence comes; any other is kept."""
+    owner = standing(owner_state)._replace(bound_by=owner_by)
+    claimant = Standing("a2", AttemptState.OPEN, None, 2, ItemState.CLAIMED, True, 0, 1, 5, RULES)
+    told = fact("processing")._replace(attempt_id="a2", bound_by=claim_by)
+    assert contest(owner, claimant, told) is verdict
+    assert contest(owner, claimant._replace(prediction_id="p2"), told) is None
