@@ -1,7 +1,8 @@
 """Facts change the ledger once, along the table of states, whatever their order, number and origin."""
 
 import asyncio
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from orchestrator.core.lifecycle import AttemptState, Event, ItemState
 from orchestrator.core.records import Change, Fact, Standing
 from orchestrator.gateways.ledger import Database
 
+NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 HALF = 5 * 10**11  # units of 50 cents
 
 
@@ -233,3 +235,105 @@ async def test_two_attempts_race_for_one_prediction(acts: Any) -> None:
     winners = [c for changes in changed for c in changes if c.prediction is not None and c.prediction.id == "same"]
     assert len(winners) == 1
     assert (await acts.states(batch)).count("running") == 11
+
+
+async def _bound(database: Database) -> list[tuple[Any, ...]]:
+    async def read(connection: Any) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in await connection.execute(
+            text("SELECT id, state, prediction_id, bound_by FROM attempts ORDER BY id"))]
+
+    return await database.read(read)
+
+
+async def test_better_evidence_evicts(acts: Any, database: Database) -> None:
+    """Two equal rows, one answer lost and the other in the air: what the first was given for its input is the second's, as its
+    answer says; the first is in doubt again, and takes its own when that is seen."""
+    batch = await acts.loaded(2)
+    await acts.claim(batch, 2)
+    await acts.tell(acts.said(Event.ANSWER_LOST, "a0"))
+    await acts.tell(acts.answered("a0", "p1")._replace(bound_by="input"))
+    assert await acts.states(batch) == ["running", "claimed"]
+    changes = await acts.tell(acts.answered("a1", "p1")._replace(bound_by="post"))
+    assert [(c.event, c.standing.attempt_id) for c in changes] == [(Event.EVICTED, "a0"), (Event.ANSWERED, "a1")]
+    assert await acts.states(batch) == ["unsure", "running"]
+    assert await _bound(database) == [("a0", "unsure", None, None), ("a1", "running", "p1", "post")]
+    await acts.tell(acts.answered("a0", "p0")._replace(bound_by="url"))
+    assert await _bound(database) == [("a0", "running", "p0", "url"), ("a1", "running", "p1", "post")]
+
+
+async def test_evicted_and_found_in_one_call(acts: Any, database: Database) -> None:
+    """Both facts in one transaction, in either order: a prediction has one attempt at every moment."""
+    batch = await acts.loaded(2)
+    await acts.claim(batch, 2)
+    await acts.tell(acts.said(Event.ANSWER_LOST, "a0"), acts.answered("a0", "p1")._replace(bound_by="input"))
+    await acts.tell(acts.answered("a1", "p1")._replace(bound_by="post"), acts.answered("a0", "p0")._replace(bound_by="input"))
+    assert await _bound(database) == [("a0", "running", "p0", "input"), ("a1", "running", "p1", "post")]
+
+
+async def test_places_changed(acts: Any, database: Database) -> None:
+    """Where the first has ended already, the two change places: the second looks for the other prediction."""
+    batch = await acts.loaded(2)
+    await acts.claim(batch, 2)
+    await acts.tell(acts.said(Event.ANSWER_LOST, "a0"), acts.answered("a0", "p1")._replace(bound_by="input"), acts.ended("p1"))
+    await acts.tell(acts.answered("a1", "p1")._replace(bound_by="post"))
+    assert await acts.states(batch) == ["collecting", "unsure"]
+    await acts.tell(acts.answered("a1", "p0")._replace(bound_by="input"))
+    assert await _bound(database) == [("a0", "succeeded", "p1", "input"), ("a1", "running", "p0", "input")]
+
+
+async def test_surplus(acts: Any, database: Database) -> None:
+    """Found absent, bought again, and there after all: the second stays the row's; the first is listed as surplus until it ends,
+    and what it cost is part of what was spent."""
+    batch = await acts.loaded(1)
+    await acts.claim(batch, 1, reserve_units=9 * HALF)
+    await acts.tell(acts.said(Event.ANSWER_LOST, "a0"))
+    assert [a.attempt_id for a in await acts.ledger.gone("acme", since=NOW - timedelta(hours=1), now=NOW)] == []
+    await acts.tell(acts.said(Event.ABSENT, "a0"))
+    assert [a.attempt_id for a in await acts.ledger.gone("acme", since=NOW - timedelta(hours=1), now=NOW)] == ["a0"]
+    await acts.ledger.checked(["a0"], next_check_at=NOW + timedelta(seconds=60))
+    assert await acts.ledger.gone("acme", since=NOW - timedelta(hours=1), now=NOW + timedelta(seconds=59)) == []
+    assert len(await acts.ledger.gone("acme", since=NOW - timedelta(hours=1), now=NOW + timedelta(seconds=60))) == 1
+    assert await acts.ledger.gone("acme", since=NOW, now=NOW + timedelta(seconds=60)) == []
+    await acts.claim(batch, 1, prefix="b", reserve_units=9 * HALF, now=NOW + timedelta(seconds=60))
+    await acts.tell(acts.answered("b0", "p1"))
+    changes = await acts.tell(acts.answered("a0", "p0")._replace(bound_by="url"))
+    assert [(c.event, c.item_to) for c in changes] == [(Event.SURPLUS, ItemState.RUNNING)]
+    assert await acts.ledger.surplus("acme") == [("a0", "p0")]
+    assert await acts.ledger.surplus("other") == []
+    await acts.tell(acts.ended("p0", "canceled", seconds=1))
+    assert await acts.ledger.surplus("acme") == []
+    assert await acts.states(batch) == ["running"]
+    await acts.tell(acts.ended("p1", seconds=3))
+    now = await acts.again(batch)
+    assert (now.reserved_units, now.spent_units) == (0, 4 * HALF)
+    assert [row[:3] for row in await _bound(database)] == [("a0", "canceled", "p0"), ("b0", "succeeded", "p1")]
+
+
+async def test_given_up_and_there_after_the_end(acts: Any) -> None:
+    """Its row stays failed when the batch has ended; `retry` waits for it while it runs, and fetches it when it has ended."""
+    unsure = frozenset({"unsure"})
+    batch = await acts.loaded(2)
+    await acts.claim(batch, 2)
+    for name in ("a0", "a1"):
+        await acts.tell(acts.said(Event.ANSWER_LOST, name), acts.said(Event.GIVEN_UP, name, error="?", error_class="unsure"))
+    acts.policy = replace(acts.policy, is_live=False)
+    for told in (acts.answered("a0", "p0"), acts.ended("p1", attempt_id="a1")):
+        await acts.tell(told._replace(bound_by="url"))
+    assert await acts.states(batch) == ["failed", "failed"]
+    assert await acts.ledger.refetch(batch.pk, classes=frozenset(), after=NOW + timedelta(hours=1)) == 0
+    assert await acts.ledger.refetch(batch.pk, classes=frozenset(), after=NOW) == 1
+    assert await acts.ledger.rejoin(batch.pk, classes=unsure) == 1
+    assert await acts.ledger.reopen_failed(batch.pk, classes=unsure) == 0
+    assert await acts.states(batch) == ["running", "collecting"]
+    (todo,) = await acts.ledger.to_collect(batch.pk, count=9, now=NOW, lease_until=NOW)
+    assert (todo.attempt_id, todo.completed_at) == ("a1", NOW + timedelta(seconds=2))
+
+
+async def test_rows_out_are_not_reopened(acts: Any) -> None:
+    """Even alone, `retry` does not buy what is out at the provider."""
+    batch = await acts.loaded(1)
+    await acts.claim(batch, 1)
+    await acts.tell(acts.said(Event.ANSWER_LOST, "a0"), acts.said(Event.GIVEN_UP, "a0", error="?", error_class="unsure"))
+    acts.policy = replace(acts.policy, is_live=False)
+    await acts.tell(acts.answered("a0", "p0")._replace(bound_by="url"))
+    assert await acts.ledger.reopen_failed(batch.pk, classes=frozenset({"unsure"})) == 0
