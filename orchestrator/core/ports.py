@@ -34,6 +34,7 @@ from orchestrator.core.records import (
 )
 from orchestrator.core.schedule import NewSlot, Slot, SlotsStanding, SlotState
 from orchestrator.core.tempo import Tempo
+from orchestrator.core.verify import Bought, HomeRow, Owner, Seen
 
 
 class Proof(StrEnum):
@@ -181,6 +182,12 @@ class Storage(Protocol):
 
         Raises OutputBroken when the length disagrees, OSError when the store is full or not writable."""
 
+    async def measure(self, wanted: Sequence[tuple[str, int]]) -> list[Seen | None]:
+        """What lies at each path, of which this size is expected; None: nothing. A file of another size is not read."""
+
+    def names(self) -> AsyncIterator[list[str]]:
+        """What there is, relative paths, streamed: the files of outputs, and what lies beside their folder."""
+
 
 class ResultsTable(Protocol):
     """A results file being written; used as a context manager, it appears whole or not at all."""
@@ -222,6 +229,12 @@ class Tables(Protocol):
 
     def document(self, path: str, value: dict[str, Any]) -> None:
         """A JSON document, written atomically."""
+
+    def entries(self, path: str) -> Iterator[list[dict[str, Any]]]:
+        """The objects of a JSON-lines file, in bounded chunks. Raises BadInput, FileNotFoundError."""
+
+    def cells(self, path: str, *, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+        """These columns of a results file, in bounded chunks; CSV cells are text. Raises BadInput, FileNotFoundError."""
 
 
 class Clock(Protocol):
@@ -460,6 +473,30 @@ class Ledger(Protocol):
 
     async def counts(self, batch_pk: int) -> Counts:
         """Items by state, and money."""
+
+    def home(self, batch_pk: int) -> AsyncIterator[list[HomeRow]]:
+        """The rows that have files at home or succeeded, in row order, streamed, each with its files."""
+
+    async def known_paths(self, batch_pk: int, paths: Sequence[str]) -> set[str]:
+        """Which of these are files of this batch."""
+
+    def bought(self, batch_pk: int) -> AsyncIterator[list[Bought]]:
+        """The batch's attempts in row order, streamed."""
+
+    async def owners(self, *, prediction_ids: Sequence[str] = (), attempt_ids: Sequence[str] = ()) -> list[Owner]:
+        """The attempts that have one of these predictions, and those of these ids, of whichever batch."""
+
+    async def rows_of_inputs(self, batch_pk: int, hashes: Sequence[str]) -> dict[str, tuple[int, str]]:
+        """For each of these input hashes a row of the batch that has it: its number and id."""
+
+    async def unanswered_since(self, account: str) -> datetime | None:
+        """When the oldest attempt whose answer is not known was made; None: there is none."""
+
+    async def expired(self, batch_pk: int) -> int:
+        """Rows that failed because what they bought was deleted before it was fetched."""
+
+    async def reopen_expired(self, batch_pk: int) -> int:
+        """Such rows that this happened to once wait again, failures as they were; how many. Those of `attempts: 1` do not."""
 
     async def note_offset(self, account: str, *, offset_s: float, now: datetime) -> None:
         """Remember the provider's clock."""

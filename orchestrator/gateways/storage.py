@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.core.errors import OutputBroken
+from orchestrator.core.verify import Seen
+from orchestrator.gateways import stored
 
 T = TypeVar("T")
 BLOCK_BYTES = 1024 * 1024  # what is gathered before a thread is asked to write it
@@ -52,6 +54,14 @@ class LocalFolder:
             finally:
                 if incoming.is_open:
                     await _in_thread(incoming.discard)
+
+    async def measure(self, wanted: Sequence[tuple[str, int]]) -> list[Seen | None]:
+        """As the port says."""
+        return await stored.measure(self._root, wanted)
+
+    def names(self) -> AsyncIterator[list[str]]:
+        """As the port says."""
+        return stored.names(self._root)
 
     async def _streamed(self, incoming: "_Incoming", blob: bytes, chunks: AsyncIterator[bytes]) -> tuple[int, str]:
         last = False

@@ -142,6 +142,17 @@ def export(batch: BatchName, to: Annotated[str | None, typer.Option(help="A .par
 
 
 @app.command()
+def verify(batch: BatchName,
+           local: Annotated[bool, typer.Option("--local", help="Files and ledger only; ask the provider nothing.")] = False,
+           fetch: Annotated[bool, typer.Option("--fetch", help="Fetch missing files again, if still kept there.")] = False,
+           json: Json = False) -> None:
+    """Files against hashes, ledger against files, ledger against the provider's list. Exit 1: something is wrong."""
+    from orchestrator.apps.cli import verify as command
+
+    act(lambda: command.verify(batch, local=local, fetch=fetch), as_json=json)
+
+
+@app.command()
 def pause(batch: BatchName, json: Json = False) -> None:
     """Buy nothing more for now; what is out is still brought home."""
     from orchestrator.apps.cli import steer

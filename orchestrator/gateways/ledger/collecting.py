@@ -6,11 +6,11 @@ from datetime import datetime
 from itertools import count, islice
 from typing import Any
 
-from sqlalchemy import bindparam, select, text, update
+from sqlalchemy import ColumnElement, and_, bindparam, func, select, text, update
 from sqlalchemy import insert as plain_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from orchestrator.core.lifecycle import ItemState
+from orchestrator.core.lifecycle import RETRY, AttemptState, BatchState, ItemState
 from orchestrator.core.records import OutputName, StoredOutput, ToCollect
 from orchestrator.gateways.ledger.bulk import write_many
 from orchestrator.gateways.ledger.tables import AGAIN_AT, COLLECTING, attempts, batches, items, outputs
@@ -145,3 +145,33 @@ async def store_outputs(connection: AsyncConnection, stored: Sequence[StoredOutp
 _STORE = (update(outputs).where(outputs.c.item_pk == bindparam("b_pk"), outputs.c.idx == bindparam("b_idx"))
           .values(**{name: bindparam(f"b_{name}") for name in
                      ("path", "bytes", "sha256", "media_type", "source_url", "stored_at")}))
+
+
+EXPIRED = "expired"
+_REOPENED_AT_ONCE = 5000
+
+
+def _expired(batch_pk: int) -> ColumnElement[bool]:
+    return and_(items.c.batch_pk == batch_pk, items.c.state == ItemState.FAILED.value, items.c.error_class == EXPIRED)
+
+
+async def expired(connection: AsyncConnection, batch_pk: int) -> int:
+    """Rows that were paid for and whose outputs were deleted before they were fetched."""
+    return int((await connection.execute(select(func.count()).select_from(items).where(_expired(batch_pk)))).scalar_one())
+
+
+async def reopen_expired(connection: AsyncConnection, batch_pk: int) -> int:
+    """Some of those that have succeeded there once only wait again, while their batch is alive and tries rows more than once.
+
+    A purchase that came to nothing stays what it is, with its charge; failures are not forgotten, as no person asked."""
+    state = (await connection.execute(select(batches.c.state, batches.c.max_attempts).where(batches.c.pk == batch_pk)
+                                      .with_for_update())).one()
+    if state.state not in (BatchState.RUNNING.value, BatchState.PAUSED.value) or state.max_attempts < 2:
+        return 0
+    bought = (select(func.count()).select_from(attempts).where(
+        attempts.c.item_pk == items.c.pk, attempts.c.state == AttemptState.SUCCEEDED.value).scalar_subquery())
+    some = select(items.c.pk).where(_expired(batch_pk), bought < 2).limit(_REOPENED_AT_ONCE)
+    moved = await connection.execute(
+        update(items).where(items.c.pk.in_(some), items.c.state == ItemState.FAILED.value)
+        .values(state=RETRY.item_to.value, due_at=AGAIN_AT, tries=0, error=None, error_class=None))
+    return moved.rowcount

@@ -24,6 +24,7 @@ from orchestrator.core.records import (
     Wake,
 )
 from orchestrator.core.schedule import NewSlot, Slot, SlotsStanding, SlotState
+from orchestrator.core.verify import Bought, HomeRow, Owner
 from orchestrator.gateways.ledger import (
     claims,
     collecting,
@@ -34,6 +35,7 @@ from orchestrator.gateways.ledger import (
     slots,
     steering,
     sweeping,
+    verifying,
     views,
 )
 from orchestrator.gateways.ledger.session import Database
@@ -242,6 +244,14 @@ class SqlLedger:
         """As the port says. Class `unsure` must be named: its rows may have been bought already."""
         return await _in_steps(lambda: self._db.write(steering.reopen_failed, batch_pk, classes=classes))
 
+    async def expired(self, batch_pk: int) -> int:
+        """As the port says."""
+        return await self._db.read(collecting.expired, batch_pk)
+
+    async def reopen_expired(self, batch_pk: int) -> int:
+        """As the port says."""
+        return await _in_steps(lambda: self._db.write(collecting.reopen_expired, batch_pk))
+
     async def unsettled(self, batch_pk: int) -> bool:
         """As the port says."""
         return await self._db.read(steering.unsettled, batch_pk)
@@ -330,6 +340,36 @@ class SqlLedger:
         for first, end in await self._db.read(views.chunk_places, batch_pk):
             for line in await self._db.read(views.manifest_of_chunk, batch_pk, first=first, end=end):
                 yield line
+
+    async def home(self, batch_pk: int) -> AsyncIterator[list[HomeRow]]:
+        """As the port says, a transaction for each chunk."""
+        for first, end in await self._db.read(views.chunk_places, batch_pk):
+            yield await self._db.read(verifying.home_of_chunk, batch_pk, first=first, end=end)
+
+    async def known_paths(self, batch_pk: int, paths: Sequence[str]) -> set[str]:
+        """As the port says."""
+        return await self._db.read(verifying.known_paths, batch_pk, paths)
+
+    async def bought(self, batch_pk: int) -> AsyncIterator[list[Bought]]:
+        """As the port says, a transaction for each chunk."""
+        for first, end in await self._db.read(views.chunk_places, batch_pk):
+            yield await self._db.read(verifying.bought_of_chunk, batch_pk, first=first, end=end)
+
+    async def owners(self, *, prediction_ids: Sequence[str] = (), attempt_ids: Sequence[str] = ()) -> list[Owner]:
+        """As the port says."""
+        return await self._db.read(verifying.owners, prediction_ids=prediction_ids, attempt_ids=attempt_ids)
+
+    async def rows_of_inputs(self, batch_pk: int, hashes: Sequence[str]) -> dict[str, tuple[int, str]]:
+        """As the port says."""
+        return await self._db.read(verifying.rows_of_inputs, batch_pk, hashes) if hashes else {}
+
+    async def unanswered_since(self, account: str) -> datetime | None:
+        """As the port says."""
+        return await self._db.read(verifying.unanswered_since, account)
+
+    async def charges_of_canceled(self, batch_pk: int) -> tuple[int, int, int]:
+        """Predictions ended on request: how many, what those with a price cost (10^-12 USD), and how many have none."""
+        return await self._db.read(verifying.charges_of_canceled, batch_pk)
 
     async def batches(self, *, limit: int = 50) -> list[Batch]:
         """The latest batches, newest first."""

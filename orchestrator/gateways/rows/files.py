@@ -70,3 +70,15 @@ class FileTables:
     def document(self, path: str, value: dict[str, Any]) -> None:
         """A JSON document, written atomically."""
         write_json(Path(path), value)
+
+    def entries(self, path: str) -> Iterator[list[dict[str, Any]]]:
+        """A JSON-lines file, read back."""
+        from orchestrator.gateways.rows import written
+
+        return written.entries(Path(path))
+
+    def cells(self, path: str, *, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+        """A results file, read back."""
+        from orchestrator.gateways.rows import written
+
+        return written.cells(Path(path), columns)

@@ -1,0 +1,184 @@
+"""`verify`: do files, documents, ledger and the provider's list agree? Changes nothing, unless told to fetch what is missing."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import wiring
+from orchestrator.apps.cli.ending import Ending, Exit
+from orchestrator.apps.cli.look import here
+from orchestrator.apps.cli.speech import say
+from orchestrator.core.errors import OrchestratorError
+from orchestrator.core.lifecycle import LIVE_BATCH
+from orchestrator.core.records import Batch
+from orchestrator.core.verify import Document, Finding, Kind, Report
+from orchestrator.flow.verify import verify_home
+from orchestrator.flow.verify_there import verify_there
+from orchestrator.wiring import Settings
+
+SHOWN = 10  # findings of a kind, and names; --json has a thousand
+TELL_EVERY_S = 5.0
+_FILES = (Kind.MISSING, Kind.CHANGED, Kind.UNREADABLE, Kind.INCOMPLETE)
+_THERE = (Kind.UNRECORDED, Kind.UNKNOWN_THERE, Kind.ENDED_OTHERWISE)
+_WORDS = {
+    Kind.MISSING: "missing", Kind.CHANGED: "changed", Kind.UNREADABLE: "not readable", Kind.INCOMPLETE: "rows without all files",
+    Kind.UNRECORDED: "that the ledger never recorded", Kind.UNKNOWN_THERE: "that the provider does not know",
+    Kind.ENDED_OTHERWISE: "that ended otherwise than recorded"}
+
+
+async def verify(name: str, *, local: bool, fetch: bool) -> Ending:
+    """One batch, at home and (unless `local`) at the provider.
+
+    1: something is wrong. 4: nothing is, but the provider could not be asked."""
+    settings = here()
+    async with wiring.rooms(settings, token_needed=False) as rooms:
+        batch = await rooms.ledger.find(name)
+        report = await verify_home(rooms, batch, fetch=fetch, told=_Progress())
+    if not local:
+        await _there(settings, batch, report)
+    code = Exit.FAILED_ROWS if report.findings.total else Exit.UNREACHABLE if report.there.why_not else Exit.DONE
+    return Ending(code, _document(batch, report, code=code, local=local), tuple(_lines(batch, report, local=local)))
+
+
+async def _there(settings: Settings, batch: Batch, report: Report) -> None:
+    """The provider's side. Whatever keeps us from it is said; what was found at home stands."""
+    if settings.api_token is None:
+        report.there.why_not = "no API token: set REPLICATE_API_TOKEN"
+        return
+    try:
+        async with wiring.redis(settings) as hold, wiring.rooms(settings, redis_url=hold.redis_url) as rooms:
+            await verify_there(rooms, batch, report)
+    except OrchestratorError as error:
+        report.there.why_not = str(error)
+
+
+@dataclass(slots=True)
+class _Progress:
+    """A line now and then: hashing a hundred gigabytes takes minutes."""
+
+    last_s: float = 0.0
+
+    def __call__(self, report: Report) -> None:
+        now_s = time.monotonic()
+        self.last_s = self.last_s or now_s
+        if now_s - self.last_s >= TELL_EVERY_S:
+            self.last_s = now_s
+            say(f"{report.files:,} files read, {_size(report.bytes)}")
+
+
+_VERDICTS = {Exit.DONE: "well", Exit.FAILED_ROWS: "wrong", Exit.UNREACHABLE: "incomplete"}
+
+
+def _document(batch: Batch, report: Report, *, code: Exit, local: bool) -> dict[str, Any]:
+    there, findings = report.there, report.findings
+    return {
+        "batch": batch.id, "job": batch.job, "state": batch.state.value, "output": batch.output_to, "verdict": _VERDICTS[code],
+        "wrong": findings.total, "by_kind": {kind.value: findings.of(kind) for kind in Kind},
+        "files": {"checked": report.files, "bytes": report.bytes, "fetched_again": report.fetched},
+        "manifest": _of_document(report.manifest), "results": _of_document(report.results),
+        "unknown_files": {"count": report.strangers, "names": report.stranger_names},
+        "provider": {
+            "asked": not local, "why_not": there.why_not, "listed": there.listed, "ours": there.ours, "others": there.others,
+            "undecided": there.undecided, "waiting": there.waiting, "not_asked": there.not_asked},
+        "findings": [_of_finding(finding) for finding in findings.kept],
+    }
+
+
+def _of_document(document: Document) -> dict[str, Any]:
+    return {"path": document.path, "lines": document.lines, "why_not": document.why_not}
+
+
+def _of_finding(finding: Finding) -> dict[str, Any]:
+    return {"kind": finding.kind.value, "row": finding.row, "id": finding.row_id, "path": finding.path,
+            "prediction_id": finding.prediction_id, "text": finding.text, "remedy": finding.remedy}
+
+
+def _lines(batch: Batch, report: Report, *, local: bool) -> Iterator[str]:
+    yield f"{batch.id} ({batch.job}, {batch.target.name}): {batch.state.value}"
+    yield from _part("files", _files_text(batch, report), report, _FILES)
+    yield from _part("manifest", _document_text(report.manifest, report, Kind.MANIFEST), report, (Kind.MANIFEST,))
+    yield from _part("results", _document_text(report.results, report, Kind.RESULTS), report, (Kind.RESULTS,))
+    yield from _part("provider", "not asked (--local)" if local else _there_text(report), report, _THERE)
+    if report.strangers:
+        more = f", … and {report.strangers - SHOWN:,} more" if report.strangers > SHOWN else ""
+        yield (f"  unknown  {_count(report.strangers, 'name')} in {batch.output_to} that this batch knows nothing of (no harm): "
+               f"{', '.join(report.stranger_names[:SHOWN])}{more}")
+    if batch.state in LIVE_BATCH:
+        yield f"  note     the batch is {batch.state.value}: what moves meanwhile may look wrong; look again at its end"
+    yield _verdict(report, local=local)
+
+
+def _part(name: str, text: str, report: Report, kinds: tuple[Kind, ...]) -> Iterator[str]:
+    yield f"  {name:<8} {text}"
+    for kind in kinds:
+        found = [finding for finding in report.findings.kept if finding.kind is kind]
+        for finding in found[:SHOWN]:
+            yield f"           - {_about(finding)}{finding.text}"
+        yield from (f"             {remedy}" for remedy in dict.fromkeys(f.remedy for f in found[:SHOWN] if f.remedy))
+        if report.findings.of(kind) > SHOWN:
+            yield f"           … and {report.findings.of(kind) - SHOWN:,} more (--json lists up to a thousand)"
+
+
+def _about(finding: Finding) -> str:
+    row = "" if finding.row is None else f"row {finding.row}" + (f" ({finding.row_id})" if finding.row_id else "")
+    what = finding.path or finding.prediction_id
+    if finding.kind is Kind.RESULTS:
+        return f"{row}: " if row else ""
+    if finding.kind is Kind.MANIFEST:
+        return f"{what}: " if what else ""
+    return " ".join(part for part in (row, what) if part) + " "
+
+
+def _files_text(batch: Batch, report: Report) -> str:
+    wrong = [f"{report.findings.of(kind):,} {_WORDS[kind]}" for kind in _FILES if report.findings.of(kind)]
+    again = f"; {_count(report.fetched, 'file')} fetched again" if report.fetched else ""
+    if not report.files and not wrong:
+        return "none came home, and none should have"
+    if report.files and not Path(batch.output_to).is_dir():
+        return f"the folder {batch.output_to} is not here: was it moved?"
+    return f"{_count(report.files, 'file')}, {_size(report.bytes)}: {', '.join(wrong) or 'each as it came home'}{again}"
+
+
+def _document_text(document: Document, report: Report, kind: Kind) -> str:
+    if document.why_not is not None:
+        return f"not compared: {document.why_not}"
+    wrong = report.findings.of(kind)
+    return f"{_count(document.lines, 'line')}: {'all as in the ledger' if not wrong else f'{wrong:,} wrong'}"
+
+
+def _there_text(report: Report) -> str:
+    there = report.there
+    parts = [f"{report.findings.of(kind):,} {_WORDS[kind]}" for kind in _THERE if report.findings.of(kind)]
+    if there.why_not is not None:
+        parts.append(f"not asked to the end: {there.why_not}")
+    elif not parts:
+        parts.append("each as in the ledger")
+    for many, text in ((there.waiting, "have ended there and are not home yet (run the job again)"),
+                       (there.undecided, "may belong to answers that are still out (look again later)"),
+                       (there.not_asked, "are not in the list any more and were not asked for one by one"),
+                       (there.others, "of the same model are not this batch's")):
+        parts += [f"{many:,} {text}"] if many else []
+    return f"{_count(there.ours, 'prediction')} of this batch in its list: {'; '.join(parts)}"
+
+
+def _verdict(report: Report, *, local: bool) -> str:
+    if report.findings.total:
+        return f"{_count(report.findings.total, 'thing')} wrong"
+    if report.there.why_not is not None:
+        return "nothing wrong at home; the provider could not be asked (--local leaves it out)"
+    return "all is well" + (" at home" if local else "")
+
+
+def _count(many: int, what: str) -> str:
+    return f"{many:,} {what}{'' if many == 1 else 's'}"
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"

@@ -1,0 +1,104 @@
+"""What `verify` asks of the ledger: files as they came home, attempts as the provider should show them, owners of predictions."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import and_, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.core.lifecycle import AttemptState, ItemState
+from orchestrator.core.verify import Bought, HomeFile, HomeRow, Owner
+from orchestrator.gateways.ledger.tables import alive, attempts, batches, items, outputs
+
+AT_ONCE = 400
+_UNANSWERED = [state.value for state in (AttemptState.OPEN, AttemptState.UNSURE)]
+_FOLDER = "files/"
+
+
+async def home_of_chunk(connection: AsyncConnection, batch_pk: int, *, first: int, end: int) -> list[HomeRow]:
+    """The rows of one chunk that succeeded or have files at home, in order."""
+    here = and_(items.c.batch_pk == batch_pk, items.c.idx >= first, items.c.idx < end)
+    files: dict[int, list[HomeFile]] = {}
+    stored = (select(outputs).join(items, items.c.pk == outputs.c.item_pk)
+              .where(here, outputs.c.stored_at.is_not(None), outputs.c.attempt_id == items.c.attempt_id))
+    for row in await connection.execute(stored.order_by(items.c.idx, outputs.c.idx)):
+        files.setdefault(row.item_pk, []).append(
+            HomeFile(row.path, row.bytes, row.sha256, row.media_type, row.source_url, row.idx))
+    rows = await connection.execute(
+        select(items.c.pk, items.c.idx, items.c.row_id, items.c.state, items.c.completed_at, attempts.c.prediction_id,
+               attempts.c.output_json)
+        .outerjoin(attempts, attempts.c.id == items.c.attempt_id).where(here).order_by(items.c.idx))
+    return [HomeRow(row.idx, row.row_id, ItemState(row.state), row.prediction_id, row.output_json, row.completed_at,
+                    tuple(files.get(row.pk, ())))
+            for row in rows if row.state == ItemState.SUCCEEDED.value or row.pk in files]
+
+
+async def known_paths(connection: AsyncConnection, batch_pk: int, paths: Sequence[str]) -> set[str]:
+    """Which of these paths are files of the batch. Looked for by the names granted, which have an index."""
+    known: set[str] = set()
+    for start in range(0, len(paths), AT_ONCE):
+        some = paths[start:start + AT_ONCE]
+        rows = await connection.execute(select(outputs.c.path).join(items, items.c.pk == outputs.c.item_pk).where(
+            outputs.c.batch_pk == batch_pk, outputs.c.name_key.in_(sorted({_key(path) for path in some})),
+            outputs.c.stored_at.is_not(None), outputs.c.attempt_id == items.c.attempt_id))
+        known |= {row.path for row in rows}
+    return known.intersection(paths)
+
+
+def _key(path: str) -> str:
+    """The name that was granted for a path: without folder and extension."""
+    return path.removeprefix(_FOLDER).rpartition(".")[0].casefold()
+
+
+async def bought_of_chunk(connection: AsyncConnection, batch_pk: int, *, first: int, end: int) -> list[Bought]:
+    """The attempts of one chunk's rows, in order."""
+    rows = await connection.execute(
+        select(attempts.c.id, items.c.idx, items.c.row_id, attempts.c.n, attempts.c.state, attempts.c.prediction_id,
+               attempts.c.created_at, attempts.c.offset_s)
+        .join(items, items.c.pk == attempts.c.item_pk)
+        .where(items.c.batch_pk == batch_pk, items.c.idx >= first, items.c.idx < end).order_by(items.c.idx, attempts.c.n))
+    return [Bought(*row) for row in rows]
+
+
+async def owners(connection: AsyncConnection, *, prediction_ids: Sequence[str], attempt_ids: Sequence[str]) -> list[Owner]:
+    """Attempts by prediction and by their own id."""
+    found: list[Owner] = []
+    for column, wanted in ((attempts.c.prediction_id, prediction_ids), (attempts.c.id, attempt_ids)):
+        for start in range(0, len(wanted), AT_ONCE):
+            rows = await connection.execute(_owners().where(column.in_(wanted[start:start + AT_ONCE])))
+            found += [Owner(*row) for row in rows]
+    return found
+
+
+def _owners() -> Any:
+    return (select(attempts.c.id, batches.c.id, items.c.idx, items.c.row_id, attempts.c.n, attempts.c.state,
+                   attempts.c.prediction_id, attempts.c.input_hash)
+            .join(items, items.c.pk == attempts.c.item_pk).join(batches, batches.c.pk == attempts.c.batch_pk))
+
+
+async def rows_of_inputs(connection: AsyncConnection, batch_pk: int, hashes: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """A row for each of these inputs, where there is one. Reads through all rows: there is no index of inputs."""
+    found: dict[str, tuple[int, str]] = {}
+    for start in range(0, len(hashes), AT_ONCE):
+        rows = await connection.execute(
+            select(items.c.input_hash, items.c.idx, items.c.row_id).order_by(items.c.idx.desc())
+            .where(items.c.batch_pk == batch_pk, items.c.input_hash.in_(hashes[start:start + AT_ONCE])))
+        found |= {row.input_hash: (row.idx, row.row_id) for row in rows}
+    return found
+
+
+async def unanswered_since(connection: AsyncConnection, account: str) -> datetime | None:
+    """Since when an answer has been out, or in doubt."""
+    found: datetime | None = (await connection.execute(select(func.min(attempts.c.created_at)).where(
+        alive("attempts"), attempts.c.account == account, attempts.c.state.in_(_UNANSWERED)))).scalar()
+    return found
+
+
+async def charges_of_canceled(connection: AsyncConnection, batch_pk: int) -> tuple[int, int, int]:
+    """Of predictions ended on request: how many, what the priced ones cost (10^-12 USD), and how many have no price."""
+    row = (await connection.execute(
+        select(func.count().label("many"), func.coalesce(func.sum(attempts.c.charge_units), 0).label("units"),
+               func.count(attempts.c.charge_units).label("priced"))
+        .where(attempts.c.batch_pk == batch_pk, attempts.c.state == AttemptState.CANCELED.value))).one()
+    return int(row.many), int(row.units), int(row.many - row.priced)
