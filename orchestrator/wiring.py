@@ -20,7 +20,7 @@ from orchestrator.gateways import jobfile
 from orchestrator.gateways.beat import Beat
 from orchestrator.gateways.clock import SystemClock
 from orchestrator.gateways.jobfile import LoadedJob
-from orchestrator.gateways.ledger import Database, SqlLedger
+from orchestrator.gateways.ledger import CanceledView, Database, SqlLedger
 from orchestrator.gateways.limiter import RedisLimiter
 from orchestrator.gateways.local import hold_home, private_redis, redis_server
 from orchestrator.gateways.outputs import HttpOutputs
@@ -33,8 +33,8 @@ from orchestrator.gateways.rows.files import FileTables
 from orchestrator.gateways.storage import LocalFolder
 from orchestrator.settings import Settings, config_folder, home_of, read_settings, read_toml
 
-__all__ = ["WORKER_OPTIONS", "LedgerViews", "LoadedJob", "Settings", "free_bytes", "home_of", "is_gone", "is_writable", "post",
-           "read_settings", "redis_facts", "redis_server", "sqlite_version"]
+__all__ = ["WORKER_OPTIONS", "CanceledView", "LedgerViews", "LoadedJob", "Settings", "free_bytes", "home_of", "is_gone",
+           "is_writable", "post", "read_settings", "redis_facts", "redis_server", "sqlite_version"]
 
 LedgerViews = SqlLedger  # the ledger with its views, for who only looks
 

@@ -166,6 +166,10 @@ class Retry(_Part):
         "refuse", description="A purchase whose answer was lost and cannot be cleared up: end the row as failed, or buy again "
         "(it may then be paid twice).")
 
+    expired: Literal["refuse", "buy"] = Field(
+        "refuse", description="A row that succeeded and whose outputs the provider deleted before they were fetched: end it as "
+        "failed, class expired, or buy it again, once (with attempts: 1 not at all). It is paid for again.")
+
     def tolerated(self, total: int) -> int:
         """How many of `total` rows may fail, rounded down."""
         if isinstance(self.tolerate_failed, int):

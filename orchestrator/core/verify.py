@@ -161,7 +161,8 @@ def judge_file(row: HomeRow, file: HomeFile, seen: Seen | None, *, remedy: str) 
         text = f"has other bytes than came home (sha256 {(seen.sha256 or '')[:12]}…, was {file.sha256[:12]}…)"
     else:
         return None
-    return _of_file(Kind.CHANGED, row, file, text, f"put it aside, then: {remedy}")
+    can_be_fetched = remedy.startswith("orchestrator")
+    return _of_file(Kind.CHANGED, row, file, text, f"put it aside; then {remedy}" if can_be_fetched else remedy)
 
 
 def _of_file(kind: Kind, row: HomeRow, file: HomeFile, text: str, remedy: str) -> Finding:
@@ -385,11 +386,9 @@ def _advice(prediction: Prediction, named: Owner | None) -> str:
 def is_somebody_else_s(prediction: Prediction, *, named: Owner | None, row: tuple[int, str] | None, verbatim: bool) -> bool:
     """Whether a prediction that no attempt owns is explained: it carries a webhook that is not of this ledger, or an input
     that no row has (`verbatim`: this provider shows inputs as they were sent)."""
-    if named is not None or row is not None:
-        return False
-    if prediction.webhook is not None:
-        return True
-    return verbatim and bool(prediction.input) and not prediction.data_removed
+    if named is not None or prediction.webhook is not None:
+        return named is None
+    return row is None and verbatim and bool(prediction.input) and not prediction.data_removed
 
 
 def named_attempts(predictions: Iterable[Prediction]) -> list[str]:

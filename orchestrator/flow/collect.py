@@ -18,6 +18,7 @@ from orchestrator.core.ports import Rooms, Storage
 from orchestrator.core.records import Batch, Fact, OutputName, StoredOutput, ToCollect, Wake
 from orchestrator.core.retry import backoff_s
 from orchestrator.core.template import OutputNamer
+from orchestrator.flow.expiry import buy_expired_again
 from orchestrator.flow.record import record
 
 log = logging.getLogger("orchestrator.flow")
@@ -59,7 +60,7 @@ async def collect(rooms: Rooms, batch_id: str, lane: int) -> list[Wake]:
     async with _noted(rooms, batch) as home:
         drained = await _slice(rooms, batch, home, lane=lane)
     after = rooms.clock.now() + timedelta(seconds=rooms.tempo.idle_s) if drained else None
-    return [*home.wakes, Wake("collect", batch_id, lane, after)]
+    return [*home.wakes, *await buy_expired_again(rooms, batch), Wake("collect", batch_id, lane, after)]
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Wake
-from orchestrator.flow.ending import Ended, wind_up
+from orchestrator.flow.ending import AT_ONCE, wind_up
 
 BY_OPERATOR = "paused by an operator"
 START_LIMIT = "start limit"  # the reason of a batch that has started as many rows as `--limit` let it
@@ -46,15 +46,18 @@ async def _lift_limit(rooms: Rooms, batch: Batch) -> None:
                              price_json=batch.price_json, start_limit=None, job_json=batch.job_json)
 
 
-async def cancel(rooms: Rooms, batch: Batch) -> Ended:
-    """Buy nothing more, and end at the provider what is out."""
+async def cancel(rooms: Rooms, batch: Batch) -> None:
+    """Buy nothing more, and end at the provider what is out. Raises ProviderAway and TokenRefused, with the batch canceling:
+    whoever is at work for it, and this verb said again, go on with what is out."""
     allowed = frozenset({BatchState.RUNNING, BatchState.PAUSED, BatchState.CANCELING})
     if not await rooms.ledger.set_state(batch.pk, to=BatchState.CANCELING, allowed=allowed,
                                         reason="canceled by an operator", now=rooms.clock.now()):
         raise BadInput(f"batch {batch.id} is {batch.state.value}: there is nothing to cancel")
-    ended = await wind_up(rooms, batch)
-    await wake_all(rooms, batch)
-    return ended
+    try:
+        while (ended := await wind_up(rooms, batch)).asked == AT_ONCE and ended.over:
+            pass  # nobody else may be at work, and what is out is paid for by the second
+    finally:
+        await wake_all(rooms, batch)
 
 
 async def retry(rooms: Rooms, batch: Batch, *, classes: frozenset[str]) -> tuple[int, int]:

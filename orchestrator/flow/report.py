@@ -10,6 +10,7 @@ from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Wake
 from orchestrator.core.results import result_row, summary
+from orchestrator.flow.expiry import alarm, buy_expired_again
 
 LONGEST_S = 1800.0  # writing the results of millions of rows takes minutes, and must not begin twice
 AFTER_REFUSAL_S = 10.0  # a disk that is full now may have room by then
@@ -23,6 +24,8 @@ async def report(rooms: Rooms, batch_id: str, _lane: int = 0) -> list[Wake]:
         return []
     if batch.state is BatchState.PAUSED or await rooms.ledger.unsettled(batch.pk):
         return [Wake("report", batch_id, due_at=rooms.clock.now() + timedelta(seconds=min(1.0, rooms.tempo.idle_s)))]
+    if again := await buy_expired_again(rooms, batch):  # the last rows may have expired since a porter looked
+        return [*again, Wake("report", batch_id)]
     await rooms.ledger.hold(Wake("report", batch_id), until=rooms.clock.now() + timedelta(seconds=LONGEST_S))
     to, reason = await _end_of(rooms, batch)
     try:
@@ -31,6 +34,7 @@ async def report(rooms: Rooms, batch_id: str, _lane: int = 0) -> list[Wake]:
         await rooms.ledger.note_reason(batch.pk, f"cannot write to {batch.output_to}: {error.strerror or error}")
         return [Wake("report", batch_id, due_at=rooms.clock.now() + timedelta(seconds=AFTER_REFUSAL_S))]
     if await rooms.ledger.end_batch(batch.pk, to=to, of=batch.state, reason=reason, now=rooms.clock.now()):
+        await alarm(rooms, batch)
         return []
     return [Wake("report", batch_id)]  # while the results were written, rows were reopened or the batch was steered
 

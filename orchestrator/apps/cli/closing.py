@@ -5,9 +5,10 @@ from datetime import timedelta
 
 from orchestrator import wiring
 from orchestrator.apps.cli.ending import Ending, Exit
-from orchestrator.apps.cli.look import exists
+from orchestrator.apps.cli.look import EXPIRED, exists, expired_lines
 from orchestrator.apps.cli.options import RunOptions
 from orchestrator.apps.cli.panel import clock_text, usd_text
+from orchestrator.apps.cli.speech import say
 from orchestrator.apps.hints import failed_lines, failures
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Rooms
@@ -40,7 +41,10 @@ async def close(run: ThisRun, batch: Batch, counts: Counts, *, code: Exit, lines
     told = [f"{batch.id}: {items['succeeded']:,} of {items['total']:,} rows succeeded, {items['failed']:,} failed, "
             f"{items['canceled']:,} canceled, {items['pending']:,} pending; {spent}; {clock_text(document['elapsed_s'])}"]
     if items["failed"]:
-        told += failed_lines(await failures(wiring.views(run.rooms), batch), most=MOST_CAUSES)
+        found = await failures(wiring.views(run.rooms), batch)
+        for line in expired_lines(batch, found):
+            say(f"warning: {line}")
+        told += failed_lines(sorted(found, key=lambda failure: failure["class"] != EXPIRED), most=MOST_CAUSES)
         told.append(f"  why: orchestrator items {batch.id} --state failed · again: orchestrator retry {batch.id}")
     told += [f"  {line}" for line in [*_not_started(run.options, batch, counts), *lines]]
     if written:

@@ -1,6 +1,7 @@
 """Commands that only look: status, watch, items, jobs. Reads go straight to the ledger's views."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -23,6 +24,7 @@ from orchestrator.flow.control import BY_OPERATOR
 from orchestrator.flow.report import results_path
 from orchestrator.wiring import LedgerViews, Settings, home_of, read_settings
 
+EXPIRED = "expired"
 _MOVED_BY_WORKERS = (BatchState.RUNNING, BatchState.CANCELING)  # one that is loading is held by its `run`
 
 
@@ -60,26 +62,41 @@ async def status(name: str | None) -> Ending:
                          "output": batch.output_to, "model": batch.target.name}
             document["ended_via"] = await ledger.endings(batch.pk)
             document["failures"] = await failures(ledger, batch)
-            is_idle = batch.state in _MOVED_BY_WORKERS and not await _is_anybody_at_work(ledger, settings)
-            return Ending(Exit.DONE, document, (*_lines(document, is_idle=is_idle), *_next(batch, is_idle=is_idle)))
-        documents, idle = [], {}
+            is_idle = batch.state in _MOVED_BY_WORKERS and not await is_anybody_at_work(ledger, settings)
+            return Ending(Exit.DONE, document, (
+                *_lines(document, is_idle=is_idle), *_next(batch, is_idle=is_idle),
+                *(f"  expired  {line}" for line in expired_lines(batch, document["failures"]))))
+        documents, idle, expired = [], dict[str, str](), dict[str, str]()
         for batch in await ledger.batches(limit=50):
             counts = await ledger.counts(batch.pk)
             documents.append(summary(batch, counts, results=None, now=wiring.clock().now(), state=batch.state))
+            if counts.by_state.get(ItemState.FAILED, 0) and (many := await ledger.expired(batch.pk)):
+                expired[batch.id] = f" ({many:,} expired)"
             if batch.state in _MOVED_BY_WORKERS:
                 idle[batch.id] = f"  nobody at work: {again(batch)}"
-        if idle and await _is_anybody_at_work(ledger, settings):
+        if idle and await is_anybody_at_work(ledger, settings):
             idle = {}
     lines = [f"{d['batch']:<40} {d['state']:<9} {d['items']['succeeded']:>7,} of {d['items']['total']:>7,} done, "
-             f"{d['items']['failed']:,} failed  {usd_text(Decimal(d['cost_usd']))}{idle.get(d['batch'], '')}"
+             f"{d['items']['failed']:,} failed{expired.get(d['batch'], '')}  {usd_text(Decimal(d['cost_usd']))}"
+             f"{idle.get(d['batch'], '')}"
              for d in documents] or ["no batches yet"]
     return Ending(Exit.DONE, {"batches": documents}, tuple(lines))
 
 
-async def _is_anybody_at_work(ledger: LedgerViews, settings: Settings) -> bool:
+async def is_anybody_at_work(ledger: LedgerViews, settings: Settings) -> bool:
     """Whether a worker was seen of late that is not known to have ended."""
     since = wiring.clock().now() - timedelta(seconds=settings.tempo.alive_s)
     return any(role.role == "worker" and not wiring.is_gone(role.id) for role in await ledger.present(since=since))
+
+
+def expired_lines(batch: Batch, found: Sequence[dict[str, Any]]) -> list[str]:
+    """What was paid for and is lost, where there is any, and what brings it back."""
+    many = sum(failure["count"] for failure in found if failure["class"] == EXPIRED)
+    if not many:
+        return []
+    rows = "1 row was" if many == 1 else f"{many:,} rows were"
+    return [f"{rows} paid for, and what came of it was deleted before it could be fetched; to buy again: "
+            f"orchestrator retry {batch.id} --class {EXPIRED}"]
 
 
 def _lines(document: dict[str, Any], *, is_idle: bool) -> list[str]:

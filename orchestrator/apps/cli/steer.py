@@ -2,20 +2,25 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from orchestrator import wiring
 from orchestrator.apps.cli.ending import Ending, Exit
-from orchestrator.apps.cli.look import here
+from orchestrator.apps.cli.look import here, is_anybody_at_work
+from orchestrator.apps.cli.panel import usd_text
 from orchestrator.apps.hints import again
-from orchestrator.core.errors import BadInput
+from orchestrator.core.errors import BadInput, ProviderAway, TokenRefused
+from orchestrator.core.lifecycle import IN_AIR_ITEM, ItemState
 from orchestrator.core.nearest import did_you_mean
 from orchestrator.core.ports import Rooms
-from orchestrator.core.records import Batch
+from orchestrator.core.records import Batch, Counts
 from orchestrator.core.retry import FAILURE_CLASSES
 from orchestrator.flow import control
 from orchestrator.flow.report import SUFFIX, results_path, write_all
 from orchestrator.flow.report import export as write_results
+from orchestrator.wiring import CanceledView
 
 
 @asynccontextmanager
@@ -45,12 +50,57 @@ async def resume(name: str) -> Ending:
 
 async def cancel(name: str) -> Ending:
     """Cancel one batch, at the provider too."""
+    settings, trouble = here(), None
     async with _batch(name, provider=True) as (rooms, batch):
-        done = await control.cancel(rooms, batch)
-    document = {"batch": batch.id, "never_bought": done.pending, "ended": done.ended, "still_out": done.still_out}
-    lines = (f"{batch.id} is canceled: {done.pending:,} rows were never bought, {done.ended:,} predictions were ended, "
-             f"{done.still_out:,} had ended already or could not be (the next run says which)",)
-    return Ending(Exit.DONE, document, lines)
+        try:
+            await control.cancel(rooms, batch)
+        except (ProviderAway, TokenRefused) as error:
+            trouble = str(error)
+        ledger = wiring.views(rooms)
+        found, counts = await ledger.canceled(batch.pk), await ledger.counts(batch.pk)
+        is_idle = not await is_anybody_at_work(ledger, settings)
+    document = canceled_document(batch, found, counts) | ({"trouble": trouble} if trouble else {})
+    lines = canceled_lines(batch, document, trouble=trouble, go_on=again(batch) if is_idle else None)
+    return Ending(Exit.UNREACHABLE if trouble else Exit.DONE, document, tuple(lines))
+
+
+def canceled_document(batch: Batch, found: CanceledView, counts: Counts) -> dict[str, Any]:
+    """What canceling came to, with money as decimal text; what has no price is counted apart."""
+    out = sum(counts.by_state.get(state, 0) for state in IN_AIR_ITEM)
+    return {"batch": batch.id, "never_bought": found.never_bought, "between_attempts": found.between, "ended": found.ended,
+            "ended_cost_usd": format(found.ended_usd, "f"), "ended_cost_unknown": found.ended_unknown, "still_out": out,
+            "to_fetch": counts.by_state.get(ItemState.COLLECTING, 0), "cost_usd": format(counts.spent_usd, "f"),
+            "cost_unknown_items": counts.cost_unknown_items}
+
+
+def canceled_lines(batch: Batch, told: dict[str, Any], *, trouble: str | None, go_on: str | None) -> list[str]:
+    """The same for people. `go_on`: nobody is at work for the batch, and this brings it to its end."""
+    lines = [f"{batch.id} is canceled: nothing more is bought", f"  never bought  {_many(told['never_bought'], 'row')}"
+             + (f", and {_many(told['between_attempts'], 'row')} between two attempts" if told["between_attempts"] else "")]
+    if told["ended"]:
+        lines.append(f"  ended         {_many(told['ended'], 'prediction')} at the provider, billed until then: {_cost(told)}")
+    if told["still_out"]:
+        doing = "ended as soon as their answers are there" if trouble is None else f"not ended yet: {trouble}"
+        lines.append(f"  still out     {_many(told['still_out'], 'row')}, {doing}")
+    if told["to_fetch"]:
+        lines.append(f"  to fetch      {_many(told['to_fetch'], 'row')} had succeeded before; what they gave is brought home")
+    unknown = f" and {_many(told['cost_unknown_items'], 'row')} of unknown cost" if told["cost_unknown_items"] else ""
+    lines.append(f"  spent         {usd_text(Decimal(told['cost_usd']))} in all{unknown}")
+    if go_on and (told["still_out"] or told["to_fetch"]):
+        lines.append(f"  nobody is at work for it; to see to the rest: {go_on}")
+    return lines
+
+
+def _cost(told: dict[str, Any]) -> str:
+    """What the ended predictions cost: what is known, and how many are not."""
+    unknown, known = told["ended_cost_unknown"], told["ended"] - told["ended_cost_unknown"]
+    if not known:
+        return "cost unknown"
+    return usd_text(Decimal(told["ended_cost_usd"])) + (f", and {unknown:,} of unknown cost" if unknown else "")
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 async def retry(name: str, *, classes: frozenset[str]) -> Ending:

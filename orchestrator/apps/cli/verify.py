@@ -24,8 +24,8 @@ _FILES = (Kind.MISSING, Kind.CHANGED, Kind.UNREADABLE, Kind.INCOMPLETE)
 _THERE = (Kind.UNRECORDED, Kind.UNKNOWN_THERE, Kind.ENDED_OTHERWISE)
 _WORDS = {
     Kind.MISSING: "missing", Kind.CHANGED: "changed", Kind.UNREADABLE: "not readable", Kind.INCOMPLETE: "rows without all files",
-    Kind.UNRECORDED: "that the ledger never recorded", Kind.UNKNOWN_THERE: "that the provider does not know",
-    Kind.ENDED_OTHERWISE: "that ended otherwise than recorded"}
+    Kind.UNRECORDED: "more that the ledger never recorded", Kind.UNKNOWN_THERE: "that the provider does not know",
+    Kind.ENDED_OTHERWISE: "with another end than recorded"}
 
 
 async def verify(name: str, *, local: bool, fetch: bool) -> Ending:
@@ -151,6 +151,8 @@ def _document_text(document: Document, report: Report, kind: Kind) -> str:
 def _there_text(report: Report) -> str:
     there = report.there
     parts = [f"{report.findings.of(kind):,} {_WORDS[kind]}" for kind in _THERE if report.findings.of(kind)]
+    if there.why_not is not None and not there.listed:
+        return f"not asked: {there.why_not}"
     if there.why_not is not None:
         parts.append(f"not asked to the end: {there.why_not}")
     elif not parts:
@@ -158,14 +160,15 @@ def _there_text(report: Report) -> str:
     for many, text in ((there.waiting, "have ended there and are not home yet (run the job again)"),
                        (there.undecided, "may belong to answers that are still out (look again later)"),
                        (there.not_asked, "are not in the list any more and were not asked for one by one"),
-                       (there.others, "of the same model are not this batch's")):
+                       (there.others, "besides of the same model, not of this batch")):
         parts += [f"{many:,} {text}"] if many else []
-    return f"{_count(there.ours, 'prediction')} of this batch in its list: {'; '.join(parts)}"
+    return f"{_count(there.ours, 'prediction')} of this batch listed: {'; '.join(parts)}"
 
 
 def _verdict(report: Report, *, local: bool) -> str:
     if report.findings.total:
-        return f"{_count(report.findings.total, 'thing')} wrong"
+        half = "" if report.there.why_not is None else ", and the provider could not be asked"
+        return f"{_count(report.findings.total, 'thing')} wrong{half}"
     if report.there.why_not is not None:
         return "nothing wrong at home; the provider could not be asked (--local leaves it out)"
     return "all is well" + (" at home" if local else "")

@@ -367,9 +367,9 @@ class SqlLedger:
         """As the port says."""
         return await self._db.read(verifying.unanswered_since, account)
 
-    async def charges_of_canceled(self, batch_pk: int) -> tuple[int, int, int]:
-        """Predictions ended on request: how many, what those with a price cost (10^-12 USD), and how many have none."""
-        return await self._db.read(verifying.charges_of_canceled, batch_pk)
+    async def canceled(self, batch_pk: int) -> views.CanceledView:
+        """What canceling came to so far: rows withdrawn, predictions ended, and what these cost until then."""
+        return await self._db.read(views.canceled, batch_pk)
 
     async def batches(self, *, limit: int = 50) -> list[Batch]:
         """The latest batches, newest first."""

@@ -94,11 +94,3 @@ async def unanswered_since(connection: AsyncConnection, account: str) -> datetim
         alive("attempts"), attempts.c.account == account, attempts.c.state.in_(_UNANSWERED)))).scalar()
     return found
 
-
-async def charges_of_canceled(connection: AsyncConnection, batch_pk: int) -> tuple[int, int, int]:
-    """Of predictions ended on request: how many, what the priced ones cost (10^-12 USD), and how many have no price."""
-    row = (await connection.execute(
-        select(func.count().label("many"), func.coalesce(func.sum(attempts.c.charge_units), 0).label("units"),
-               func.count(attempts.c.charge_units).label("priced"))
-        .where(attempts.c.batch_pk == batch_pk, attempts.c.state == AttemptState.CANCELED.value))).one()
-    return int(row.many), int(row.units), int(row.many - row.priced)

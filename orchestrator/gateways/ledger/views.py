@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from difflib import get_close_matches
 from statistics import quantiles
 from typing import Any
 
-from sqlalchemy import Row, and_, case, func, select, text
+from sqlalchemy import Row, and_, case, exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.cost import to_usd
 from orchestrator.core.errors import BadInput
-from orchestrator.core.lifecycle import IN_AIR_ITEM, ItemState
+from orchestrator.core.lifecycle import IN_AIR_ITEM, AttemptState, ItemState
 from orchestrator.core.records import Batch, Counts, ItemResult
 from orchestrator.gateways.ledger.loading import batch_of
 from orchestrator.gateways.ledger.tables import (
@@ -68,6 +69,18 @@ class LatencyView:
     count: int
     p50_s: float
     p90_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CanceledView:
+    """What canceling came to. Rows: never bought, or withdrawn while they waited for another attempt. Predictions that were
+    ended: how many, what those with a price cost until then, and how many have none."""
+
+    never_bought: int
+    between: int
+    ended: int
+    ended_usd: Decimal
+    ended_unknown: int
 
 
 async def newest_batches(connection: AsyncConnection, *, limit: int) -> list[Batch]:
@@ -241,6 +254,23 @@ async def endings(connection: AsyncConnection, batch_pk: int) -> dict[str, int]:
         select(attempts.c.ended_via, func.count().label("many"))
         .where(attempts.c.batch_pk == batch_pk, attempts.c.ended_via.is_not(None)).group_by(attempts.c.ended_via))
     return {row.ended_via: int(row.many) for row in rows}
+
+
+async def canceled(connection: AsyncConnection, batch_pk: int) -> CanceledView:
+    """What canceling came to so far."""
+    of_item, is_ended = attempts.c.item_pk == items.c.pk, attempts.c.state == AttemptState.CANCELED.value
+    was_bought = exists().where(of_item, attempts.c.prediction_id.is_not(None))
+    was_ended = exists().where(of_item, is_ended)
+    rows = (await connection.execute(
+        select(func.count(case((~was_bought, 1))).label("never"),
+               func.count(case((and_(was_bought, ~was_ended), 1))).label("between"))
+        .select_from(items).where(items.c.batch_pk == batch_pk, items.c.state == ItemState.CANCELED.value))).one()
+    money = (await connection.execute(
+        select(func.count().label("many"), func.coalesce(func.sum(attempts.c.charge_units), 0).label("units"),
+               func.count(attempts.c.charge_units).label("priced"))
+        .where(attempts.c.batch_pk == batch_pk, is_ended))).one()
+    return CanceledView(int(rows.never), int(rows.between), int(money.many), to_usd(int(money.units)),
+                        int(money.many - money.priced))
 
 
 async def oldest_out_at(connection: AsyncConnection, batch_pk: int) -> datetime | None:
