@@ -300,7 +300,6 @@ class Job(_Part):
             (self.model is not None and self.target().kind == "version",
              "model: a version alone does not tell its model; write owner/name:version"),
             (self.duplicates == "once", "duplicates: once is not supported yet; leave it out to buy every row"),
-            (self.retry.unsure == "buy", "retry.unsure: buy is not supported yet; leave it out, and use `retry --class unsure`"),
             (bool(_REMOTE.match(self.source.path)),
              f"source.path: remote sources are not read yet ({self.source.path}); copy the file to a folder"),
             (bool(self.schedule and _REMOTE.match(self.schedule.source or "")),

@@ -163,7 +163,7 @@ def _turned_up(gone: Sequence[OpenAttempt], fits: _Fits, *, wanted: Sequence[Ope
     must be known, and the prediction be too old to be one whose answer is just on its way."""
     if offset_s is None:
         return []
-    until = now + timedelta(seconds=offset_s - tempo.request_timeout_s - CLOCKS_DIFFER_S)
+    until = now + timedelta(seconds=offset_s - tempo.request_timeout_s - tempo.unsure_margin_s)
     contested = fits.groups(wanted).keys()
     bound: list[Bound] = []
     for group, attempts in fits.groups(gone).items():

@@ -340,6 +340,15 @@ class ResultRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Surplus:
+    """What was bought beyond need: predictions, their known cost, and how many have none known (yet)."""
+
+    predictions: int
+    cost_usd: Decimal
+    cost_unknown: int
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """Items of a batch by state, and money."""
 

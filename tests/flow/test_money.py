@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +267,76 @@ async def test_a_lost_answer_of_a_machine_that_is_fast(stage: Stage):
         clock.advance(95)
         await sweep(rooms, batch.account, 1)
     assert await stage.states(batch) == {"collecting": 2}
+
+
+async def _watch(stage: Stage, batch: Batch, *, until: Callable[[], Any], within_s: float = 20.0) -> None:
+    """Sweep for what is unsure or gone, as the roles do while anything lives on this account."""
+    ends_at = asyncio.get_running_loop().time() + within_s
+    while not await until() and asyncio.get_running_loop().time() < ends_at:
+        await sweep(stage.rooms, batch.account)
+        await sweep(stage.rooms, batch.account, 1)
+        await asyncio.sleep(0.1)
+
+
+async def test_what_was_found_absent_and_turns_up(stage: Stage):
+    """A provider slower than anybody thought: the row is bought again, the first purchase is seen, canceled where it still can
+    be, and in the bill."""
+    stage.rooms = replace(stage.rooms, tempo=replace(QUICK, request_timeout_s=1, slice_s=0.2))
+    stage.provider.put("faults", {"late_creation": {"next": 1, "seconds": 4}})
+    batch = await stage.load(3, model=PICTURES, more="price: { per_output_usd: 0.003 }\n")
+    assert await settle(stage, batch, within_s=20) == {"succeeded": 3}
+    assert len(stage.provider.purchases()) == 3
+    views = wiring.views(stage.rooms)
+
+    async def seen() -> bool:
+        beyond = await views.bought_beyond_need(batch.pk)
+        return beyond.predictions > 0 and not await stage.rooms.ledger.surplus(batch.account)
+
+    await _watch(stage, batch, until=seen)
+    assert len(stage.provider.purchases()) == 4
+    assert await stage.states(batch) == {"succeeded": 3}
+    beyond = await views.bought_beyond_need(batch.pk)
+    assert beyond.predictions == 1
+    counts = await stage.rooms.ledger.counts(batch.pk)
+    assert counts.cost_unknown_items == 0
+    bill = sum(Decimal(p["billed_usd"]) for p in stage.provider.purchases())
+    assert counts.spent_usd == bill
+
+
+async def test_what_was_given_up_and_turns_up(stage: Stage):
+    """Nobody could say whether it was bought, and the batch goes on: what turns up is the row's, and nothing is bought again."""
+    stage.rooms = replace(stage.rooms, tempo=replace(QUICK, request_timeout_s=1, slice_s=0.2))
+    batch = await stage.load(1, model=PICTURES)
+    stage.provider.put("faults", {"lost_answer": {"next": 1}, "list_error": 1.0})
+    while not (await stage.states(batch)).get("unsure"):
+        await submit(stage.rooms, batch.id, 0)
+    (attempt,) = await stage.rooms.ledger.unsure(batch.account)
+    given_up = Fact(Event.GIVEN_UP, stage.rooms.clock.now(), attempt.attempt_id, error="?", error_class="unsure")
+    await record(stage.rooms, [given_up])
+    assert await stage.states(batch) == {"failed": 1}
+    stage.provider.put("faults", {"list_error": 0.0})
+
+    async def home() -> bool:
+        await collect(stage.rooms, batch.id, 0)
+        return (await stage.states(batch)).get("succeeded") == 1
+
+    await _watch(stage, batch, until=home)
+    assert await stage.states(batch) == {"succeeded": 1}
+    assert len(stage.provider.purchases()) == 1
+
+
+async def test_unsure_bought_again_where_the_job_says_so(stage: Stage):
+    """`retry: { unsure: buy }`: a doubt that nothing clears up costs another purchase, and the first one stays unknown."""
+    stage.rooms = replace(stage.rooms, tempo=replace(QUICK, unsure_give_up_s=0.5, slice_s=0.2))
+    job = f'model: {PICTURES}\nsource: {{ path: rows.csv }}\ninput: {{ prompt: "{{{{ text }}}}" }}\nretry: {{ unsure: buy }}\n'
+    batch = await loaded(stage, job)
+    stage.provider.put("faults", {"lost_answer": {"next": 1}})
+    while not (await stage.states(batch)).get("unsure"):
+        await submit(stage.rooms, batch.id, 0)
+    (attempt,) = await stage.rooms.ledger.unsure(batch.account)
+    given_up = Fact(Event.GIVEN_UP, stage.rooms.clock.now(), attempt.attempt_id, error="?", error_class="unsure")
+    await record(stage.rooms, [given_up])
+    assert await stage.states(batch) == {"pending": 1}
+    while not (await stage.states(batch)).get("running"):
+        await submit(stage.rooms, batch.id, 0)
+    assert len(stage.provider.purchases()) == 2

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from orchestrator import wiring
 from orchestrator.apps.cli.ending import Ending, Exit
-from orchestrator.apps.cli.look import EXPIRED, exists, expired_lines
+from orchestrator.apps.cli.look import EXPIRED, exists, expired_lines, surplus_lines
 from orchestrator.apps.cli.options import RunOptions
 from orchestrator.apps.cli.panel import clock_text, usd_text
 from orchestrator.apps.cli.speech import say
@@ -46,7 +46,8 @@ async def close(run: ThisRun, batch: Batch, counts: Counts, *, code: Exit, lines
             say(f"warning: {line}")
         told += failed_lines(sorted(found, key=lambda failure: failure["class"] != EXPIRED), most=MOST_CAUSES)
         told.append(f"  why: orchestrator items {batch.id} --state failed · again: orchestrator retry {batch.id}")
-    told += [f"  {line}" for line in [*_not_started(run.options, batch, counts), *lines]]
+    beyond = await wiring.views(run.rooms).bought_beyond_need(batch.pk)
+    told += [f"  {line}" for line in [*surplus_lines(beyond), *_not_started(run.options, batch, counts), *lines]]
     if written:
         told.append(f"  results: {results}")
     return Ending(code, document, tuple(told))

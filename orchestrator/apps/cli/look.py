@@ -18,7 +18,7 @@ from orchestrator.core.cost import to_usd
 from orchestrator.core.errors import BadInput, OrchestratorError
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, ItemState
-from orchestrator.core.records import Batch
+from orchestrator.core.records import Batch, Surplus
 from orchestrator.core.results import summary
 from orchestrator.flow.control import BY_OPERATOR
 from orchestrator.flow.report import results_path
@@ -62,10 +62,14 @@ async def status(name: str | None) -> Ending:
                          "output": batch.output_to, "model": batch.target.name}
             document["ended_via"] = await ledger.endings(batch.pk)
             document["failures"] = await failures(ledger, batch)
+            beyond = await ledger.bought_beyond_need(batch.pk)
+            document["surplus"] = {"predictions": beyond.predictions, "cost_usd": str(beyond.cost_usd),
+                                   "cost_unknown": beyond.cost_unknown}
             is_idle = batch.state in _MOVED_BY_WORKERS and not await is_anybody_at_work(ledger, settings)
             return Ending(Exit.DONE, document, (
                 *_lines(document, is_idle=is_idle), *_next(batch, is_idle=is_idle),
-                *(f"  expired  {line}" for line in expired_lines(batch, document["failures"]))))
+                *(f"  expired  {line}" for line in expired_lines(batch, document["failures"])),
+                *(f"  surplus  {line}" for line in surplus_lines(beyond))))
         documents, idle, expired = [], dict[str, str](), dict[str, str]()
         for batch in await ledger.batches(limit=50):
             counts = await ledger.counts(batch.pk)
@@ -97,6 +101,16 @@ def expired_lines(batch: Batch, found: Sequence[dict[str, Any]]) -> list[str]:
     rows = "1 row was" if many == 1 else f"{many:,} rows were"
     return [f"{rows} paid for, and what came of it was deleted before it could be fetched; to buy again: "
             f"orchestrator retry {batch.id} --class {EXPIRED}"]
+
+
+def surplus_lines(beyond: Surplus) -> list[str]:
+    """What was bought twice after all, where anything was."""
+    if not beyond.predictions:
+        return []
+    predictions = "1 prediction was" if beyond.predictions == 1 else f"{beyond.predictions:,} predictions were"
+    unknown = f", {beyond.cost_unknown:,} of unknown cost" if beyond.cost_unknown else ""
+    return [f"{predictions} bought beyond need and canceled ({usd_text(beyond.cost_usd)} of the above{unknown}): the answer to "
+            "the purchase was lost, and it turned up after its row had been bought again or withdrawn"]
 
 
 def _lines(document: dict[str, Any], *, is_idle: bool) -> list[str]:

@@ -20,6 +20,7 @@ from orchestrator.core.records import (
     Receipt,
     Role,
     StoredOutput,
+    Surplus,
     ToCollect,
     Wake,
 )
@@ -399,6 +400,10 @@ class SqlLedger:
     async def endings(self, batch_pk: int) -> dict[str, int]:
         """Ended predictions by where their end was learned first: post, webhook, list, get."""
         return await self._db.read(views.endings, batch_pk)
+
+    async def bought_beyond_need(self, batch_pk: int) -> Surplus:
+        """Predictions of rows that had been bought again, or withdrawn, when these turned up."""
+        return await self._db.read(views.bought_beyond_need, batch_pk)
 
     async def latencies(self, batch_pk: int) -> views.LatencyView | None:
         """Provider time of the latest ended predictions; None where none has ended."""

@@ -14,10 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from orchestrator.core.cost import to_usd
 from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import IN_AIR_ITEM, AttemptState, ItemState
-from orchestrator.core.records import Batch, Counts, ItemResult
+from orchestrator.core.records import Batch, Counts, ItemResult, Surplus
 from orchestrator.gateways.ledger.loading import batch_of
 from orchestrator.gateways.ledger.tables import (
     PENDING,
+    SURPLUS,
     UNPRICED,
     alive,
     attempts,
@@ -271,6 +272,15 @@ async def canceled(connection: AsyncConnection, batch_pk: int) -> CanceledView:
         .where(attempts.c.batch_pk == batch_pk, is_ended))).one()
     return CanceledView(int(rows.never), int(rows.between), int(money.many), to_usd(int(money.units)),
                         int(money.many - money.priced))
+
+
+async def bought_beyond_need(connection: AsyncConnection, batch_pk: int) -> Surplus:
+    """How many, what those of known price came to, and how many are of unknown price or not ended."""
+    row = (await connection.execute(
+        select(func.count().label("many"), func.sum(attempts.c.charge_units).label("units"),
+               func.count(attempts.c.charge_units).label("priced"))
+        .where(attempts.c.batch_pk == batch_pk, text(f"attempts.{SURPLUS}")))).one()
+    return Surplus(int(row.many), to_usd(int(row.units or 0)), int(row.many - row.priced))
 
 
 async def oldest_out_at(connection: AsyncConnection, batch_pk: int) -> datetime | None:
