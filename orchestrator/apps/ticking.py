@@ -9,7 +9,7 @@ from functools import partial
 from orchestrator import wiring
 from orchestrator.core.errors import OrchestratorError, Unreachable
 from orchestrator.core.ports import Queue, Rooms
-from orchestrator.flow.tick import tick
+from orchestrator.flow.tick import say_away, tick
 
 # Beat counts in wall-clock time: set back by an hour, it would be silent for an hour.
 LONGEST_SILENCE = 4
@@ -57,4 +57,17 @@ async def _do(name: str, chore: Chore, beat: asyncio.Event, every_s: float, hear
 
 def tick_chore(rooms: Rooms, queue: Queue) -> tuple[float, Chore]:
     """The tick as a chore."""
-    return rooms.tempo.tick_s, partial(tick, rooms.ledger, queue, clock=rooms.clock, tempo=rooms.tempo)
+    is_away = False
+
+    async def once() -> None:
+        nonlocal is_away
+        try:
+            sent = await tick(rooms.ledger, queue, clock=rooms.clock, tempo=rooms.tempo)
+        except Unreachable:
+            is_away = True
+            raise
+        if is_away and sent:
+            await say_away(rooms.ledger, None)
+            is_away = False
+
+    return rooms.tempo.tick_s, once

@@ -1,10 +1,11 @@
 """Bring outputs home before the provider deletes them: oldest first, streamed, hashed, durable, then noted."""
 
 import asyncio
+import errno
 import json
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,6 +23,11 @@ from orchestrator.flow.expiry import buy_expired_again
 from orchestrator.flow.record import record
 
 log = logging.getLogger("orchestrator.flow")
+STORE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR})
+STORE_AGAIN_S = 15.0  # at most, between two tries to write to a folder that takes nothing
+STORE_MARGIN_S = 3.0  # a pause of buying outlasts the wait for the next try by this: the try comes first
+AGAIN_S = 1.0  # between two tries to tell a ledger that is away
+STOPPING_S = 5.0  # how long a process that stops tries the same
 OUTPUTS_REFUSED = "no output was fetched: "  # how the reason of such a pause begins
 
 
@@ -70,7 +76,9 @@ class _Haul:
     ends_at: float  # clock.boottime(): no trip begins later
     in_hand: deque[_Package] = field(default_factory=deque)
     under_way: set[int] = field(default_factory=set)  # items
+    leased: set[int] = field(default_factory=set)  # items: in hand, under way, or lost to an outage between the two
     drained: bool = False
+    outage: Unreachable | None = None  # why nothing more could be claimed; downloads under way went on meanwhile
     claiming: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -91,9 +99,24 @@ async def _slice(rooms: Rooms, batch: Batch, home: "_Home", *, lane: int) -> boo
         for porter in porters:
             porter.cancel()
         await asyncio.gather(*porters, return_exceptions=True)
-        with suppress(Unreachable):  # what was not begun is anybody's again; with the ledger away its leases lapse
-            await rooms.ledger.lease_collect([package.item.item_pk for package in haul.in_hand], until=rooms.clock.now())
+        await _hand_back(rooms, haul)
+    if haul.outage is not None:
+        raise haul.outage
     return haul.drained
+
+
+async def _hand_back(rooms: Rooms, haul: _Haul) -> None:
+    """What was not brought home is anybody's again at once. With the ledger away that waits for it: leases outlast most outages,
+    and nobody could have fetched anything meanwhile. A process that stops leaves them to lapse."""
+    until_s = rooms.clock.boottime() + rooms.tempo.collect_lease_s
+    while haul.leased:
+        try:
+            await rooms.ledger.lease_collect(sorted(haul.leased), until=rooms.clock.now())
+            break
+        except Unreachable:
+            if rooms.stopping() or rooms.clock.boottime() > until_s:
+                break
+            await rooms.clock.sleep(AGAIN_S)
 
 
 async def _porter(rooms: Rooms, batch: Batch, haul: _Haul, home: "_Home") -> None:
@@ -101,8 +124,7 @@ async def _porter(rooms: Rooms, batch: Batch, haul: _Haul, home: "_Home") -> Non
     while rooms.clock.boottime() < haul.ends_at and not rooms.stopping():
         async with haul.claiming:
             if not haul.in_hand and not haul.drained:
-                haul.in_hand.extend(await _claimed(rooms, batch))
-                haul.drained = not haul.in_hand
+                await _refill(rooms, batch, haul)
         if not haul.in_hand:
             return
         package = haul.in_hand.popleft()
@@ -110,13 +132,23 @@ async def _porter(rooms: Rooms, batch: Batch, haul: _Haul, home: "_Home") -> Non
         trip = await _trip(rooms, package)
         home.trips.append(trip)  # not in one line: the list may be another one by the time the trip has ended
         haul.under_way.remove(package.item.item_pk)
+        haul.leased.discard(package.item.item_pk)  # from here on whoever notes the trip sees to it
 
 
-async def _claimed(rooms: Rooms, batch: Batch) -> list[_Package]:
-    """The next items, oldest completion first, and what is to be fetched for each."""
+async def _refill(rooms: Rooms, batch: Batch, haul: _Haul) -> None:
+    try:
+        haul.in_hand.extend(await _claimed(rooms, batch, haul.leased))
+    except Unreachable as error:
+        haul.outage = error
+    haul.drained = not haul.in_hand
+
+
+async def _claimed(rooms: Rooms, batch: Batch, leased: set[int]) -> list[_Package]:
+    """The next items, oldest completion first, and what is to be fetched for each; added to `leased` as soon as they are."""
     now = rooms.clock.now()
     items = await rooms.ledger.to_collect(batch.pk, count=rooms.tempo.collect_chunk, now=now,
                                           lease_until=now + timedelta(seconds=rooms.tempo.collect_lease_s))
+    leased.update(item.item_pk for item in items)
     by_item: dict[int, list[_Errand]] = {item.item_pk: [] for item in items}
     for errand in await _errands(rooms, batch, items):
         by_item[errand.item.item_pk].append(errand)
@@ -128,8 +160,9 @@ async def _claimed(rooms: Rooms, batch: Batch) -> list[_Package]:
 async def _hold(rooms: Rooms, haul: _Haul, wake: Wake) -> None:
     """Still at work: nobody else is to begin it."""
     now = rooms.clock.now()
-    await rooms.ledger.hold(wake, until=now + timedelta(seconds=rooms.tempo.hold_s))
-    await rooms.ledger.lease_collect(sorted(haul.under_way), until=now + timedelta(seconds=rooms.tempo.collect_lease_s))
+    with suppress(Unreachable):  # the downloads under way need no ledger, and a lease outlasts many of these looks
+        await rooms.ledger.hold(wake, until=now + timedelta(seconds=rooms.tempo.hold_s))
+        await rooms.ledger.lease_collect(sorted(haul.under_way), until=now + timedelta(seconds=rooms.tempo.collect_lease_s))
 
 
 async def _errands(rooms: Rooms, batch: Batch, items: list[ToCollect]) -> list[_Errand]:
@@ -189,6 +222,7 @@ async def _noted(rooms: Rooms, batch: Batch) -> AsyncIterator[_Home]:
 
 
 async def _pulse(rooms: Rooms, batch: Batch, home: _Home, over: asyncio.Event) -> None:
+    failing_since: float | None = None
     while not over.is_set() or home.trips:
         with suppress(TimeoutError):
             await asyncio.wait_for(over.wait(), rooms.tempo.record_every_s)
@@ -197,10 +231,13 @@ async def _pulse(rooms: Rooms, batch: Batch, home: _Home, over: asyncio.Event) -
             continue
         try:
             home.wakes += await _note(rooms, batch, trips)
+            failing_since = None
         except Unreachable:
-            if over.is_set():  # their leases lapse, and they are fetched again
-                raise
-            home.trips = trips + home.trips
+            home.trips, failing_since = trips + home.trips, failing_since or rooms.clock.boottime()
+            patience_s = STOPPING_S if rooms.stopping() else rooms.tempo.collect_lease_s
+            if over.is_set() and rooms.clock.boottime() - failing_since > patience_s:
+                raise  # their leases lapse, and they are fetched again
+            await rooms.clock.sleep(AGAIN_S)
 
 
 async def _note(rooms: Rooms, batch: Batch, trips: list[_Trip]) -> list[Wake]:
@@ -210,14 +247,29 @@ async def _note(rooms: Rooms, batch: Batch, trips: list[_Trip]) -> list[Wake]:
     wakes = await record(rooms, facts)
     waiting = [trip for trip in trips if trip.error is not None and _fact(rooms, trip) is None]
     for trip in waiting:
-        pause_s = min(120.0, backoff_s(trip.item.tries + 1, first_s=1.0, jitter=rooms.clock.jitter()))
-        due_at = rooms.clock.now() + timedelta(seconds=pause_s)
+        due_at = rooms.clock.now() + timedelta(seconds=_wait_s(rooms, trip))
         await rooms.ledger.delay_collect([trip.item.item_pk], due_at=due_at, error=str(trip.error))
-    full = next((trip.error for trip in waiting if isinstance(trip.error, OSError)), None)
-    if full is not None:
-        await rooms.ledger.note_reason(batch.pk, f"cannot write to {batch.output_to}: {full.strerror or full}")
+    await _heed_store(rooms, batch, waiting)
     await _heed_refusal(rooms, batch, trips)
     return wakes
+
+
+async def _heed_store(rooms: Rooms, batch: Batch, waiting: Sequence[_Trip]) -> None:
+    """A folder that takes nothing more: said, and until it does nothing is bought that could not be brought home in time."""
+    full = next((trip.error for trip in waiting if isinstance(trip.error, OSError) and trip.error.errno in STORE_ERRORS), None)
+    if full is None:
+        return
+    reason = f"cannot write to {batch.output_to}: {full.strerror or full}"
+    await rooms.ledger.note_reason(batch.pk, reason)
+    again_s = max(_wait_s(rooms, trip) for trip in waiting)
+    with suppress(Unreachable):
+        await rooms.limiter.pause(f"batch:{batch.id}", seconds=again_s + STORE_MARGIN_S, reason=reason)
+
+
+def _wait_s(rooms: Rooms, trip: _Trip) -> float:
+    """Until the next try of one item; shorter for a folder that may take files again at any moment."""
+    longest_s = STORE_AGAIN_S if isinstance(trip.error, OSError) else 120.0
+    return min(longest_s, backoff_s(trip.item.tries + 1, first_s=1.0, jitter=rooms.clock.jitter()))
 
 
 async def _heed_refusal(rooms: Rooms, batch: Batch, trips: list[_Trip]) -> None:

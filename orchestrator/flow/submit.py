@@ -54,6 +54,8 @@ def _order(rooms: Rooms, batch: Batch) -> _Order:
     if job.limits.per_minute is not None and job.limits.per_minute < (tempo.creates_per_minute or math.inf):
         burst = max(1, min(tempo.create_burst, int(job.limits.per_minute // 60) or 1))
         budgets.append(Budget(f"batch:{batch.id}", float(job.limits.per_minute), burst))
+    else:
+        budgets.append(Budget(f"batch:{batch.id}", 0.0, 1))  # no rate of its own, but it may be told to pause
     worst = Pricing.from_json(batch.price_json).worst_case_usd(
         cancel_after_s=job.limits.cancel_after, per_row_usd=job.budget.per_row_usd if job.budget else None)
     return _Order(batch, tuple(budgets), job.limits.cancel_after, None if worst is None else to_units(worst),

@@ -1,8 +1,11 @@
 """Wake what is due: the only thing a scheduler does besides keeping time."""
 
 from orchestrator.core.errors import Unreachable
+from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Clock, Ledger, Queue
 from orchestrator.core.tempo import Tempo
+
+NO_BROKER = "cannot go on: the message broker"  # how the reason of a batch begins whose stations cannot be called
 
 
 async def tick(ledger: Ledger, queue: Queue, *, clock: Clock, tempo: Tempo) -> int:
@@ -11,7 +14,17 @@ async def tick(ledger: Ledger, queue: Queue, *, clock: Clock, tempo: Tempo) -> i
     if wakes:
         try:
             await queue.send(wakes)
-        except Unreachable:
+        except Unreachable as error:
             await ledger.schedule(wakes, now=clock.now(), force=True)
+            await say_away(ledger, str(error))
             raise
     return len(wakes)
+
+
+async def say_away(ledger: Ledger, outage: str | None) -> None:
+    """Why nothing moves, where every command can read it; None: it is over. Another reason that stands already stays."""
+    said = None if outage is None else f"cannot go on: {outage}"
+    for batch in await ledger.live_batches():
+        is_ours = batch.reason is None if said else (batch.reason or "").startswith(NO_BROKER)
+        if batch.state is BatchState.RUNNING and is_ours:
+            await ledger.note_reason(batch.pk, said)

@@ -11,7 +11,8 @@ How it works. Three lock files in the home, all of them flocks, which the kernel
   second or so once nobody holds `redis.lock`: after kill -9 of every command no Redis stays for ever. Should the
   watchdog itself be killed, the next command starts another.
 
-Redis daemonises itself: it is nobody's child, outlives the command that started it, and leaves no zombie.
+Redis daemonises itself: it is nobody's child, outlives the command that started it, and leaves no zombie. Should it die
+while a command holds the home, the command starts another at the same socket: it knows nothing, and nothing is lost by that.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import stat
@@ -32,14 +34,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.core.errors import BadInput, Unreachable
+from orchestrator.core.errors import BadInput, OrchestratorError, Unreachable
 from orchestrator.gateways.watchdog import ask_redis, stop_redis, try_lock
 
 # redis-server 6.2 silently cuts a socket path of more than 107 bytes and listens elsewhere; macOS allows 103.
 LONGEST_SOCKET_PATH = 99
 START_PATIENCE_S = 30.0
 WATCH_EVERY_S = 1.0
+LOOK_EVERY_S = 1.0  # between two looks of a command at its private server
 T = TypeVar("T")
+log = logging.getLogger("orchestrator.redis")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +83,49 @@ async def private_redis(home: Path, *, watch_every_s: float = WATCH_EVERY_S) -> 
     Raises BadInput where no redis-server is found or no safe folder for its socket, Unreachable where it does not
     start."""
     hold, socket_path = await _finish(lambda: _come_in(home, with_redis=True, watch_every_s=watch_every_s))
+    keeping = asyncio.create_task(_keep_serving(home, socket_path, watch_every_s=watch_every_s))
     try:
         yield PrivateRedis(f"unix://{socket_path}", hold.first_in, hold.lock_fd)
     finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
         await _finish(lambda: _leave(hold, socket_path))
+
+
+async def _keep_serving(home: Path, socket_path: str, *, watch_every_s: float) -> None:
+    """A server that has died is followed by another, which whoever holds the socket's address finds by itself."""
+    while True:
+        await asyncio.sleep(LOOK_EVERY_S)
+        try:
+            if await _finish(lambda: _revive(home, socket_path, watch_every_s=watch_every_s)):
+                log.warning("the private Redis at %s had ended; another one is up", socket_path)
+        except (OSError, OrchestratorError) as error:
+            log.warning("the private Redis cannot be started again yet: %s", error)
+
+
+def _revive(home: Path, socket_path: str, *, watch_every_s: float) -> bool:
+    """Whether the server had to be started. Raises OSError, Unreachable."""
+    if _is_up(socket_path):
+        return False
+    with _start_lock(home):
+        if _is_up(socket_path):  # another command was quicker
+            return False
+        _own(Path(socket_path).parent.parent)
+        _own(Path(socket_path).parent)
+        _start(Path(socket_path).parent)
+        _ensure_watchdog(home, every_s=watch_every_s)
+        return True
+
+
+def _is_up(socket_path: str) -> bool:
+    """There, if perhaps busy."""
+    try:
+        ask_redis(socket_path, "PING", timeout_s=5.0)
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 async def _finish(work: Callable[[], T]) -> T:
@@ -150,7 +193,7 @@ def _start_lock(home: Path, *, patience_s: float = START_PATIENCE_S) -> Iterator
 def _serving(home: Path, lock_fd: int, *, watch_every_s: float) -> str:
     """The socket of a server that answers: the one noted in the lock file, or a new one."""
     noted = os.pread(lock_fd, 500, 0).decode("utf-8", "replace").strip()
-    socket_path = noted if noted and _answers(noted) else _start(home)
+    socket_path = noted if noted and _answers(noted) else _start(socket_folder(home))
     if socket_path != noted:
         os.ftruncate(lock_fd, 0)
         os.pwrite(lock_fd, f"{socket_path}\n".encode(), 0)
@@ -168,8 +211,7 @@ def _answers(socket_path: str) -> bool:
         return False
 
 
-def _start(home: Path) -> str:
-    folder = socket_folder(home)
+def _start(folder: Path) -> str:
     socket_path, log = str(folder / "r.sock"), folder / "redis.log"
     if _answers(socket_path):
         return socket_path

@@ -62,13 +62,16 @@ def _not_started(options: RunOptions, batch: Batch, counts: Counts) -> list[str]
     return [f"{rows} not started (--limit {batch.start_limit}); the rest: {options.command(batch)}"]
 
 
-async def still_out(run: ThisRun, batch: Batch, counts: Counts) -> list[str]:
-    """After an interruption: what is paid and not at home, until when it can be fetched, and how to go on."""
-    out = sum(counts.by_state.get(s, 0) for s in (ItemState.CLAIMED, ItemState.UNSURE, ItemState.RUNNING, ItemState.COLLECTING))
+async def still_out(run: ThisRun, batch: Batch, counts: Counts, *, why: str = "interrupted") -> list[str]:
+    """On leaving early: what is paid and not at home, until when it can be fetched, and how to go on."""
+    paid, unheard = (sum(counts.by_state.get(s, 0) for s in states) for states in (
+        (ItemState.RUNNING, ItemState.COLLECTING), (ItemState.CLAIMED, ItemState.UNSURE)))
     to_go_on = f"to go on: {run.options.again(batch)}"
-    if not out:
-        return [f"interrupted with nothing left out; {to_go_on}"]
+    if not paid and not unheard:
+        return [f"{why} with nothing left out; {to_go_on}"]
     oldest = await run.rooms.ledger.oldest_out_at(batch.pk)
     until = (oldest or run.rooms.clock.now()) + timedelta(seconds=run.rooms.tempo.retention_s)
-    return [f"interrupted: {out} paid predictions are still out; the provider keeps their outputs until "
+    what = [f"{paid:,} paid predictions are still out"] if paid else []
+    what += [f"{unheard:,} purchases were not answered yet (the next run finds out)"] if unheard else []
+    return [f"{why}: {', and '.join(what)}; the provider keeps their outputs until "
             f"{until:%Y-%m-%d %H:%M} UTC at least; {to_go_on}"]

@@ -1,7 +1,7 @@
 """Follow a batch to its end: look at the ledger twice a second, show it, and know when and how it is over."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -63,6 +63,7 @@ class Follower:
     last_trouble: str | None = None
     _outage_since: datetime | None = None
     _heard_at: datetime | None = None
+    _shown: Look | None = None
     _answered: tuple[int, ...] = ()
     _lost: tuple[int, str] = (0, "")  # how many answers, and by when they are settled
     _started: list[tuple[datetime, int]] = field(default_factory=list)
@@ -71,16 +72,23 @@ class Follower:
         """Until the batch is over (its exit code) or somebody interrupts (None)."""
         while not interrupted.is_set():
             try:
-                look = await self._look()
+                self._shown = look = await self._look()
                 self.screen.show(look)
                 code = await self._over(look)
             except Unreachable as error:
-                code = self._patience(str(error))
+                code = self._blind(str(error))
             if code is not None:
                 return code
             with_timeout = asyncio.wait_for(interrupted.wait(), timeout=LOOK_S)
             await asyncio.gather(with_timeout, return_exceptions=True)
         return None
+
+    def _blind(self, reason: str) -> Exit | None:
+        """Nothing can be seen: what was seen last is shown, and why there is nothing newer."""
+        if self._shown is not None:
+            elapsed_s = (self.rooms.clock.now() - self.began_at).total_seconds()
+            self.screen.show(replace(self._shown, reason=reason, per_minute=0.0, eta_s=None, elapsed_s=elapsed_s))
+        return self._patience(reason)
 
     async def _look(self) -> Look:
         batch = await self.rooms.ledger.batch(self.batch_id)
@@ -162,8 +170,8 @@ class Follower:
         now, by = self.rooms.clock.now(), look.counts.by_state
         answered = tuple(by.get(state, 0) for state in _ANSWERED)
         moved, self._answered = answered != self._answered, answered
-        if look.reason and look.reason.startswith("cannot"):
-            self._heard_at = now
+        is_own = self.machine is not None and look.reason == self.machine.trouble
+        if look.reason and (is_own or look.reason.startswith("cannot")):
             return self._patience(look.reason)
         if moved or self._heard_at is None or now - self._heard_at > timedelta(seconds=QUIET_S):
             self._outage_since = None
@@ -171,6 +179,7 @@ class Follower:
 
     def _patience(self, reason: str) -> Exit | None:
         now = self.rooms.clock.now()
+        self._heard_at = now
         self._outage_since = self._outage_since or now
         if (now - self._outage_since).total_seconds() < self.patience_s:
             return None

@@ -18,7 +18,7 @@ from orchestrator.apps.cli.speech import ask, say
 from orchestrator.apps.machine import Machine, anybody_lives, is_present, is_served, machine
 from orchestrator.apps.orders import check_folder, order_by_hand
 from orchestrator.core.cost import Pricing, to_usd
-from orchestrator.core.errors import BadInput
+from orchestrator.core.errors import BadInput, Unreachable
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import Rooms
@@ -209,9 +209,21 @@ async def _to_the_end(this: ThisRun, batch: Batch, *, settings: Settings, hold: 
                 code = await follower.follow(heard.first)
             if code is None:
                 return await _interrupted(this, batch, here, heard)
+    try:
+        return await _ended(this, batch, follower, code)
+    except Unreachable as error:
+        raise Unreachable(f"stopped after waiting for {options.patience_s:g} s: {error}. Nothing is lost: what was bought is "
+                          f"fetched when the batch goes on within the hour; to go on: {options.again(batch)}") from error
+
+
+async def _ended(this: ThisRun, batch: Batch, follower: Follower, code: Exit) -> Ending:
+    """The last words of a run that nobody interrupted. Raises Unreachable where not even these can be found out."""
+    rooms, options = this.rooms, this.options
     latest = await rooms.ledger.batch(batch.id)
     counts = await rooms.ledger.counts(batch.pk)
     why = [f"stopped: {follower.last_trouble}"] if follower.last_trouble else []
+    if code is Exit.UNREACHABLE:
+        why += await still_out(this, latest or batch, counts, why="left")
     if code is Exit.BUDGET and latest is not None:
         why = [f"stopped: {latest.reason}{_of_the_budget(latest, counts)}; raise it, then {options.again(batch)}"]
     return await close(this, latest or batch, counts, code=code, lines=why)
@@ -282,6 +294,10 @@ async def _interrupted(this: ThisRun, batch: Batch, here: Machine, heard: _Heard
         await here.stop(grace_s=0)
         await asyncio.gather(good, return_exceptions=True)
     quick.cancel()
-    counts = await rooms.ledger.counts(batch.pk)
-    latest = await rooms.ledger.batch(batch.id)
-    return await close(this, latest or batch, counts, code=heard.code, lines=await still_out(this, batch, counts))
+    try:
+        counts = await rooms.ledger.counts(batch.pk)
+        latest = await rooms.ledger.batch(batch.id)
+        return await close(this, latest or batch, counts, code=heard.code, lines=await still_out(this, batch, counts))
+    except Unreachable as error:
+        return Ending(heard.code, {"batch": batch.id}, (
+            f"interrupted: {error}; what is still out cannot be told. To go on: {this.options.again(batch)}",))

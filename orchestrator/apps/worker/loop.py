@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 from orchestrator import wiring
 from orchestrator.core.errors import OrchestratorError, Unreachable
+from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Wake
 from orchestrator.flow.collect import collect
@@ -118,6 +119,8 @@ class StationLoop:
         except Exception as error:  # a defect too: its wake is held back, that of a report for half an hour
             log.warning("station %s of %s: %s", station, key, error, exc_info=not isinstance(error, OrchestratorError))
             wakes = [Wake(station, key, lane, rooms.clock.now() + timedelta(seconds=AFTER_ERROR_S))]
+            if isinstance(error, Unreachable) and station in ("submit", "collect"):
+                await _say_why(rooms, key, error)
         await self._schedule(rooms, Wake(station, key, lane), wakes)
 
     async def _schedule(self, rooms: Rooms, ran: Wake, wakes: Sequence[Wake]) -> None:
@@ -132,3 +135,11 @@ class StationLoop:
                 if self._stopping or rooms.clock.boottime() >= until:
                     return log.warning("what comes after station %s of %s could not be noted: %s", ran.station, ran.key, error)
                 await rooms.clock.sleep(AFTER_ERROR_S)
+
+
+async def _say_why(rooms: Rooms, batch_id: str, error: Unreachable) -> None:
+    """Where every command can read it: a disk that is full still takes this much. The next purchase takes the word back."""
+    with suppress(Unreachable):
+        batch = await rooms.ledger.batch(batch_id)
+        if batch is not None and batch.state is BatchState.RUNNING and batch.reason is None:
+            await rooms.ledger.note_reason(batch.pk, f"cannot go on: {error}")

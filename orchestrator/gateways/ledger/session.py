@@ -26,6 +26,8 @@ BUSY_S = 30  # how long a transaction waits for another one's lock
 TRIES = 5
 # serialization failure, deadlock, and a unique key that another transaction took meanwhile: read again, decide again
 AGAIN = frozenset({"40001", "40P01", "23505"})
+CROWDED = AGAIN - {"23505"}  # after so many tries it is the database that cannot be used now, not the step that is wrong
+AGAIN_S = 0.02  # before the second try, twice as long before each further one
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -111,8 +113,13 @@ class Database:
                 with self._translated():
                     return await self._engine.run(step, writes=writes)
             except DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) not in AGAIN or tries >= TRIES:
+                state = getattr(error.orig, "sqlstate", None)
+                if state in CROWDED and tries >= TRIES:
+                    raise Unreachable(f"the ledger at {self.where} cannot be used: other transactions were in the way {tries} "
+                                      f"times in a row ({self._reason(error)})") from error
+                if state not in AGAIN or tries >= TRIES:
                     raise
+            await asyncio.sleep(AGAIN_S * 2**tries)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -165,6 +172,7 @@ async def _whole(work: Coroutine[Any, Any, T]) -> T:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait({task})
+        task.exception()  # nobody waits for it any more, and it is no news that it failed
         raise
 
 

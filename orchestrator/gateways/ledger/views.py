@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from statistics import quantiles
 from typing import Any
 
-from sqlalchemy import Row, and_, case, exists, func, select, text
+from sqlalchemy import Row, and_, case, exists, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.cost import to_usd
@@ -144,9 +144,18 @@ async def items_of(connection: AsyncConnection, batch_pk: int, *, state: ItemSta
                      row.due_at if row.state == ItemState.PENDING.value and row.attempts else None) for row in rows]
 
 
+# Attempts that reached nobody, or bought nothing for a reason that was not the row's own: a deploy, an outage, a 429.
+_IDLE = attempts.alias("idle")
+_NOT_COUNTED = select(func.count()).where(_IDLE.c.item_pk == items.c.pk, or_(
+    _IDLE.c.state.in_([AttemptState.NOT_SENT.value, AttemptState.ABSENT.value]),
+    _IDLE.c.error_class.in_(["throttled", "credit", "token"]))).correlate(items).scalar_subquery()
+_ENDED_AT_ONCE = and_(items.c.attempts == 1, items.c.state == ItemState.SUCCEEDED.value)  # nearly all rows: nothing to look up
+_TRIED = case((or_(items.c.attempts == 0, _ENDED_AT_ONCE), items.c.attempts), else_=items.c.attempts - _NOT_COUNTED)
+
+
 def _with_attempt() -> Any:
     return select(
-        items.c.pk, items.c.idx, items.c.row_id, items.c.state, items.c.error, items.c.error_class, items.c.attempts,
+        items.c.pk, items.c.idx, items.c.row_id, items.c.state, items.c.error, items.c.error_class, _TRIED.label("attempts"),
         items.c.due_at, attempts.c.prediction_id, attempts.c.output_json, attempts.c.seconds, attempts.c.version,
     ).outerjoin(attempts, attempts.c.id == items.c.attempt_id)
 
