@@ -185,6 +185,9 @@ class Storage(Protocol):
     async def measure(self, wanted: Sequence[tuple[str, int]]) -> list[Seen | None]:
         """What lies at each path, of which this size is expected; None: nothing. A file of another size is not read."""
 
+    async def clean(self, *, older_than_s: float) -> int:
+        """Remove temporary files that dead processes left, by their age; how many."""
+
     def names(self) -> AsyncIterator[list[str]]:
         """What there is, relative paths, streamed: the files of outputs, and what lies beside their folder."""
 

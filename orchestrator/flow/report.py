@@ -28,6 +28,7 @@ async def report(rooms: Rooms, batch_id: str, _lane: int = 0) -> list[Wake]:
         return [*again, Wake("report", batch_id)]
     await rooms.ledger.hold(Wake("report", batch_id), until=rooms.clock.now() + timedelta(seconds=LONGEST_S))
     to, reason = await _end_of(rooms, batch)
+    await rooms.storage(batch.output_to).clean(older_than_s=0.0)  # nothing is on its way home: a killed worker left these
     try:
         await write_all(rooms, batch, state=to)
     except OSError as error:

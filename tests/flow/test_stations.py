@@ -293,3 +293,14 @@ async def test_resume_of_a_running_batch_leaves_its_limit(stage: Stage):
     running = await stage.rooms.ledger.batch(batch.id)
     assert running is not None and not await resume(stage.rooms, running)
     assert await settle(stage, batch) == {"succeeded": 2, "pending": 4}
+
+
+async def test_nothing_half_written_is_left(stage: Stage):
+    """What a killed worker left behind is swept out before the results are written, under a command that lives on, too."""
+    batch = await stage.load(2)
+    assert await settle(stage, batch) == {"succeeded": 2}
+    left = stage.folder / "out" / "files" / ".incoming-123-abc.part"
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_bytes(b"half")
+    await report(stage.rooms, batch.id)
+    assert not left.exists()

@@ -174,6 +174,7 @@ async def _bury_the_dead(rooms: Rooms) -> None:
     lost = [Fact(Event.ANSWER_LOST, now, i, error="the program ended before the answer was recorded",
                  error_class="unsure") for i in ids]
     await record(rooms, lost)
+    await rooms.ledger.release_holds(now=now)  # and what it was about to bring home comes due now, not after its lease
 
 
 async def _already_over(this: ThisRun, batch: Batch) -> Ending | None:
