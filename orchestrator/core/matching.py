@@ -83,6 +83,15 @@ def _named(waiting: Iterable[OpenAttempt], free: Iterable[Prediction]) -> list[B
     return [Bound(i, by_attempt[i], "url") for i in sorted({a.attempt_id for a in waiting} & by_attempt.keys())]
 
 
+def doubts(attempts: Sequence[OpenAttempt], listing: Listing) -> list[Prediction]:
+    """Predictions of nobody that could be one of the attempts', oldest first. The list does not show where their webhooks went;
+    a GET may, and so say whose each is."""
+    asked = [a for a in attempts if a.state != "open"]
+    unexplained = [p for p in listing.predictions if p.webhook is None and p.id not in listing.owned
+                   and any(_could_be(p, a) for a in asked)]
+    return sorted(unexplained, key=lambda p: (p.created_at is None, p.created_at, p.id))
+
+
 def is_of(prediction: Prediction, attempt: OpenAttempt, *, hash_of: Callable[[dict[str, Any]], str]) -> bool:
     """Whether a prediction that a genuine webhook ascribes to an attempt is really that attempt's.
 

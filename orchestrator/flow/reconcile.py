@@ -1,27 +1,22 @@
 """Ask the provider, in bulk: what has ended, what is silent, what is unsure. Answers go through the one door."""
 
-import logging
-from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from orchestrator.core.errors import NotFound, OrchestratorError, ProviderAway, ProviderRefusal
+from orchestrator.core.errors import NotFound, ProviderAway
 from orchestrator.core.inputs import input_hash
 from orchestrator.core.lifecycle import BatchState, Event
-from orchestrator.core.matching import Listing, Verdicts, is_of, resolve
-from orchestrator.core.ports import Budget, OpenAttempt, OpenWindow, Rooms
+from orchestrator.core.matching import is_of
+from orchestrator.core.ports import OpenAttempt, OpenWindow, Rooms
 from orchestrator.core.prediction import TERMINAL
-from orchestrator.core.records import Fact, Prediction, Wake
+from orchestrator.core.records import Fact, Wake
 from orchestrator.core.tempo import Tempo
 from orchestrator.flow.ending import wind_up
+from orchestrator.flow.listing import CLOCK_MARGIN_S, pages, permit
 from orchestrator.flow.record import fact_of, news_of, record
-
-CLOCK_MARGIN_S = 60.0  # around every window in the provider's time
-
+from orchestrator.flow.unsure import cancel_surplus, resolve_unsure
 
 UNSURE_LANE = 1
-log = logging.getLogger("orchestrator.flow")
 
 
 async def sweep(rooms: Rooms, account: str, lane: int = 0) -> list[Wake]:
@@ -59,8 +54,8 @@ async def _look(rooms: Rooms, account: str) -> list[Wake]:
 
 async def _unsure_look(rooms: Rooms, account: str) -> list[Wake]:
     now, tempo = rooms.clock.now(), rooms.tempo
-    wakes = await _resolve_unsure(rooms, account, now)
-    wakes += await _cancel_surplus(rooms, account)
+    wakes = await resolve_unsure(rooms, account, now)
+    wakes += await cancel_surplus(rooms, account)
     window = await rooms.ledger.open_window(account)
     live = any(batch.account == account for batch in await rooms.ledger.live_batches())
     if not live and not window.unsure:
@@ -82,7 +77,7 @@ async def _early(rooms: Rooms, account: str, now: datetime) -> list[Wake]:
     attempts = {a.attempt_id: a for a in await rooms.ledger.attempts_of([kept.attempt_id for kept in waiting])}
     facts: list[Fact] = []
     for kept in waiting:
-        await _permit(rooms, account)
+        await permit(rooms, account)
         with suppress(NotFound):
             prediction = await rooms.predictions.get(kept.prediction_id)
             if is_of(prediction, attempts[kept.attempt_id], hash_of=input_hash):
@@ -108,36 +103,11 @@ async def _list_sweep(rooms: Rooms, account: str, window: OpenWindow) -> tuple[i
     offset_s = await rooms.ledger.offset(account) or 0.0
     edge = window.oldest_created_at + timedelta(seconds=offset_s - CLOCK_MARGIN_S / 12)
     news, wakes = 0, list[Wake]()
-    async for page in _pages(rooms, account, edge):
+    async for page in pages(rooms, account, edge):
         ended = [fact_of(p, at=rooms.clock.now(), via="list") for p in page if p.status in TERMINAL]
         moved, concerned = await news_of(rooms, ended)
         news, wakes = news + moved, wakes + concerned
     return news, wakes
-
-
-async def _pages(rooms: Rooms, account: str, edge: datetime) -> AsyncIterator[list[Prediction]]:
-    """Pages of predictions created after `edge` (provider's time), newest first, within the budget for reads."""
-    url: str | None = None
-    while True:
-        await _permit(rooms, account)
-        page = await rooms.predictions.list_page(url=url, created_after=None if url else edge)
-        if page.provider_offset_s is not None and url is None:
-            await rooms.ledger.note_offset(account, offset_s=page.provider_offset_s, now=rooms.clock.now())
-        yield [p for p in page.predictions if p.created_at is None or p.created_at >= edge]
-        oldest = min((p.created_at for p in page.predictions if p.created_at), default=None)
-        url = page.next_url
-        if url is None or (oldest is not None and oldest < edge):
-            return
-
-
-async def _permit(rooms: Rooms, account: str) -> None:
-    """Wait for a permit to read."""
-    budget = Budget(f"reads:{account}", rooms.tempo.reads_per_minute, 50)
-    while True:
-        grant = await rooms.limiter.reserve([budget], count=1)
-        await rooms.clock.sleep(grant.first_in_s)
-        if grant.count:
-            return
 
 
 async def _stragglers(rooms: Rooms, account: str, window: OpenWindow, now: datetime) -> list[Wake]:
@@ -148,7 +118,7 @@ async def _stragglers(rooms: Rooms, account: str, window: OpenWindow, now: datet
                                          count=tempo.straggler_gets)
     wakes: list[Wake] = []
     for attempt in late:
-        await _permit(rooms, account)
+        await permit(rooms, account)
         wakes += await record(rooms, await _ask(rooms, attempt))
         waited_s = (now - attempt.created_at).total_seconds()
         await rooms.ledger.checked([attempt.attempt_id], next_check_at=now + timedelta(seconds=max(10.0, waited_s / 10)))
@@ -162,69 +132,3 @@ async def _ask(rooms: Rooms, attempt: OpenAttempt) -> list[Fact]:
     except NotFound:
         return []  # intermittent 404s for valid ids have been reported; the next look decides
     return [fact_of(prediction, at=rooms.clock.now(), via="get")] if prediction.status in TERMINAL else []
-
-
-@dataclass(slots=True)
-class _Seen:
-    predictions: list[Prediction] = field(default_factory=list)
-    complete: bool = True
-
-
-async def _resolve_unsure(rooms: Rooms, account: str, now: datetime) -> list[Wake]:
-    """Adopt, buy again, give up, or wait: `core.matching` judges, here it is only carried out."""
-    gone = await rooms.ledger.gone(account, since=now - timedelta(seconds=rooms.tempo.retention_s), now=now)
-    attempts = await rooms.ledger.unsure(account) + gone
-    if not attempts:
-        return []
-    known_s = await rooms.ledger.offset(account)
-    attempts = [a if a.offset_s is not None else replace(a, offset_s=known_s) for a in attempts]
-    oldest_at = min(a.created_at + timedelta(seconds=a.offset_s or 0.0) for a in attempts)  # provider's time
-    seen = await _window_of(rooms, account, edge=oldest_at - timedelta(seconds=CLOCK_MARGIN_S))
-    owned = await rooms.ledger.owned([p.id for p in seen.predictions])
-    verdicts = resolve(attempts, Listing(seen.predictions, frozenset(owned), seen.complete), now=now,
-                       offset_s=rooms.predictions.offset_s,
-                       tempo=rooms.tempo, hash_of=input_hash, alive_targets=await rooms.ledger.echoes(account))
-    if verdicts.absent_once:
-        again_at = now + timedelta(seconds=rooms.tempo.unsure_confirm_s)
-        await rooms.ledger.checked(verdicts.absent_once, next_check_at=again_at)
-    await _look_later(rooms, gone, now)
-    return await record(rooms, _facts(verdicts, now))
-
-
-async def _look_later(rooms: Rooms, gone: Sequence[OpenAttempt], now: datetime) -> None:
-    """Less and less often: the window reaches back to the oldest of them."""
-    if gone:
-        age_s = (now - min(attempt.created_at for attempt in gone)).total_seconds()
-        later = now + timedelta(seconds=max(rooms.tempo.unsure_confirm_s, age_s / 2))
-        await rooms.ledger.checked([attempt.attempt_id for attempt in gone], next_check_at=later)
-
-
-async def _cancel_surplus(rooms: Rooms, account: str) -> list[Wake]:
-    """What was bought beyond need costs as little as can be."""
-    facts: list[Fact] = []
-    for attempt_id, prediction_id in await rooms.ledger.surplus(account):
-        await _permit(rooms, account)
-        with suppress(ProviderRefusal):  # ended in the meantime: the list says how
-            prediction = await rooms.predictions.cancel(prediction_id)
-            log.warning("prediction %s was bought beyond need, and is canceled", prediction_id)
-            facts.append(fact_of(prediction, at=rooms.clock.now(), attempt_id=attempt_id, via="get"))
-    return await record(rooms, facts)
-
-
-async def _window_of(rooms: Rooms, account: str, *, edge: datetime) -> _Seen:
-    seen = _Seen()
-    try:
-        async for page in _pages(rooms, account, edge):
-            seen.predictions.extend(page)
-    except OrchestratorError:
-        seen.complete = False
-    return seen
-
-
-def _facts(verdicts: Verdicts, now: datetime) -> list[Fact]:
-    adopted = [fact_of(b.prediction, at=now, attempt_id=b.attempt_id, via="list", bound_by=b.by) for b in verdicts.adopt]
-    absent = [Fact(Event.ABSENT, now, i) for i in verdicts.absent]
-    lost = [Fact(Event.GIVEN_UP, now, i, error="the answer to the purchase was lost, and nobody can say whether it was "
-                 "made; `orchestrator retry --class unsure` buys the row again", error_class="unsure")
-            for i in verdicts.give_up]
-    return adopted + absent + lost

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from orchestrator.core.errors import NotFound, OrchestratorError
 from orchestrator.core.inputs import input_hash
 from orchestrator.core.lifecycle import ALIVE_ATTEMPT, LIVE_BATCH, AttemptState
-from orchestrator.core.ports import Budget, Rooms
+from orchestrator.core.ports import Rooms
 from orchestrator.core.prediction import TERMINAL
 from orchestrator.core.records import Batch, Prediction
 from orchestrator.core.verify import (
@@ -25,8 +25,8 @@ from orchestrator.core.verify import (
     named_attempts,
     unrecorded,
 )
+from orchestrator.flow.listing import CLOCK_MARGIN_S, permit
 
-CLOCK_MARGIN_S = 60.0  # around every window in the provider's time
 MOST_ASKED = 200  # single GETs for each question
 UNOWNED_AT_ONCE = 500
 _ALIVE = frozenset(state.value for state in ALIVE_ATTEMPT)
@@ -57,7 +57,7 @@ class _Look:
 async def verify_there(rooms: Rooms, batch: Batch, report: Report) -> None:
     """Compare the batch with the provider's list and note in `report` what is wrong, and how far the look went."""
     try:
-        await _permit(rooms, batch.account)
+        await permit(rooms, batch.account)
         account = await rooms.predictions.account()
         if account != batch.account:
             report.there.why_not = f"the token is of account {account}, and this batch was bought by {batch.account}"
@@ -94,23 +94,13 @@ async def _pages(rooms: Rooms, account: str, span: Span) -> AsyncIterator[list[P
     """The list within a stretch of time, newest first; whether `next` keeps the bounds is not known, so they are asked again."""
     url: str | None = None
     while True:
-        await _permit(rooms, account)
+        await permit(rooms, account)
         bounds = {} if url else {"created_after": span.first, "created_before": span.last}
         page = await rooms.predictions.list_page(url=url, **bounds)
         yield [p for p in page.predictions if p.created_at is None or span.first <= p.created_at < span.last]
         oldest = min((p.created_at for p in page.predictions if p.created_at), default=None)
         url = page.next_url
         if url is None or (oldest is not None and oldest < span.first):
-            return
-
-
-async def _permit(rooms: Rooms, account: str) -> None:
-    """Wait for a permit to read: the budget is the one that the sweep spends from."""
-    budget = Budget(f"reads:{account}", rooms.tempo.reads_per_minute, 50)
-    while True:
-        grant = await rooms.limiter.reserve([budget], count=1)
-        await rooms.clock.sleep(grant.first_in_s)
-        if grant.count:
             return
 
 
@@ -171,7 +161,7 @@ def _explained(look: _Look, prediction: Prediction, *, row: tuple[int, str] | No
 
 async def _in_full(rooms: Rooms, account: str, prediction: Prediction) -> Prediction:
     """As a GET shows it: the list leaves the webhook out."""
-    await _permit(rooms, account)
+    await permit(rooms, account)
     try:
         return await rooms.predictions.get(prediction.id)
     except NotFound:
@@ -207,7 +197,7 @@ async def _confirm(look: _Look) -> None:
         if n >= MOST_ASKED:
             look.there.not_asked += len(look.doubtful) - n
             return
-        await _permit(rooms, look.batch.account)
+        await permit(rooms, look.batch.account)
         try:
             prediction = await rooms.predictions.get(prediction_id)
         except NotFound:
@@ -237,7 +227,7 @@ async def _not_listed(look: _Look) -> None:
 async def _is_known(look: _Look, prediction_id: str) -> bool:
     """Asked twice, as intermittent 404s for valid ids have been reported."""
     for _ in range(2):
-        await _permit(look.rooms, look.batch.account)
+        await permit(look.rooms, look.batch.account)
         try:
             await look.rooms.predictions.get(prediction_id)
             return True

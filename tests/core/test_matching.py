@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.matching import Listing, Verdicts, last_moment, resolve
+from orchestrator.core.matching import Listing, Verdicts, doubts, last_moment, resolve
 from orchestrator.core.ports import OpenAttempt
 from orchestrator.core.records import Prediction
 from orchestrator.core.tempo import Tempo
@@ -261,3 +261,12 @@ def test_a_doubt_that_stays_ends_after_the_time_for_it():
     doubt = seen("p9", prompt=None)
     assert judge([attempt()], [doubt], after_s=719).give_up == []
     assert judge([attempt()], [doubt], after_s=721).give_up == ["a1"]
+
+
+def test_doubts_are_what_a_get_could_clear_up():
+    """Unowned, silent about their webhook, and like an attempt that is unsure or gone; what is only in the air asks nothing."""
+    listing = Listing([seen("p3", at_s=3), seen("p1"), seen("dog", prompt="a dog"), seen("owned"), seen("theirs", webhook="x"),
+                       seen("removed", prompt=None, at_s=2)], frozenset({"owned"}), True)
+    assert [p.id for p in doubts([attempt()], listing)] == ["p1", "removed", "p3"]
+    assert [p.id for p in doubts([gone()], listing)] == ["p1", "removed", "p3"]
+    assert doubts([attempt(state="open")], listing) == []

@@ -340,3 +340,14 @@ async def test_unsure_bought_again_where_the_job_says_so(stage: Stage):
     while not (await stage.states(batch)).get("running"):
         await submit(stage.rooms, batch.id, 0)
     assert len(stage.provider.purchases()) == 2
+
+
+async def test_equal_rows_told_apart_by_single_looks(stage: Stage):
+    """Four equal rows, no answer heard, one never bought; the list shows no webhooks, a GET does: the three are found, and
+    the fourth is bought."""
+    stage.rooms = replace(stage.rooms, tempo=replace(QUICK, unsure_give_up_s=20, slice_s=0.2), public_url="http://127.0.0.1:9")
+    job = f'model: {PICTURES}\nsource: {{ path: rows.csv }}\ninput: {{ prompt: "a teapot" }}\n'
+    batch = await loaded(stage, job, rows=4)
+    stage.provider.put("faults", {"lost_answer": {"next": 3}, "close_before": {"next": 1}, "webhook_dropped": 1.0})
+    assert await settle(stage, batch, within_s=30) == {"succeeded": 4}
+    assert len(stage.provider.purchases()) == 4

@@ -14,7 +14,7 @@ from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Decide
 from orchestrator.core.records import Batch, Change, Fact, Prediction, Role
 from orchestrator.flow.control import cancel, resume, retry
-from orchestrator.flow.ending import wind_up
+from orchestrator.flow.ending import SIDE_BY_SIDE, wind_up
 from orchestrator.flow.presence import at_work, present
 from orchestrator.flow.report import report
 from orchestrator.flow.submit import submit
@@ -77,7 +77,7 @@ async def test_results_on_a_full_disk(stage: Stage):
 
 async def test_resume_while_a_sweep_winds_up(stage: Stage):
     """A sweep that had seen the batch canceling stops ending its predictions once somebody resumes it."""
-    batch = await stage.load(6)
+    batch = await stage.load(SIDE_BY_SIDE + 6)
     await submit(stage.rooms, batch.id, 0)
     real, ended = stage.rooms.predictions.cancel, []
 
@@ -91,7 +91,7 @@ async def test_resume_while_a_sweep_winds_up(stage: Stage):
     await rooms.ledger.set_state(batch.pk, to=BatchState.CANCELING, allowed=frozenset(BatchState), reason=None,
                                  now=rooms.clock.now())
     await wind_up(rooms, await again(stage, batch))
-    assert len(ended) == 1
+    assert len(ended) == SIDE_BY_SIDE  # those that were asked together
     assert (await again(stage, batch)).state is BatchState.RUNNING
 
 

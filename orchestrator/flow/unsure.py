@@ -1,0 +1,108 @@
+"""Purchases whose answer was lost: found, bought again, given up; and what turns up after all."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from orchestrator.core.errors import OrchestratorError, ProviderRefusal
+from orchestrator.core.inputs import input_hash
+from orchestrator.core.lifecycle import Event
+from orchestrator.core.matching import Listing, Verdicts, doubts, resolve
+from orchestrator.core.ports import OpenAttempt, Rooms
+from orchestrator.core.records import Fact, Prediction, Wake
+from orchestrator.flow.listing import CLOCK_MARGIN_S, pages, permit
+from orchestrator.flow.record import fact_of, record
+
+log = logging.getLogger("orchestrator.flow")
+
+
+async def resolve_unsure(rooms: Rooms, account: str, now: datetime) -> list[Wake]:
+    """Adopt, buy again, give up, or wait: `core.matching` judges, here it is only carried out."""
+    gone = await rooms.ledger.gone(account, since=now - timedelta(seconds=rooms.tempo.retention_s), now=now)
+    attempts = await rooms.ledger.unsure(account) + gone
+    if not attempts:
+        return []
+    known_s = await rooms.ledger.offset(account)
+    attempts = [a if a.offset_s is not None else replace(a, offset_s=known_s) for a in attempts]
+    oldest_at = min(a.created_at + timedelta(seconds=a.offset_s or 0.0) for a in attempts)  # provider's time
+    seen = await _window_of(rooms, account, edge=oldest_at - timedelta(seconds=CLOCK_MARGIN_S))
+    owned = await rooms.ledger.owned([p.id for p in seen.predictions])
+    listing = await _with_webhooks(rooms, account, attempts, Listing(seen.predictions, frozenset(owned), seen.complete))
+    verdicts = resolve(attempts, listing, now=now, offset_s=rooms.predictions.offset_s,
+                       tempo=rooms.tempo, hash_of=input_hash, alive_targets=await rooms.ledger.echoes(account))
+    if verdicts.absent_once:
+        again_at = now + timedelta(seconds=rooms.tempo.unsure_confirm_s)
+        await rooms.ledger.checked(verdicts.absent_once, next_check_at=again_at)
+    await _look_later(rooms, gone, now)
+    return await record(rooms, _facts(verdicts, now))
+
+
+async def _with_webhooks(rooms: Rooms, account: str, attempts: Sequence[OpenAttempt], listing: Listing) -> Listing:
+    """The listing, with what single GETs say of webhooks where the list is silent: five equal rows of which one was never bought
+    were all given up, though four of the five predictions could have said whose they were."""
+    if rooms.public_url is None:
+        return listing
+    unexplained = doubts(attempts, listing)
+    for prediction in [p for p in unexplained if p.id not in _WEBHOOKS][:rooms.tempo.straggler_gets]:
+        await permit(rooms, account)
+        with suppress(OrchestratorError):
+            _remember(prediction.id, (await rooms.predictions.get(prediction.id)).webhook)
+    told = {p.id: p._replace(webhook=_WEBHOOKS[p.id]) for p in unexplained if p.id in _WEBHOOKS}
+    return replace(listing, predictions=[told.get(p.id, p) for p in listing.predictions])
+
+
+_WEBHOOKS: dict[str, str | None] = {}  # a prediction's webhook never changes: asked for once by each process
+_REMEMBERED = 10_000
+
+
+def _remember(prediction_id: str, webhook: str | None) -> None:
+    if len(_WEBHOOKS) >= _REMEMBERED:
+        _WEBHOOKS.clear()
+    _WEBHOOKS[prediction_id] = webhook
+
+
+async def _look_later(rooms: Rooms, gone: Sequence[OpenAttempt], now: datetime) -> None:
+    """Less and less often: the window reaches back to the oldest of them."""
+    if gone:
+        age_s = (now - min(attempt.created_at for attempt in gone)).total_seconds()
+        later = now + timedelta(seconds=max(rooms.tempo.unsure_confirm_s, age_s / 2))
+        await rooms.ledger.checked([attempt.attempt_id for attempt in gone], next_check_at=later)
+
+
+async def cancel_surplus(rooms: Rooms, account: str) -> list[Wake]:
+    """What was bought beyond need costs as little as can be."""
+    facts: list[Fact] = []
+    for attempt_id, prediction_id in await rooms.ledger.surplus(account):
+        await permit(rooms, account)
+        with suppress(ProviderRefusal):  # ended in the meantime: the list says how
+            prediction = await rooms.predictions.cancel(prediction_id)
+            log.warning("prediction %s was bought beyond need, and is canceled", prediction_id)
+            facts.append(fact_of(prediction, at=rooms.clock.now(), attempt_id=attempt_id, via="get"))
+    return await record(rooms, facts)
+
+
+@dataclass(slots=True)
+class _Seen:
+    predictions: list[Prediction] = field(default_factory=list)
+    complete: bool = True
+
+
+async def _window_of(rooms: Rooms, account: str, *, edge: datetime) -> _Seen:
+    seen = _Seen()
+    try:
+        async for page in pages(rooms, account, edge):
+            seen.predictions.extend(page)
+    except OrchestratorError:
+        seen.complete = False
+    return seen
+
+
+def _facts(verdicts: Verdicts, now: datetime) -> list[Fact]:
+    adopted = [fact_of(b.prediction, at=now, attempt_id=b.attempt_id, via="list", bound_by=b.by) for b in verdicts.adopt]
+    absent = [Fact(Event.ABSENT, now, i) for i in verdicts.absent]
+    lost = [Fact(Event.GIVEN_UP, now, i, error="the answer to the purchase was lost, and nobody can say whether it was "
+                 "made; `orchestrator retry --class unsure` buys the row again", error_class="unsure")
+            for i in verdicts.give_up]
+    return adopted + absent + lost
