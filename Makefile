@@ -26,6 +26,9 @@ quick: .venv/dev  ## core and flow only, in seconds
 bench: .venv/dev  ## measure, in one run, and print ratios
 	$(BIN)/python scripts/bench/run.py
 
+chaos: .venv/dev  ## random schedules of kills, lost answers and outages: SCHEDULES=200 SEED=1
+	$(BIN)/python -m tests.chaos --schedules $(or $(SCHEDULES),50) --seed $(or $(SEED),1)
+
 docs: .venv/dev  ## write the generated pages anew
 	$(BIN)/python scripts/lifecycle.py docs/lifecycle.md
 	$(BIN)/python scripts/job_schema.py config/job.schema.json
@@ -48,4 +51,4 @@ clean:  ## remove what was built and downloaded here
 	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
 	@touch $@
 
-.PHONY: help demo install test check quick bench docs lock clean
+.PHONY: help demo install test check quick bench chaos docs lock clean

@@ -48,6 +48,8 @@ class Admin:
             return answers.json_reply(self._dispatch.as_json())
         if name == "faults":
             return answers.json_reply(self._world.faults.as_json())
+        if name == "struck":
+            return answers.json_reply(self._world.faults.struck())
         return answers.not_found()
 
     def _turn(self, method: str, name: str, body: dict[str, Any]) -> Reply:

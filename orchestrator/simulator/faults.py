@@ -1,5 +1,6 @@
 """Switches that make the simulated provider misbehave, by chance or for the next few times."""
 
+from collections import Counter
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -49,6 +50,7 @@ class Faults:
         """Start with everything off."""
         self._random = Random(seed)
         self._switches: dict[str, Switch] = {}
+        self._struck: Counter[str] = Counter()
 
     def put(self, settings: dict[str, Any]) -> None:
         """Merge switches: a number is a probability, null is off, an object names its fields.
@@ -71,14 +73,18 @@ class Faults:
     def strike(self, name: str) -> Switch | None:
         """Return the switch if it strikes this time, counting down a `next`."""
         switch = self._switches.get(name)
-        if switch is None:
+        if switch is None or not self._hits(name, switch):
             return None
+        self._struck[name] += 1
+        return switch
+
+    def _hits(self, name: str, switch: Switch) -> bool:
         if switch.next > 0:
             switch.next -= 1
             if not switch.on:
                 del self._switches[name]
-            return switch
-        return switch if switch.p >= 1 or self._random.random() < switch.p else None
+            return True
+        return switch.p >= 1 or self._random.random() < switch.p
 
     def first(self, names: tuple[str, ...]) -> tuple[str, Switch] | None:
         """Return the first of `names` that strikes, with its switch."""
@@ -92,6 +98,10 @@ class Faults:
     def standing(self, name: str) -> Switch | None:
         """Return a switch that describes a condition rather than a blow, without counting it down."""
         return self._switches.get(name)
+
+    def struck(self) -> dict[str, int]:
+        """Return how often each switch has struck so far; a condition is not counted."""
+        return dict(sorted(self._struck.items()))
 
     def as_json(self) -> dict[str, Any]:
         """Return every switch that is on."""

@@ -175,6 +175,16 @@ def test_reading_errors(rig: Rig) -> None:
     assert rig.http.get("/v1/predictions").status_code == 200
 
 
+def test_blows_are_counted(rig: Rig) -> None:
+    """How often each switch struck is told, also after it was used up or put off; what only stands is not counted."""
+    rig.put("faults", storm_429={"next": 2}, fail=1.0, list_lag={"p": 1, "seconds": 0})
+    assert [rig.buy().status_code for _ in range(3)] == [429, 429, 201]
+    rig.put("faults", fail=None)
+    assert rig.buy().status_code == 201
+    assert rig.http.get("/v1/predictions").status_code == 200
+    assert rig.http.get("/_admin/struck").json() == {"fail": 1, "storm_429": 2}
+
+
 def test_bad_switches_are_refused(rig: Rig) -> None:
     """An unknown switch, limit or lever is answered with a reason, and changes nothing."""
     assert "no fault switch 'nonsense'" in rig.http.put("/_admin/faults", json={"nonsense": 1}).json()["detail"]

@@ -1,0 +1,35 @@
+"""Many schedules, side by side in processes of their own."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
+from multiprocessing import get_context
+from multiprocessing.util import Finalize
+from pathlib import Path
+
+from tests.chaos.house import PipPostgres
+from tests.chaos.play import Played, play
+from tests.chaos.schedule import drawn
+
+_servers: list[PipPostgres] = []
+_stack = ExitStack()
+
+
+def played(seeds: Sequence[int], *, shapes: Sequence[str], at_once: int) -> Iterator[Played]:
+    """The schedules of these seeds as they end; their folders stay under the temporary folder."""
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    with ProcessPoolExecutor(at_once, mp_context=get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(_one, seed, tuple(shapes), folder) for seed in seeds]):
+            yield future.result()
+
+
+def _one(seed: int, shapes: tuple[str, ...], folder: Path) -> Played:
+    """Play the schedule of a seed, in a process that keeps its PostgreSQL for the next."""
+    schedule = drawn(seed, shapes=shapes)
+    if schedule.shape.startswith("postgresql") and not _servers:
+        _servers.append(_stack.enter_context(PipPostgres()))
+        Finalize(None, _stack.close, exitpriority=1)  # a pool's process knows no atexit
+    place = folder / f"seed-{seed}"
+    place.mkdir()
+    return play(schedule, folder=place, postgres=_servers[0] if _servers else None)
