@@ -142,7 +142,13 @@ def _faults(chance: Random, *, webhooks: bool) -> tuple[tuple[str, tuple[tuple[s
 def _acts(chance: Random, shape: str, *, webhooks: bool) -> tuple[Act, ...]:
     """None to four, in the order of their shares."""
     possible = [*ALWAYS, *ALSO[shape], *(["kill web"] if webhooks and "kill web" not in ALSO[shape] else [])]
-    count = chance.choice([0, 1, 1, 2, 2, 3, 4])
-    acts = [Act(chance.choice(possible), share=round(chance.uniform(0.05, 1.0), 2), wait_s=round(chance.expovariate(2.0), 1),
-                away_s=round(chance.uniform(0.2, 3.0), 1), which=chance.randrange(2)) for _ in range(count)]
+    acts = [_act(chance, chance.choice(possible)) for _ in range(chance.choice([0, 1, 2, 2, 3, 3, 4]))]
     return tuple(sorted(acts, key=lambda act: act.share))
+
+
+def _act(chance: Random, what: str) -> Act:
+    """Mostly while rows are bought; some while they are loaded, some while the last ones are brought home and told of."""
+    share = min(1.0, max(0.0, chance.uniform(-0.15, 1.2)))
+    wait_s = chance.uniform(0.0, 5.0) if share in (0.0, 1.0) else chance.expovariate(2.0)
+    return Act(what, share=round(share, 2), wait_s=round(wait_s, 1), away_s=round(chance.uniform(0.2, 3.0), 1),
+               which=chance.randrange(2))
