@@ -43,13 +43,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try of ours: at which row, how it ended, which purchase it says is its own, and whether its answer was ever lost."""
+    """One try of ours: at which row, how it ended, and which purchase it says is its own.
+
+    `was_lost`: its answer was in doubt at some time. `is_surplus`: it is known to have been bought once more than needed."""
 
     index: int
     state: str
     prediction_id: str | None
     was_lost: bool
     is_priced: bool
+    is_surplus: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,15 +101,18 @@ def _terminal(left: Left) -> Iterator[str]:
 def _bought(left: Left, mine: Mapping[str, Purchase]) -> Iterator[str]:
     """By prompt: as many purchases as intended, each an attempt's own; by row: one that succeeded, and those that failed."""
     by_row: dict[int, list[Purchase]] = {row.index: [] for row in left.rows}
+    surplus: set[str] = set()
     for attempt in left.attempts:
         if attempt.prediction_id is not None and attempt.prediction_id not in mine:
             yield f"row {attempt.index} claims {attempt.prediction_id}, which was never sold"
+        elif attempt.prediction_id is not None and attempt.is_surplus:
+            surplus.add(attempt.prediction_id)
         elif attempt.prediction_id is not None:
             by_row.setdefault(attempt.index, []).append(mine[attempt.prediction_id])
     for row in left.rows:
         yield from _row_bought(row, by_row[row.index])
     for prompt, rows in _grouped(left.rows).items():
-        yield from _prompt_bought(prompt, rows, [p for p in mine.values() if p.prompt == prompt],
+        yield from _prompt_bought(prompt, rows, [p for p in mine.values() if p.prompt == prompt and p.id not in surplus],
                                   known={p.id for row in rows for p in by_row[row.index]})
     asked = {row.prompt for row in left.rows}
     odd = sorted(p.id for p in mine.values() if p.prompt not in asked)
@@ -222,6 +228,7 @@ class Tally:
     adopted: int = 0
     absent: int = 0
     unsure: int = 0
+    surplus: int = 0  # purchases beyond need, known as such
     evident_doubted: int = 0  # the same where webhooks or echoes name the attempt
     evident_unsure: int = 0
 
@@ -234,7 +241,8 @@ class Tally:
         share = f"{self.evident_unsure} of {self.evident_doubted} where webhooks or echoes exist"
         return (f"{self.schedules} schedules, {self.failed} failed; {self.rows} rows, {self.purchases} purchases; "
                 f"{self.answers_lost} answers lost by the provider, {self.doubted} attempts unsure at some time: "
-                f"{self.adopted} adopted, {self.absent} proven absent, {self.unsure} rows ended unsure ({share})")
+                f"{self.adopted} adopted, {self.absent} proven absent, {self.surplus} surplus, "
+                f"{self.unsure} rows ended unsure ({share})")
 
 
 AFTER_PURCHASE = ("lost_answer", "lost_answer_reset", "error_after", "cut_answer", "garbage_answer")
@@ -249,4 +257,5 @@ def tally(lefts: Sequence[Left], purchases: Sequence[Purchase], *, struck: Mappi
         schedules=1, failed=int(failed), rows=sum(len(left.rows) for left in lefts), purchases=len(purchases),
         answers_lost=sum(struck.get(name, 0) for name in AFTER_PURCHASE), doubted=len(attempts),
         adopted=sum(a.prediction_id is not None for a in attempts), absent=sum(a.state == "absent" for a in attempts),
-        unsure=unsure, evident_doubted=len(attempts) * is_evident, evident_unsure=unsure * is_evident)
+        unsure=unsure, surplus=sum(a.is_surplus for left in lefts for a in left.attempts),
+        evident_doubted=len(attempts) * is_evident, evident_unsure=unsure * is_evident)

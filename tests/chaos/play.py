@@ -75,7 +75,7 @@ class Played:
 
     def __str__(self) -> str:
         verdict = "\n    ".join(["FAILED", *self.complaints, f"left in {self.folder}"]) if self.complaints else "ok"
-        unsure = f"{self.tally.unsure} of {self.tally.doubted} in doubt ended unsure"
+        unsure = f"{self.tally.unsure} of {self.tally.doubted} in doubt ended unsure" + ", SURPLUS" * bool(self.tally.surplus)
         return f"{self.schedule} | {self.done} | {unsure} | {self.seconds:.0f} s: {verdict}"
 
 
@@ -221,7 +221,7 @@ def _row(values: dict[str, Any]) -> Row:
 
 _ATTEMPTS = """
 SELECT items.idx, attempts.state, attempts.prediction_id, attempts.sent_until_at IS NOT NULL,
-       attempts.charge_units IS NOT NULL
+       attempts.charge_units IS NOT NULL, attempts.surplus_at IS NOT NULL
 FROM attempts JOIN items ON items.pk = attempts.item_pk JOIN batches ON batches.pk = attempts.batch_pk
 """
 
@@ -233,5 +233,5 @@ def _attempts(house: House, job: str) -> list[Attempt]:
     else:
         with psycopg.connect(house.database) as connection:
             found = connection.execute(f"{_ATTEMPTS} WHERE batches.job = %s", (job,)).fetchall()
-    return [Attempt(index, state, prediction_id, bool(was_lost), bool(is_priced))
-            for index, state, prediction_id, was_lost, is_priced in found]
+    return [Attempt(index, state, prediction_id, bool(was_lost), bool(is_priced), bool(is_surplus))
+            for index, state, prediction_id, was_lost, is_priced, is_surplus in found]

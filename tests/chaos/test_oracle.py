@@ -61,6 +61,17 @@ def test_a_row_in_doubt():
     assert any("no attempt knows" in complaint for complaint in twice)
 
 
+def test_a_surplus_purchase_that_is_known():
+    """Bought beyond need and shown as that: counted and paid for, but no complaint."""
+    left, purchases = whole()
+    more = Attempt(0, "canceled", "p7", was_lost=True, is_priced=True, is_surplus=True)
+    left = _summary(_tried(left, more), cost_usd="0.012")
+    left = replace(left, rows=[row(0, cost_usd=2 * CENT), *left.rows[1:]])
+    sold = [*purchases, replace(bought(0), id="p7", status="canceled")]
+    assert judge([left], sold, alive=[]) == []
+    assert tally([left], sold, struck={}, is_evident=False, failed=False).surplus == 1
+
+
 def _tried(left: Left, attempt: Attempt) -> Left:
     return replace(left, attempts=[*left.attempts, attempt])
 
