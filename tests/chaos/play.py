@@ -2,19 +2,16 @@
 
 import hashlib
 import json
-import sqlite3
 import subprocess
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psycopg
 import pyarrow.parquet as pq
 
 from orchestrator.simulator.serve import SimulatorConfig, running
@@ -39,7 +36,8 @@ LONGEST_S = 240.0
 MOST_RUNS = 10
 LATE_S = 12.0  # for what is still under way at the provider, and for processes that are on their way out
 OVER = (0, 1)
-PATIENCE = ("--patience", "8s")
+AGAIN = (4, 130, 143, -9, -2, -15)
+PATIENCE = ("--patience", "15s")
 NOTES = frozenset((".orchestrator.json", "manifest.jsonl", "results.parquet", "summary.json"))
 
 
@@ -49,6 +47,7 @@ class Command:
 
     name: str
     process: subprocess.Popen[bytes]
+    log: Path
     codes: list[int] = field(default_factory=list)
 
     @property
@@ -59,7 +58,19 @@ class Command:
     @property
     def is_stuck(self) -> bool:
         """Whether a person would give up."""
-        return len(self.codes) >= MOST_RUNS or (bool(self.codes) and self.codes[-1] not in (*OVER, 4, 130, 143, -9, -2, -15))
+        if not self.codes or self.codes[-1] in OVER:
+            return False
+        return len(self.codes) >= MOST_RUNS or not (self.codes[-1] in AGAIN or self._came_too_soon())
+
+    def _came_too_soon(self) -> bool:
+        """A web part that starts at the same moment holds its address before it is known to be there."""
+        said = self.log.read_text("utf-8", "replace").splitlines()
+        return self.codes[-1] == 2 and "cannot listen" in said[-1]
+
+    @property
+    def tail(self) -> str:
+        """What it said last."""
+        return self.log.read_text("utf-8", "replace")[-600:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +128,7 @@ class _Stage:
         """Buy, disturb, buy again until all is over; then judge."""
         self._set_up()
         for name in self._schedule.jobs:
-            self._commands.append(Command(name, self._run(house, name)))
+            self._commands.append(Command(name, self._run(house, name), self._folder / f"run-{name}.err"))
         until = time.monotonic() + LONGEST_S
         while time.monotonic() < until and not all(one.is_over or one.is_stuck for one in self._commands):
             self._look(house)
@@ -169,12 +180,7 @@ class _Stage:
 
     def _troubles(self) -> list[str]:
         """What kept a command from its end."""
-        return [f"{one.name} did not come to its end: exits {one.codes}; {self._tail(f'run-{one.name}.err')}"
-                for one in self._commands if not one.is_over]
-
-    def _tail(self, name: str) -> str:
-        path = self._folder / name
-        return path.read_text("utf-8", "replace")[-600:] if path.exists() else "no log"
+        return [f"{one.name} did not come to its end: exits {one.codes}; {one.tail}" for one in self._commands if not one.is_over]
 
     def _settle(self, house: House) -> None:
         """No new mischief; what is under way at the provider ends, and processes on their way out are gone."""
@@ -222,16 +228,10 @@ def _row(values: dict[str, Any]) -> Row:
 _ATTEMPTS = """
 SELECT items.idx, attempts.state, attempts.prediction_id, attempts.sent_until_at IS NOT NULL,
        attempts.charge_units IS NOT NULL, attempts.surplus_at IS NOT NULL
-FROM attempts JOIN items ON items.pk = attempts.item_pk JOIN batches ON batches.pk = attempts.batch_pk
+FROM attempts JOIN items ON items.pk = attempts.item_pk JOIN batches ON batches.pk = attempts.batch_pk WHERE batches.job = '{}'
 """
 
 
 def _attempts(house: House, job: str) -> list[Attempt]:
-    if house.database is None:
-        with closing(sqlite3.connect(house.folder / ".orchestrator" / "ledger.db")) as ledger:
-            found = ledger.execute(f"{_ATTEMPTS} WHERE batches.job = ?", (job,)).fetchall()
-    else:
-        with psycopg.connect(house.database) as connection:
-            found = connection.execute(f"{_ATTEMPTS} WHERE batches.job = %s", (job,)).fetchall()
     return [Attempt(index, state, prediction_id, bool(was_lost), bool(is_priced), bool(is_surplus))
-            for index, state, prediction_id, was_lost, is_priced, is_surplus in found]
+            for index, state, prediction_id, was_lost, is_priced, is_surplus in house.query(_ATTEMPTS.format(job))]
