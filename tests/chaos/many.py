@@ -1,9 +1,10 @@
 """Many schedules, side by side in processes of their own."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing import get_context
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -17,11 +18,13 @@ _stack = ExitStack()
 
 
 def played(seeds: Sequence[int], *, shapes: Sequence[str], at_once: int) -> Iterator[Played]:
-    """The schedules of these seeds as they end; their folders stay under the temporary folder."""
+    """The schedules of these seeds as they end; the folders of those that failed stay under the temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     with ProcessPoolExecutor(at_once, mp_context=get_context("spawn")) as pool:
         for future in as_completed([pool.submit(_one, seed, tuple(shapes), folder) for seed in seeds]):
             yield future.result()
+    with suppress(OSError):  # something is in it: a schedule that failed
+        folder.rmdir()
 
 
 def _one(seed: int, shapes: tuple[str, ...], folder: Path) -> Played:
@@ -32,4 +35,7 @@ def _one(seed: int, shapes: tuple[str, ...], folder: Path) -> Played:
         Finalize(None, _stack.close, exitpriority=1)  # a pool's process knows no atexit
     place = folder / f"seed-{seed}"
     place.mkdir()
-    return play(schedule, folder=place, postgres=_servers[0] if _servers else None)
+    one = play(schedule, folder=place, postgres=_servers[0] if _servers else None)
+    if not one.complaints:
+        shutil.rmtree(place)
+    return one

@@ -13,6 +13,7 @@ from typing import Any
 MAX_FAILURES = 3  # `retry.attempts` of every job here
 CENT_FRACTION = Decimal("1e-9")  # of rounding, per batch
 PROVIDER_FAILED = frozenset(("infrastructure", "safety"))
+ENOUGH = 200  # doubts, before a share of them says anything
 ENDED = frozenset(("succeeded", "failed", "canceled", "aborted"))
 
 
@@ -236,6 +237,11 @@ class Tally:
         """Count another one in."""
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    @property
+    def is_honest(self) -> bool:
+        """Whether hardly a doubt stays where the provider names our attempts: less than one in a hundred, of enough of them."""
+        return self.evident_unsure < ENOUGH / 100 or self.evident_unsure < self.evident_doubted / 100
 
     def __str__(self) -> str:
         share = f"{self.evident_unsure} of {self.evident_doubted} where webhooks or echoes exist"

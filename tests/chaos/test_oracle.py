@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.oracle import Attempt, Left, Purchase, Row, judge, tally
+from tests.chaos.oracle import Attempt, Left, Purchase, Row, Tally, judge, tally
 from tests.chaos.schedule import SHAPES, drawn
 
 CENT = Decimal("0.003")
@@ -125,6 +125,13 @@ def test_what_still_lives():
     """A process that is left is a complaint."""
     left, purchases = whole()
     assert judge([left], purchases, alive=["python worker"]) == ["still alive: python worker"]
+
+
+def test_how_much_doubt_is_too_much():
+    """A single row proves nothing; two of a thousand are few; three of two hundred are too many."""
+    few = [Tally(evident_doubted=20, evident_unsure=1), Tally(evident_doubted=1000, evident_unsure=2)]
+    assert [one.is_honest for one in few] == [True, True]
+    assert not Tally(evident_doubted=200, evident_unsure=3).is_honest
 
 
 def test_a_seed_is_a_schedule():
