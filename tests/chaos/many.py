@@ -21,8 +21,12 @@ def played(seeds: Sequence[int], *, shapes: Sequence[str], at_once: int) -> Iter
     """The schedules of these seeds as they end; the folders of those that failed stay under the temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     with ProcessPoolExecutor(at_once, mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_one, seed, tuple(shapes), folder) for seed in seeds]):
-            yield future.result()
+        futures = [pool.submit(_one, seed, tuple(shapes), folder) for seed in seeds]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:  # Ctrl-C ends the schedules at work, with everything they started, and begins no other
+            pool.shutdown(cancel_futures=True)
     with suppress(OSError):  # something is in it: a schedule that failed
         folder.rmdir()
 
