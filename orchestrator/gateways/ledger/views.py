@@ -17,6 +17,7 @@ from orchestrator.core.lifecycle import IN_AIR_ITEM, AttemptState, ItemState
 from orchestrator.core.records import Batch, Counts, ItemResult, Surplus
 from orchestrator.gateways.ledger.loading import batch_of
 from orchestrator.gateways.ledger.tables import (
+    FRESH_AT,
     PENDING,
     SURPLUS,
     UNPRICED,
@@ -141,7 +142,7 @@ async def items_of(connection: AsyncConnection, batch_pk: int, *, state: ItemSta
     charges = await _charges(connection, [row.pk for row in rows])
     return [ItemView(row.idx, row.row_id, ItemState(row.state), row.prediction_id, row.error, row.error_class,
                      charges.get(row.pk), row.seconds, row.attempts,
-                     row.due_at if row.state == ItemState.PENDING.value and row.attempts else None) for row in rows]
+                     row.due_at if row.state == ItemState.PENDING.value and row.due_at > FRESH_AT else None) for row in rows]
 
 
 # Attempts that reached nobody, or bought nothing for a reason that was not the row's own: a deploy, an outage, a 429.
