@@ -169,7 +169,8 @@ async def reopen_expired(connection: AsyncConnection, batch_pk: int) -> int:
     if state.state not in (BatchState.RUNNING.value, BatchState.PAUSED.value) or state.max_attempts < 2:
         return 0
     bought = (select(func.count()).select_from(attempts).where(
-        attempts.c.item_pk == items.c.pk, attempts.c.state == AttemptState.SUCCEEDED.value).scalar_subquery())
+        attempts.c.item_pk == items.c.pk, attempts.c.state == AttemptState.SUCCEEDED.value,
+        attempts.c.surplus_at.is_(None)).scalar_subquery())
     some = select(items.c.pk).where(_expired(batch_pk), bought < 2).limit(_REOPENED_AT_ONCE)
     moved = await connection.execute(
         update(items).where(items.c.pk.in_(some), items.c.state == ItemState.FAILED.value)

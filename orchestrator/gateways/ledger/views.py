@@ -269,7 +269,8 @@ async def endings(connection: AsyncConnection, batch_pk: int) -> dict[str, int]:
 
 async def canceled(connection: AsyncConnection, batch_pk: int) -> CanceledView:
     """What canceling came to so far."""
-    of_item, is_ended = attempts.c.item_pk == items.c.pk, attempts.c.state == AttemptState.CANCELED.value
+    of_item = attempts.c.item_pk == items.c.pk
+    is_ended = and_(attempts.c.state == AttemptState.CANCELED.value, attempts.c.surplus_at.is_(None))  # surplus is told apart
     was_bought = exists().where(of_item, attempts.c.prediction_id.is_not(None))
     was_ended = exists().where(of_item, is_ended)
     rows = (await connection.execute(
