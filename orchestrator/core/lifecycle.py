@@ -59,6 +59,7 @@ class Event(StrEnum):
     SURFACED = "surfaced"  # given up or found absent, and there after all; the row still wants it
     SURPLUS = "surplus"  # there after all, when the row had been bought again or withdrawn
     EVICTED = "evicted"  # its prediction, adopted for its input, turned out to be another attempt's
+    POISONED = "poisoned"  # absent, after its workers died again and again
     COLLECTED = "collected"
     UNCOLLECTABLE = "uncollectable"
 
@@ -113,6 +114,7 @@ MOVES: tuple[Move, ...] = (
          "it had been bought after all, and the row takes it"),
     _row(Event.SURPLUS, (GONE_ATTEMPT, _A.RUNNING), (frozenset(_I), None), "bought once more than needed: canceled at once"),
     _row(Event.EVICTED, (_RUNNING_A, _A.UNSURE), (_RUNNING_I, _I.UNSURE), "its prediction is another attempt's: in doubt again"),
+    _row(Event.POISONED, (_UNSURE_A, _A.ABSENT), (_UNSURE_I, _I.FAILED), "never bought, and the row ended its worker every time"),
     _row(Event.COLLECTED, (_DONE_A, _A.SUCCEEDED), (_COLLECTING_I, _I.SUCCEEDED), "outputs are home and hashed"),
     _row(Event.UNCOLLECTABLE, (_DONE_A, _A.SUCCEEDED), (_COLLECTING_I, _I.FAILED), "outputs expired or unusable"),
 )

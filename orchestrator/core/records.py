@@ -180,7 +180,7 @@ class Fact(NamedTuple):
     prediction: Prediction | None = None
     error: str | None = None
     error_class: str | None = None
-    via: str | None = None  # from where it was learned: post, webhook, list, get
+    via: str | None = None  # from where it was learned: post, webhook, list, get; or that its lease ran out
     bound_by: str | None = None  # why the prediction is the attempt's: post, url (its webhook's has our id), input (an equal one)
 
 
@@ -242,6 +242,7 @@ class Standing(NamedTuple):
     rules: Rules
     bound_by: str | None = None  # as of `Fact`, once there is a prediction
     is_surplus: bool = False  # bought once more than needed: nothing that becomes of it concerns the item
+    deaths: int = 0  # of workers that held the item, in a row (`core/poison.py`)
 
 
 class Change(NamedTuple):
@@ -262,6 +263,7 @@ class Change(NamedTuple):
     final_charge: bool = False  # the attempt is over: release its reservation
     via: str | None = None  # from where the fact was learned
     bound_by: str | None = None  # as of `Fact`, where a prediction is bound now
+    deaths: int | None = None  # new value, where it changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +279,7 @@ class ToCollect:
     output_json: str
     completed_at: datetime
     tries: int
+    deaths: int = 0  # of workers that held it, in a row
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,14 @@ from datetime import timedelta
 
 from orchestrator.core.cost import NOT_BOUGHT, Charge, Price, charge, to_units
 from orchestrator.core.lifecycle import BY_EVENT, GONE_ATTEMPT, AttemptState, Event, ItemState, Move, advance, alone
+from orchestrator.core.poison import deaths_after, set_aside
 from orchestrator.core.prediction import classify
 from orchestrator.core.records import Change, Fact, Prediction, Standing
 
 LONGEST_BACKOFF_S = 600.0
 # The classes a failed row can be of: those of `classify`, of refusals, and of what became of a prediction or its outputs.
 FAILURE_CLASSES = ("invalid_input", "safety", "memory", "infrastructure", "timeout", "model", "not_found", "refused",
-                   "aborted", "canceled", "expired", "output_forbidden", "unsure")
+                   "aborted", "canceled", "expired", "output_forbidden", "unsure", "poison")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def decide(standing: Standing, fact: Fact, *, policy: Policy, jitter: float) -> 
         return _there_after_all(standing, fact, policy)
     if not standing.is_current or standing.is_surplus:
         return _change(standing, fact, alone(fact.event, attempt=standing.attempt_state), policy=policy)
-    refined, failures = _refine(standing, fact, policy)
+    refined, failures = _refine(standing, set_aside(standing, fact), policy)
     move = advance(refined.event, attempt=standing.attempt_state, item=standing.item_state)
     if move is None and fact.prediction is not None:
         return _change(standing, fact, alone(fact.event, attempt=standing.attempt_state), policy=policy)
@@ -81,7 +82,7 @@ def _change(standing: Standing, fact: Fact, move: Move | None, *, policy: Policy
         error=fact.error, error_class=fact.error_class, prediction=fact.prediction,
         charge_units=None if cost is None or cost.usd is None else to_units(cost.usd),
         charge_basis=None if cost is None else cost.basis, final_charge=cost is not None, via=fact.via,
-        bound_by=fact.bound_by)
+        bound_by=fact.bound_by, deaths=deaths_after(standing.deaths, fact))
 
 
 STRONG = frozenset({"post", "url"})
@@ -126,7 +127,7 @@ def _refine(standing: Standing, fact: Fact, policy: Policy) -> tuple[Fact, int |
 
 
 _ENDS = {Event.SUCCEEDED, Event.EXPIRED, Event.FAILED, Event.FAILED_AGAIN, Event.CANCELED, Event.DEADLINE}
-_NEVER_BOUGHT = {Event.NOT_SENT, Event.THROTTLED, Event.HELD, Event.REFUSED, Event.ABSENT}
+_NEVER_BOUGHT = {Event.NOT_SENT, Event.THROTTLED, Event.HELD, Event.REFUSED, Event.ABSENT, Event.POISONED}
 
 
 def _charge(fact: Fact, policy: Policy) -> Charge | None:

@@ -7,6 +7,7 @@ from orchestrator.core.errors import NotFound, ProviderAway
 from orchestrator.core.inputs import input_hash
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.matching import is_of
+from orchestrator.core.poison import VIA_LEASE
 from orchestrator.core.ports import OpenAttempt, OpenWindow, Rooms
 from orchestrator.core.prediction import TERMINAL
 from orchestrator.core.records import Fact, Wake
@@ -92,7 +93,7 @@ async def _lapse(rooms: Rooms, now: datetime) -> list[Wake]:
     """An attempt whose worker went silent past its lease may have been bought: unsure."""
     ids = await rooms.ledger.expire_leases(now=now, owner_not=None)
     lost = [Fact(Event.ANSWER_LOST, now, i, error="the worker ended before the answer was recorded",
-                 error_class="unsure") for i in ids]
+                 error_class="unsure", via=VIA_LEASE) for i in ids]
     return await record(rooms, lost)
 
 

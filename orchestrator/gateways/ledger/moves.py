@@ -64,13 +64,13 @@ async def scene_of(connection: AsyncConnection, facts: Sequence[Fact]) -> Scene:
     rules = await _rules(connection, {row.batch_pk for row in found}) if found else {}
     scene = Scene({}, await _leases(connection, facts), {}, {})
     for (attempt_id, state, prediction_id, item_pk, batch_pk, reserved, bound_by, surplus_at, item_state, current_id,
-         failures) in found:
+         failures, deaths) in found:
         if prediction_id is not None:
             scene.owners[prediction_id] = attempt_id
         scene.siblings.setdefault(item_pk, []).append(attempt_id)
         scene.standings[attempt_id] = Standing(
             attempt_id, _ATTEMPT_STATES[state], prediction_id, item_pk, _ITEM_STATES[item_state], current_id == attempt_id,
-            failures, batch_pk, reserved, rules[batch_pk], bound_by, surplus_at is not None)
+            failures, batch_pk, reserved, rules[batch_pk], bound_by, surplus_at is not None, deaths or 0)
     return scene
 
 
@@ -129,7 +129,7 @@ def _standings(dialect: str) -> Select[Any]:
     return (
         select(attempts.c.id, attempts.c.state, attempts.c.prediction_id, attempts.c.item_pk, attempts.c.batch_pk,
                attempts.c.reserved_units, attempts.c.bound_by, attempts.c.surplus_at,
-               items.c.state.label("item_state"), items.c.attempt_id.label("current_id"), items.c.failures)
+               items.c.state.label("item_state"), items.c.attempt_id.label("current_id"), items.c.failures, items.c.deaths)
         .join(items, items.c.pk == attempts.c.item_pk)
         .where(or_(among(attempts.c.prediction_id, "predictions", dialect=dialect),
                    among(attempts.c.id, "named", dialect=dialect)))
@@ -211,6 +211,7 @@ def _note(scene: Scene, change: Change, *, prediction_id: str | None) -> None:
         bound_by=None if keeps is None else standing.bound_by or change.bound_by,
         is_surplus=standing.is_surplus or change.event is Event.SURPLUS,
         failures=standing.failures if change.failures is None else change.failures,
+        deaths=standing.deaths if change.deaths is None else change.deaths,
         reserved_units=0 if change.final_charge else standing.reserved_units)
     if moves_item:
         for sibling in scene.siblings[standing.item_pk]:
@@ -255,6 +256,8 @@ def _item_values(change: Change) -> dict[str, Any]:
     values: dict[str, Any] = {"state": change.item_to.value, "error": clean(change.error), "error_class": change.error_class}
     if change.failures is not None:
         values["failures"] = change.failures
+    if change.deaths is not None:
+        values["deaths"] = change.deaths
     if change.item_to is ItemState.PENDING:
         values["due_at"] = change.due_at or AGAIN_AT
     if change.item_to is ItemState.COLLECTING:

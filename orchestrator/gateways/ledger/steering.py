@@ -73,7 +73,7 @@ async def _step(connection: AsyncConnection, step: Step, *which: ColumnElement[b
     due_at = case((items.c.attempts == 0, FRESH_AT), else_=AGAIN_AT)
     values: dict[str, Any] = {"state": step.item_to.value, "due_at": due_at}
     if step.item_to in (ItemState.PENDING, ItemState.COLLECTING, ItemState.RUNNING):
-        values |= {"failures": 0, "tries": 0, "error": None, "error_class": None}
+        values |= {"failures": 0, "tries": 0, "deaths": 0, "error": None, "error_class": None}
     if step is REFETCH:  # of a row that was given up, only its attempt knows when it was completed
         own = select(attempts.c.completed_at).where(attempts.c.id == items.c.attempt_id).scalar_subquery()
         values["completed_at"] = func.coalesce(items.c.completed_at, own)
