@@ -414,7 +414,10 @@ class Ledger(Protocol):
         """Note files that are home."""
 
     async def lease_collect(self, item_pks: Sequence[int], *, until: datetime) -> None:
-        """Collecting items stay with who holds them until then; a time that has passed hands them back."""
+        """Collecting items stay with who holds them until then."""
+
+    async def hand_back(self, item_pks: Sequence[int], *, now: datetime) -> None:
+        """Leased collecting items are anybody's again. One that is not handed back, delayed or ended counts as a death."""
 
     async def delay_collect(self, item_pks: Sequence[int], *, due_at: datetime, error: str) -> None:
         """Try these again later."""

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from orchestrator.core import poison
 from orchestrator.core.errors import CollectError, OutputForbidden, Unreachable
 from orchestrator.core.inputs import FileRef, shape_of
 from orchestrator.core.job import Job
@@ -29,6 +30,10 @@ STORE_MARGIN_S = 3.0  # a pause of buying outlasts the wait for the next try by 
 AGAIN_S = 1.0  # between two tries to tell a ledger that is away
 STOPPING_S = 5.0  # how long a process that stops tries the same
 OUTPUTS_REFUSED = "no output was fetched: "  # how the reason of such a pause begins
+
+
+class _Poisonous(CollectError):
+    """Whoever fetches this dies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,7 @@ async def _hand_back(rooms: Rooms, haul: _Haul) -> None:
     until_s = rooms.clock.boottime() + rooms.tempo.collect_lease_s
     while haul.leased:
         try:
-            await rooms.ledger.lease_collect(sorted(haul.leased), until=rooms.clock.now())
+            await rooms.ledger.hand_back(sorted(haul.leased), now=rooms.clock.now())
             break
         except Unreachable:
             if rooms.stopping() or rooms.clock.boottime() > until_s:
@@ -179,6 +184,8 @@ async def _errands(rooms: Rooms, batch: Batch, items: list[ToCollect]) -> list[_
 
 async def _trip(rooms: Rooms, package: _Package) -> _Trip:
     item, stored = package.item, list[StoredOutput]()
+    if item.deaths >= poison.POISON:
+        return _Trip(item, stored, _Poisonous(poison.reason("fetched")))
     try:
         for errand in package.errands:
             output = await _bring(rooms, errand, package.storage)
@@ -288,6 +295,8 @@ def _fact(rooms: Rooms, trip: _Trip) -> Fact | None:
     now, item = rooms.clock.now(), trip.item
     if trip.error is None:
         return Fact(Event.COLLECTED, now, item.attempt_id)
+    if isinstance(trip.error, _Poisonous):
+        return Fact(Event.UNCOLLECTABLE, now, item.attempt_id, error=str(trip.error), error_class=poison.CLASS)
     if isinstance(trip.error, OutputForbidden):
         return Fact(Event.UNCOLLECTABLE, now, item.attempt_id, error=str(trip.error), error_class="output_forbidden")
     if not isinstance(trip.error, OSError) and now > item.completed_at + timedelta(seconds=rooms.tempo.retention_s):

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, bindparam, func, select, text, update
+from sqlalchemy import ColumnElement, Row, Select, bindparam, exists, func, or_, select, text, update
 from sqlalchemy import insert as plain_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import IN_AIR_ITEM, AttemptState, BatchState, ItemState
+from orchestrator.core.poison import SUSPECT
 from orchestrator.core.ports import Claimable, ClaimTerms
 from orchestrator.core.records import Batch, Claim
 from orchestrator.gateways.ledger.bulk import write_many
@@ -17,6 +18,7 @@ from orchestrator.gateways.ledger.loading import batch_of, set_state
 from orchestrator.gateways.ledger.tables import FRESH_AT, PENDING, attempts, batches, items
 
 _ALIVE = [state.value for state in IN_AIR_ITEM]
+_SENDING = [ItemState.CLAIMED.value, ItemState.UNSURE.value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +121,19 @@ def _pending(batch_pk: int) -> tuple[ColumnElement[bool], Any]:
 
 
 def _again(batch_pk: int, *, now: datetime) -> Select[Any]:
-    """Rows tried before whose time has come, longest waiting first."""
-    return select(items).where(*_pending(batch_pk), items.c.due_at > FRESH_AT, items.c.due_at <= now).order_by(
-        items.c.due_at, items.c.idx)
+    """Rows tried before whose time has come, longest waiting first; of those that may end their worker one at a time."""
+    due = *_pending(batch_pk), items.c.due_at > FRESH_AT, items.c.due_at <= now
+    return select(items).where(*due, or_(items.c.deaths.is_(None), items.c.deaths < SUSPECT, _is_next_suspect(batch_pk, now=now))
+                               ).order_by(items.c.due_at, items.c.idx)
+
+
+def _is_next_suspect(batch_pk: int, *, now: datetime) -> ColumnElement[bool]:
+    """While one is out nobody; looked up only where there are such rows."""
+    out, first = items.alias("out"), items.alias("first")
+    is_out = exists().where(out.c.batch_pk == batch_pk, out.c.state.in_(_SENDING), out.c.deaths >= SUSPECT)
+    return items.c.pk == (select(first.c.pk).where(
+        first.c.batch_pk == batch_pk, first.c.state == ItemState.PENDING.value, first.c.deaths >= SUSPECT,
+        first.c.due_at <= now, ~is_out).order_by(first.c.due_at, first.c.idx).limit(1).scalar_subquery())
 
 
 def _fresh(batch_pk: int) -> Select[Any]:

@@ -6,11 +6,12 @@ from datetime import datetime
 from itertools import count, islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, bindparam, func, select, text, update
+from sqlalchemy import ColumnElement, and_, bindparam, exists, func, null, or_, select, text, update
 from sqlalchemy import insert as plain_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import RETRY, AttemptState, BatchState, ItemState
+from orchestrator.core.poison import SUSPECT
 from orchestrator.core.records import OutputName, StoredOutput, ToCollect
 from orchestrator.gateways.ledger.bulk import write_many
 from orchestrator.gateways.ledger.tables import AGAIN_AT, COLLECTING, attempts, batches, items, outputs
@@ -21,37 +22,62 @@ _COLLECTING = ItemState.COLLECTING.value
 
 async def to_collect(connection: AsyncConnection, batch_pk: int, *, count: int, now: datetime,
                      lease_until: datetime) -> list[ToCollect]:
-    """Oldest completion first, for it is deleted first; leased by moving its due time."""
+    """Oldest completion first, for it is deleted first; leased by moving its due time. Who leases may die: each counts as a
+    death until he gives word."""
     due = (select(items.c.pk, items.c.batch_pk, items.c.idx, items.c.row_id, items.c.attempt_id, items.c.completed_at,
-                  items.c.tries)
-           .where(items.c.batch_pk == batch_pk, text(f"items.{COLLECTING}"), items.c.due_at <= now)
+                  items.c.tries, items.c.deaths)
+           .where(items.c.batch_pk == batch_pk, text(f"items.{COLLECTING}"), items.c.due_at <= now,
+                  or_(items.c.deaths.is_(None), items.c.deaths < SUSPECT, _is_next_suspect(batch_pk, now=now)))
            .order_by(items.c.completed_at).limit(count).with_for_update(skip_locked=True))
     rows = (await connection.execute(due)).all()
     if not rows:
         return []
-    await write_many(connection, _DUE, [
-        {"b_pk": row.pk, "b_due_at": lease_until, "b_more": 0, "b_error": None, "b_state": _COLLECTING} for row in rows])
+    await write_many(connection, _LEASE, [
+        {"b_pk": row.pk, "b_due_at": lease_until, "b_deaths": (row.deaths or 0) + 1, "b_state": _COLLECTING} for row in rows])
     bought = await connection.execute(select(attempts.c.id, attempts.c.prediction_id, attempts.c.output_json).where(
         attempts.c.id.in_([row.attempt_id for row in rows])))
     found = {row.id: row for row in bought}
     return [ToCollect(row.attempt_id, row.pk, row.batch_pk, row.idx, row.row_id, found[row.attempt_id].prediction_id,
-                      found[row.attempt_id].output_json or "null", row.completed_at, row.tries) for row in rows]
+                      found[row.attempt_id].output_json or "null", row.completed_at, row.tries, row.deaths or 0) for row in rows]
 
 
-_DUE = (update(items).where(items.c.pk == bindparam("b_pk"), items.c.state == bindparam("b_state"))
-        .values(due_at=bindparam("b_due_at"), tries=items.c.tries + bindparam("b_more"), error=bindparam("b_error")))
+def _is_next_suspect(batch_pk: int, *, now: datetime) -> ColumnElement[bool]:
+    """Of the items that may end their worker one at a time is held; looked up only where there are such items."""
+    held, first = items.alias("held"), items.alias("first")
+    is_held = exists().where(held.c.batch_pk == batch_pk, held.c.state == _COLLECTING, held.c.deaths > SUSPECT,
+                             held.c.due_at > now)
+    return items.c.pk == (select(first.c.pk).where(
+        first.c.batch_pk == batch_pk, first.c.state == _COLLECTING, first.c.deaths >= SUSPECT, first.c.due_at <= now, ~is_held
+    ).order_by(first.c.completed_at, first.c.pk).limit(1).scalar_subquery())
+
+
+_LEASE = (update(items).where(items.c.pk == bindparam("b_pk"), items.c.state == bindparam("b_state"))
+          .values(due_at=bindparam("b_due_at"), deaths=bindparam("b_deaths"), error=null()))
+_HAND_BACK = (update(items).where(items.c.pk == bindparam("b_pk"), items.c.state == bindparam("b_state"))
+              .values(due_at=bindparam("b_due_at"), deaths=items.c.deaths - bindparam("b_one"), error=null()))
+_HOLD = (update(items).where(items.c.pk == bindparam("b_pk"), items.c.state == bindparam("b_state"))
+         .values(due_at=bindparam("b_due_at")))
+_DELAY = (update(items).where(items.c.pk == bindparam("b_pk"), items.c.state == bindparam("b_state"))
+          .values(due_at=bindparam("b_due_at"), deaths=bindparam("b_deaths"), tries=items.c.tries + bindparam("b_more"),
+                  error=bindparam("b_error")))
 
 
 async def lease_collect(connection: AsyncConnection, item_pks: Sequence[int], *, until: datetime) -> None:
-    """Whoever holds these rows holds them until then; a time that has passed hands them back."""
-    await write_many(connection, _DUE, [
-        {"b_pk": pk, "b_due_at": until, "b_more": 0, "b_error": None, "b_state": _COLLECTING} for pk in sorted(item_pks)])
+    """Whoever holds these rows holds them until then."""
+    await write_many(connection, _HOLD, [
+        {"b_pk": pk, "b_due_at": until, "b_state": _COLLECTING} for pk in sorted(item_pks)])
+
+
+async def hand_back(connection: AsyncConnection, item_pks: Sequence[int], *, now: datetime) -> None:
+    """Anybody's again, and nobody died of them."""
+    await write_many(connection, _HAND_BACK, [
+        {"b_pk": pk, "b_due_at": now, "b_one": 1, "b_state": _COLLECTING} for pk in sorted(item_pks)])
 
 
 async def delay_collect(connection: AsyncConnection, item_pks: Sequence[int], *, due_at: datetime, error: str) -> None:
-    """One more failed try, and when to try again."""
-    await write_many(connection, _DUE, [
-        {"b_pk": pk, "b_due_at": due_at, "b_more": 1, "b_error": clean(error), "b_state": _COLLECTING}
+    """One more failed try, and when to try again. Whoever tried lives."""
+    await write_many(connection, _DELAY, [
+        {"b_pk": pk, "b_due_at": due_at, "b_more": 1, "b_deaths": 0, "b_error": clean(error), "b_state": _COLLECTING}
         for pk in sorted(item_pks)])
 
 

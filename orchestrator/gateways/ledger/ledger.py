@@ -171,6 +171,10 @@ class SqlLedger:
         """As the port says."""
         await self._db.write(collecting.lease_collect, item_pks, until=until)
 
+    async def hand_back(self, item_pks: Sequence[int], *, now: datetime) -> None:
+        """As the port says."""
+        await self._db.write(collecting.hand_back, item_pks, now=now)
+
     async def delay_collect(self, item_pks: Sequence[int], *, due_at: datetime, error: str) -> None:
         """As the port says."""
         await self._db.write(collecting.delay_collect, item_pks, due_at=due_at, error=error)
