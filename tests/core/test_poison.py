@@ -10,12 +10,12 @@ from orchestrator.core.records import Fact, Rules, Standing
 from orchestrator.core.retry import Policy, decide
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
-RULES = Rules("b-1", True, False, 3, "null", "{}")
+RULES = Rules("b-1", True, False, 3, "null", "{}", "{}")
 POLICY = Policy(max_attempts=3, retry_first_s=2.0, canceling=False, price=None, count_files=lambda _: 1)
 
 
 def standing(attempt: AttemptState, item: ItemState, *, deaths: int) -> Standing:
-    return Standing("a1", attempt, None, 1, item, True, 0, 1, 5, RULES, deaths)
+    return Standing("a1", attempt, None, 1, item, True, 0, 1, 5, RULES, deaths=deaths)
 
 
 @pytest.mark.parametrize(("event", "via", "expected"), [
