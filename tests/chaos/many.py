@@ -15,6 +15,7 @@ from tests.chaos.schedule import drawn
 
 _servers: list[PipPostgres] = []
 _stack = ExitStack()
+_stopped: list[bool] = []  # a pool hands its processes the next piece of work whatever became of the last
 
 
 def played(seeds: Sequence[int], *, shapes: Sequence[str], at_once: int) -> Iterator[Played]:
@@ -33,6 +34,16 @@ def played(seeds: Sequence[int], *, shapes: Sequence[str], at_once: int) -> Iter
 
 def _one(seed: int, shapes: tuple[str, ...], folder: Path) -> Played:
     """Play the schedule of a seed, in a process that keeps its PostgreSQL for the next."""
+    if _stopped:
+        raise KeyboardInterrupt
+    try:
+        return _played_in(folder, seed, shapes)
+    except KeyboardInterrupt:
+        _stopped.append(True)
+        raise
+
+
+def _played_in(folder: Path, seed: int, shapes: tuple[str, ...]) -> Played:
     schedule = drawn(seed, shapes=shapes)
     if schedule.shape.startswith("postgresql") and not _servers:
         _servers.append(_stack.enter_context(PipPostgres()))
