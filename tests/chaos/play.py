@@ -213,7 +213,7 @@ def left_of(house: House, name: str, *, prompts: Sequence[str], exit_code: int) 
     manifest = [json.loads(line) for line in (folder / "manifest.jsonl").read_text("utf-8").splitlines()]
     there = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
              for path in folder.rglob("*") if path.is_file() and str(path.relative_to(folder)) not in NOTES}
-    with httpx.Client(verify=False) as client:
+    with httpx.Client(verify=False, timeout=60) as client:
         served = {line["source_url"]: hashlib.sha256(client.get(line["source_url"]).content).hexdigest() for line in manifest}
     return Left(model=MODELS[name], prompts=prompts, exit_code=exit_code, rows=[_row(values) for values in table],
                 attempts=_attempts(house, name), manifest=manifest, there=there, served=served,

@@ -19,6 +19,7 @@ def postgres() -> Iterator[PipPostgres]:
         yield server
 
 
+@pytest.mark.timeout(400)  # a schedule bounds itself, and says what it waited for
 @pytest.mark.parametrize(("shape", "seed"), [(shape, seed) for shape in SHAPES for seed in SEEDS[shape]])
 def test_a_schedule(shape: str, seed: int, tmp_path: Path, request: pytest.FixtureRequest):
     """Whatever is killed, lost or forged, each row is bought once, all is at home, and nothing stays alive."""

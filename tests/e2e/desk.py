@@ -26,21 +26,22 @@ QUICK = {
 class Provider:
     """A running simulator, and what its own ledger says.
 
-    `verify=False`: httpx loads a store of certificates for each call, 30 ms of CPU, and these are asked twenty times a second."""
+    `verify=False`: httpx loads a store of certificates for each call, 30 ms of CPU, and these are asked twenty times a second.
+    A machine with much else to do may take its time over the answer."""
 
     url: str
 
     def admin(self, name: str) -> Any:
         """One admin document."""
-        return httpx.get(f"{self.url}/_admin/{name}", verify=False).raise_for_status().json()
+        return httpx.get(f"{self.url}/_admin/{name}", verify=False, timeout=60).raise_for_status().json()
 
     def put(self, name: str, value: Any) -> None:
         """Change a setting."""
-        httpx.put(f"{self.url}/_admin/{name}", json=value, verify=False).raise_for_status()
+        httpx.put(f"{self.url}/_admin/{name}", json=value, verify=False, timeout=60).raise_for_status()
 
     def purchases(self) -> list[dict[str, Any]]:
         """Everything that was bought."""
-        text = httpx.get(f"{self.url}/_admin/purchases", verify=False).raise_for_status().text
+        text = httpx.get(f"{self.url}/_admin/purchases", verify=False, timeout=60).raise_for_status().text
         return [json.loads(line) for line in text.splitlines()]
 
 
