@@ -1,14 +1,15 @@
-"""Full disks on order, in every process that has this folder on its PYTHONPATH.
+"""Full disks and deadly rows on order, in every process that has this folder on its PYTHONPATH.
 
 While the file named by FULL_LEDGER is there, SQLite gets no page more than it has (its own SQLITE_FULL); while that named by
-FULL_STORE is there, no byte of an output is written (ENOSPC)."""
+FULL_STORE is there, no byte of an output is written (ENOSPC). Who finishes a file whose name begins with DEADLY_FILE is killed."""
 
 import errno
 import os
+import signal
 import sqlite3
 from pathlib import Path
 
-_write = os.write
+_write, _replace = os.write, os.replace
 
 
 def _is(name):
@@ -38,5 +39,12 @@ def _write_or_refuse(fd, data):
     return _write(fd, data)
 
 
+def _replace_or_die(source, target, **named):
+    if os.environ.get("DEADLY_FILE") and Path(target).name.startswith(os.environ["DEADLY_FILE"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _replace(source, target, **named)
+
+
 sqlite3.connect = sqlite3.dbapi2.connect = _connect
+os.replace = _replace_or_die
 os.write = _write_or_refuse

@@ -1,0 +1,115 @@
+"""Stopping well, holding on too long, and rows that end whoever holds them."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.outages import ECHO, a_desk, asked, bought_once, private_socket, texts, worker_pids
+from tests.e2e.desk import Desk, Done, interrupt, wait_until
+
+long = pytest.mark.skipif(os.environ.get("CHAOS") != "long", reason="takes long: `make chaos` runs it (CHAOS=long)")
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    """A user's folder and a stand-in for Replicate."""
+    with a_desk(tmp_path) as one:
+        yield one
+
+
+def ended(process: subprocess.Popen[str]) -> Done:
+    """How it ends."""
+    out, err = process.communicate(timeout=110)
+    return Done(process.returncode, out, err)
+
+
+def run(desk: Desk, *, bought: int, **env: str) -> subprocess.Popen[str]:
+    """A run that has bought so many rows."""
+    process = desk.start("run", "shots", "--yes", "--json", **env)
+    wait_until(lambda: len(desk.provider.purchases()) >= bought)
+    return process
+
+
+def test_stopping_burns_no_attempt(desk: Desk):
+    """Ctrl-C, and a worker told to end as in a deploy: nothing more is sent, what was claimed is handed back, and in the end each
+    row has one attempt and one purchase."""
+    desk.job(ECHO % 600, rows=texts(150))
+    stopped = interrupt(run(desk, bought=25))
+    assert stopped.code == 130 and "are still out" in stopped.err, f"{stopped}\n{desk.log()}"
+    bought = len(desk.provider.purchases())
+    assert asked(desk, "SELECT count(*) FROM attempts WHERE state IN ('open', 'unsure')") == [(0,)]
+    rows = desk("items", "shots", "--state", "pending", "--json").json["items"]
+    assert {row["attempts"] for row in rows} == {0}
+    process = run(desk, bought=bought + 30)
+    (worker,) = worker_pids(desk)
+    os.kill(worker, signal.SIGTERM)
+    done = ended(process)
+    assert done.code == 0 and "starting another" in done.err, f"{done}\n{desk.log()}"
+    bought_once(desk, 150)
+    assert {row["prediction_attempts"] for row in desk.results()} == {1}
+    assert asked(desk, "SELECT count(*) FROM attempts WHERE state NOT IN ('succeeded', 'not_sent')") == [(0,)]
+
+
+@long
+def test_a_second_ctrl_c_leaves_at_once(desk: Desk):
+    """It costs rows of which nobody knows yet whether they were bought: the next run finds out, and buys none twice."""
+    desk.job(ECHO % 600, rows=texts(80))
+    process = run(desk, bought=25)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    left = interrupt(process)
+    assert left.code == 130 and time.monotonic() - began < 10, str(left)
+    wait_until(lambda: not desk.processes(), timeout_s=10)
+    again = desk("run", "shots", "--yes", "--json")
+    assert again.code == 0 and again.json["items"]["succeeded"] == 80, f"{again}\n{desk.log()}"
+    bought_once(desk, 80)
+
+
+def test_a_worker_that_was_stopped_beyond_its_lease(desk: Desk):
+    """Frozen with rows in hand, it wakes when others have bought them: it sends nothing, and overwrites nothing."""
+    desk.job(ECHO % 600, rows=texts(60))
+    process = run(desk, bought=20)
+    (frozen,) = worker_pids(desk)
+    wait_until(lambda: asked(desk, "SELECT count(*) FROM attempts WHERE state = 'open'")[0][0] >= 2)
+    os.kill(frozen, signal.SIGSTOP)
+    other = desk.start("worker", ORCHESTRATOR_REDIS_URL=f"unix://{private_socket(desk)}",
+                       ORCHESTRATOR_HOME=str(desk.folder / ".orchestrator"))
+    try:
+        wait_until(lambda: len(desk.provider.purchases()) == 60, timeout_s=100)
+        os.kill(frozen, signal.SIGCONT)
+        done = ended(process)
+    finally:
+        other.terminate()
+        other.communicate(timeout=30)
+    assert done.code == 0 and done.json["items"]["succeeded"] == 60, f"{done}\n{desk.log()}"
+    bought_once(desk, 60)
+
+
+PICTURES = """\
+model: black-forest-labs/flux-schnell
+source: { path: rows.csv, id: sku }
+input: { prompt: "{{ text }}" }
+output: { to: "out/{{ batch }}" }
+"""
+
+
+def test_a_row_that_ends_its_worker_three_times(desk: Desk):
+    """It is set aside with its reason, the others come home; `retry --class poison` fetches it, and buys nothing again."""
+    desk.env["PYTHONPATH"] = f"{Path(__file__).parent / 'full'}:{desk.env['PYTHONPATH']}"
+    desk.job(PICTURES, rows=[{"sku": "deadly" if n == 3 else f"n{n}", **row} for n, row in enumerate(texts(8))])
+    done = desk("run", "shots", "--yes", "--json", DEADLY_FILE="deadly")
+    assert done.code == 1, f"{done}\n{desk.log()}"
+    assert done.json["items"] | {"pending": 0} == {"total": 8, "succeeded": 7, "failed": 1, "canceled": 0, "pending": 0}
+    (row,) = [row for row in desk.results() if row["prediction_status"] == "failed"]
+    assert (row["sku"], row["prediction_error_class"]) == ("deadly", "poison")
+    assert "3 times in a row" in row["prediction_error"]
+    assert done.err.count("worker ended with code 137") == 3
+    assert desk("retry", "shots", "--class", "poison", "--json").json["to_fetch"] == 1
+    again = desk("run", "shots", "--yes", "--json")
+    assert again.json["items"]["succeeded"] == 8, f"{again}\n{desk.log()}"
+    assert len(desk.provider.purchases()) == 8
