@@ -8,12 +8,13 @@ import sqlite3
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 from orchestrator.gateways.local import redis_server
 from orchestrator.gateways.watchdog import ask_redis
@@ -27,6 +28,12 @@ input: { text: "{{ text }}" }
 limits: { per_minute: %d }
 output: { to: "out/{{ batch }}" }
 """
+
+
+def long(test: Callable[..., Any]) -> Any:
+    """A test that `make chaos` runs (CHAOS=long), and `make test` skips."""
+    skip = pytest.mark.skipif(os.environ.get("CHAOS") != "long", reason="takes long: `make chaos` runs it (CHAOS=long)")
+    return pytest.mark.long(skip(test))
 
 
 def texts(count: int) -> list[dict[str, object]]:

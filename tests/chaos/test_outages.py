@@ -1,6 +1,5 @@
 """Outages in mid-batch, on real processes: the batch waits, says why, buys nothing twice, and goes on when they are over."""
 
-import os
 import subprocess
 import threading
 import time
@@ -19,13 +18,13 @@ from tests.chaos.outages import (
     a_redis,
     bought_once,
     kill_private_redis,
+    long,
     private_socket,
     tell_private_redis,
     texts,
 )
 from tests.e2e.desk import Desk, Done, wait_until
 
-long = pytest.mark.skipif(os.environ.get("CHAOS") != "long", reason="takes long: `make chaos` runs it (CHAOS=long)")
 QUEUE = "orchestrator:celery:orchestrator"  # Celery's list of messages
 
 
@@ -78,6 +77,7 @@ def test_the_private_redis_is_flushed_and_killed(desk: Desk):
     wait_until(lambda: not desk.processes(), timeout_s=10)
 
 
+@long
 def test_messages_are_lost_and_doubled(desk: Desk):
     """Every third message vanishes and every other comes twice or late: the rows know what is to be done."""
     process = begun(desk, 150, bought=1)
@@ -125,6 +125,7 @@ def test_a_shared_redis_goes_and_comes_back(desk: Desk):
         assert desk("status", "shots", "--json").json["reason"] is None
 
 
+@long
 def test_patience_with_a_redis_that_stays_away(desk: Desk):
     """After --patience it is exit 4 with the reason and with what is still out; then the same command goes on."""
     with a_redis() as redis:
@@ -193,6 +194,7 @@ def test_the_ledger_s_disk_is_full_for_a_while(filling: Desk, tmp_path: Path):
     assert "waiting: " in done.err and "database or disk is full" in done.err
 
 
+@long
 def test_the_store_is_full_for_a_while(filling: Desk, tmp_path: Path):
     """Nothing is bought that cannot be written; panel and `status` say why; with room again everything comes home."""
     filling.job("model: black-forest-labs/flux-schnell\nsource: { path: rows.csv }\ninput: { prompt: \"{{ text }}\" }\n"

@@ -1,6 +1,5 @@
 """Two people, or one person twice: the same batch, each row bought once, and an ending that makes sense for both."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.outages import ECHO, a_desk, a_postgresql, a_redis, bought_once, texts
+from tests.chaos.outages import ECHO, a_desk, a_postgresql, a_redis, bought_once, long, texts
 from tests.e2e.desk import Desk, Done, wait_until
-
-long = pytest.mark.skipif(os.environ.get("CHAOS") != "long", reason="takes long: `make chaos` runs it (CHAOS=long)")
 
 
 @pytest.fixture
@@ -43,6 +40,7 @@ def test_the_same_command_twice_at_once(desk: Desk):
     wait_until(lambda: not desk.processes(), timeout_s=10)
 
 
+@long
 def test_a_second_operator_comes_and_the_first_goes(desk: Desk):
     """The second one joins in mid-batch, the first one leaves by Ctrl-C: the second brings everything home."""
     desk.job(ECHO % 600, rows=texts(150))
@@ -56,7 +54,8 @@ def test_a_second_operator_comes_and_the_first_goes(desk: Desk):
     both_home(desk, second, second, 150)
 
 
-@pytest.mark.parametrize("verb", [pytest.param("pause", marks=long), "cancel"])
+@long
+@pytest.mark.parametrize("verb", ["pause", "cancel"])
 def test_another_terminal_steers(desk: Desk, verb: str):
     """Paused from elsewhere, the run waits and says so until it is resumed; canceled from elsewhere, it ends with exit 5."""
     desk.job(ECHO % 600, rows=texts(150))

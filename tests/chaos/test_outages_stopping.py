@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.outages import ECHO, a_desk, asked, bought_once, private_socket, texts, worker_pids
+from tests.chaos.outages import ECHO, a_desk, asked, bought_once, long, private_socket, texts, worker_pids
 from tests.e2e.desk import Desk, Done, interrupt, wait_until
-
-long = pytest.mark.skipif(os.environ.get("CHAOS") != "long", reason="takes long: `make chaos` runs it (CHAOS=long)")
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Full disks and deadly rows on order, in every process that has this folder on its PYTHONPATH.
 
 While the file named by FULL_LEDGER is there, SQLite gets no page more than it has (its own SQLITE_FULL); while that named by
-FULL_STORE is there, no byte of an output is written (ENOSPC). Who finishes a file whose name begins with DEADLY_FILE is killed."""
+FULL_STORE is there, no byte of an output is written (ENOSPC). Who finishes a file whose name begins with
+DEADLY_FILE is killed."""
 
 import errno
 import os
