@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from orchestrator.core.errors import BadInput
-from orchestrator.core.lifecycle import BatchState
+from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Wake
 from orchestrator.flow.ending import AT_ONCE, wind_up
@@ -33,11 +33,12 @@ async def go_on(rooms: Rooms, batch: Batch) -> bool:
     allowed = frozenset({BatchState.PAUSED, *_CANCELED})
     moved = await rooms.ledger.set_state(batch.pk, to=BatchState.RUNNING, allowed=allowed, reason=None,
                                          now=rooms.clock.now())
-    if moved and batch.state is not BatchState.PAUSED:
-        await rooms.ledger.reopen_canceled(batch.pk)
-    if moved:
+    reopened = 0
+    if batch.state is BatchState.RUNNING or (moved and batch.state is not BatchState.PAUSED):
+        reopened = await rooms.ledger.reopen_canceled(batch.pk)  # of a running batch: a `resume` was killed behind its first step
+    if moved or reopened:
         await wake_all(rooms, batch)
-    return moved
+    return moved or reopened > 0
 
 
 async def _lift_limit(rooms: Rooms, batch: Batch) -> None:
@@ -66,14 +67,24 @@ async def retry(rooms: Rooms, batch: Batch, *, classes: frozenset[str]) -> tuple
     if batch.state is BatchState.LOADING:
         raise BadInput(f"batch {batch.id} is still loading")
     kept_since = rooms.clock.now() - timedelta(seconds=rooms.tempo.retention_s)
-    fetched = await rooms.ledger.refetch(batch.pk, classes=classes, after=kept_since)
+    fetched, bought = await _never_set_going(rooms, batch)
+    fetched += await rooms.ledger.refetch(batch.pk, classes=classes, after=kept_since)
     fetched += await rooms.ledger.rejoin(batch.pk, classes=classes)
-    bought = await rooms.ledger.reopen_failed(batch.pk, classes=classes)
+    bought += await rooms.ledger.reopen_failed(batch.pk, classes=classes)
     if fetched or bought:
         ended = frozenset({BatchState.FINISHED, BatchState.CANCELED, BatchState.PAUSED})
         await rooms.ledger.set_state(batch.pk, to=BatchState.RUNNING, allowed=ended, reason=None, now=rooms.clock.now())
         await wake_all(rooms, batch)
     return fetched, bought
+
+
+async def _never_set_going(rooms: Rooms, batch: Batch) -> tuple[int, int]:
+    """Rows that a `retry` reopened before it was killed, to be fetched and to be bought: nothing else leaves any in a batch that
+    has ended."""
+    if batch.state not in (BatchState.FINISHED, BatchState.CANCELED):
+        return 0, 0
+    by_state = (await rooms.ledger.counts(batch.pk)).by_state
+    return (by_state.get(ItemState.COLLECTING, 0) + by_state.get(ItemState.RUNNING, 0), by_state.get(ItemState.PENDING, 0))
 
 
 async def wake_all(rooms: Rooms, batch: Batch) -> None:
