@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.core.errors import OutputBroken
 from orchestrator.core.verify import Seen
 from orchestrator.gateways import stored
+from orchestrator.gateways.rows.durable import is_part
 
 T = TypeVar("T")
 BLOCK_BYTES = 1024 * 1024  # what is gathered before a thread is asked to write it
@@ -100,7 +102,7 @@ class LocalFolder:
             self._writing -= 1
 
     async def clean(self, *, older_than_s: float = STALE_S) -> int:
-        """Remove temporary files that dead processes left, by their age; how many."""
+        """Remove temporary files that dead processes left, outputs and documents, by their age; how many."""
         return await _in_thread(partial(_sweep, self._root, before_s=time.time() - older_than_s))
 
 
@@ -296,7 +298,8 @@ def _sync_folder(folder: str) -> None:
 
 def _sweep(root: Path, *, before_s: float) -> int:
     removed = 0
-    for temp in root.rglob(f"{_TEMP_PREFIX}*{_TEMP_SUFFIX}"):
+    documents = (path for path in root.glob(f".*{_TEMP_SUFFIX}") if is_part(path.name))
+    for temp in chain(root.rglob(f"{_TEMP_PREFIX}*{_TEMP_SUFFIX}"), documents):
         with suppress(OSError):
             if temp.lstat().st_mtime < before_s:
                 temp.unlink()

@@ -167,3 +167,11 @@ async def test_clean_removes_only_old_leftovers(tmp_path: Path) -> None:
         os.utime(path, (path.stat().st_mtime - age_s,) * 2)
     assert await LocalFolder(tmp_path).clean(older_than_s=3600) == 1
     assert everything(tmp_path) == ["files/.incoming-2-bb.part", "files/old.png", "files/x.part"]
+
+
+async def test_clean_removes_documents_that_were_never_finished(tmp_path: Path) -> None:
+    """Results, summary and note of a killed process stayed under their hidden names for ever; a user's file stays."""
+    for name in (".results.parquet.0123abcd.part", "..orchestrator.json.89abcdef.part", ".mine.part", "results.parquet"):
+        (tmp_path / name).touch()
+    assert await LocalFolder(tmp_path).clean(older_than_s=-1) == 2
+    assert everything(tmp_path) == [".mine.part", "results.parquet"]

@@ -2,10 +2,18 @@
 
 import json
 import os
+import re
 import secrets
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
+
+_PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+
+
+def is_part(name: str) -> bool:
+    """Whether this is a hidden name of a file not yet in its place, as `DurableFile` gives them."""
+    return _PART.fullmatch(name) is not None
 
 
 class DurableFile:
