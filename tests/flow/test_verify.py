@@ -302,3 +302,33 @@ async def test_a_batch_that_is_canceled(stage: Stage):
     assert over.state is BatchState.CANCELED
     report = await whole(stage, over)
     assert (report.findings.kept, report.there.ours) == ([], 4)
+
+
+async def test_a_list_older_than_the_ledger(stage: Stage):
+    """The list still shows as running what a webhook has told to be over: a GET decides, and nothing is called wrong."""
+    batch = await finished(stage, 2)
+    api = stage.rooms.predictions
+
+    async def stale(**values: Any) -> Any:
+        found = await api.list_page(**values)
+        return replace(found, predictions=[p._replace(status="processing") for p in found.predictions])
+
+    stage.rooms = replace(stage.rooms, predictions=Flaky(api, list_page=stale))
+    report = await whole(stage, batch)
+    assert (report.findings.kept, report.there.ours) == ([], 2)
+
+
+async def test_an_answer_that_is_recorded_meanwhile(stage: Stage):
+    """Unowned when its page was read, owned when it is looked at again: not a prediction that was never recorded."""
+    batch = await finished(stage, 2)
+    ledger, asked = stage.rooms.ledger, 0
+
+    async def owners(**wanted: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return [] if asked == 1 else await ledger.owners(**wanted)
+
+    stage.rooms = replace(stage.rooms, ledger=Flaky(ledger, owners=owners))
+    report = await whole(stage, batch)
+    assert (report.findings.kept, report.there.others) == ([], 0)
+    assert asked > 1
