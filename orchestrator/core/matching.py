@@ -7,6 +7,7 @@ found absent or given up is looked for on, as it may turn up after all.
 """
 
 import json
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class Listing:
     predictions: Sequence[Prediction]
     owned: frozenset[str]  # ids that belong to an attempt of ours
     complete: bool  # read down to the window's lower edge without a gap
+    unasked: frozenset[str] = frozenset()  # whose webhooks nobody knows yet: doubts, and no candidates
 
 
 class Bound(NamedTuple):
@@ -61,16 +63,18 @@ def resolve(attempts: Sequence[OpenAttempt], listing: Listing, *, now: datetime,
     named = _named(unsure + gone, free)
     known = {bound.attempt_id for bound in named}
     waiting = [a for a in attempts if a.attempt_id not in known and a.state not in GONE]
-    fits = _Fits(free, hash_of=hash_of, echoes=alive_targets)
+    fits = _Fits([p for p in free if p.id not in listing.unasked], hash_of=hash_of, echoes=alive_targets, tempo=tempo)
     verdicts = Verdicts(adopt=named + _adopt(waiting, fits))
     settled = {bound.attempt_id for bound in verdicts.adopt}
     missed = [a for a in gone if a.attempt_id not in known]
     verdicts.adopt.extend(_turned_up(missed, fits, wanted=waiting, now=now, offset_s=offset_s, tempo=tempo))
     taken = {bound.prediction.id for bound in verdicts.adopt}
-    rest = [p for p in free if p.id not in taken]
-    for attempt in unsure:
-        if attempt.attempt_id not in settled:
-            _judge_absence(attempt, rest, listing, now=now, offset_s=offset_s, tempo=tempo, verdicts=verdicts)
+    left = [a for a in unsure if a.attempt_id not in settled]
+    doubted = _Suspects(left, tempo=tempo).of_all([p for p in free if p.id not in taken])
+    newest = max((p.created_at for p in listing.predictions if p.id in listing.owned and p.created_at), default=None)
+    for attempt in left:
+        _judge_absence(attempt, listing.complete, is_doubted=attempt.attempt_id in doubted, canary_at=newest, now=now,
+                       offset_s=offset_s, tempo=tempo, verdicts=verdicts)
     return verdicts
 
 
@@ -83,12 +87,11 @@ def _named(waiting: Iterable[OpenAttempt], free: Iterable[Prediction]) -> list[B
     return [Bound(i, by_attempt[i], "url") for i in sorted({a.attempt_id for a in waiting} & by_attempt.keys())]
 
 
-def doubts(attempts: Sequence[OpenAttempt], listing: Listing) -> list[Prediction]:
+def doubts(attempts: Sequence[OpenAttempt], listing: Listing, *, tempo: Tempo) -> list[Prediction]:
     """Predictions of nobody that could be one of the attempts', oldest first. The list does not show where their webhooks went;
     a GET may, and so say whose each is."""
-    asked = [a for a in attempts if a.state != "open"]
-    unexplained = [p for p in listing.predictions if p.webhook is None and p.id not in listing.owned
-                   and any(_could_be(p, a) for a in asked)]
+    suspects = _Suspects([a for a in attempts if a.state != "open"], tempo=tempo)
+    unexplained = [p for p in listing.predictions if p.webhook is None and p.id not in listing.owned and suspects.of(p)]
     return sorted(unexplained, key=lambda p: (p.created_at is None, p.created_at, p.id))
 
 
@@ -121,8 +124,8 @@ class _Fits:
     """Predictions that nobody owns, by the groups of attempts that they could belong to; those given away are remembered."""
 
     def __init__(self, free: Iterable[Prediction], *, hash_of: Callable[[dict[str, Any]], str],
-                 echoes: Mapping[str, tuple[str | None, str | None]]) -> None:
-        self._hash_of, self._echoes = hash_of, echoes
+                 echoes: Mapping[str, tuple[str | None, str | None]], tempo: Tempo) -> None:
+        self._hash_of, self._echoes, self._tempo = hash_of, echoes, tempo
         self._legible = [p for p in free if p.input and not p.data_removed and p.webhook is None]
         self._by_input: dict[frozenset[str], dict[str, list[Prediction]]] = {}
         self.taken: set[str] = set()
@@ -134,13 +137,22 @@ class _Fits:
             grouped[attempt.target_key, attempt.secrets, _shown_hash(attempt, self._hash_of)].append(attempt)
         return grouped
 
-    def of(self, group: _Group, *, since: datetime) -> list[Prediction]:
-        """What fits and is not taken, oldest first; `since` is in the provider's time."""
+    def pairs(self, group: _Group, attempts: Iterable[OpenAttempt], *,
+              until: datetime | None = None) -> list[tuple[OpenAttempt, Prediction]]:
+        """Each attempt, oldest first, with the oldest prediction that fits, is not taken, and was created while the attempt could
+        create (`until`: provider's time, and before that)."""
         target_key, secrets, shown_hash = group
-        fits = [p for p in self._shown(secrets).get(shown_hash, ()) if p.id not in self.taken
-                and _same_target(p, target_key, self._echoes.get(target_key))
-                and (p.created_at is None or p.created_at > since)]
-        return sorted(fits, key=lambda p: (p.created_at is None, p.created_at, p.id))
+        left = sorted((p for p in self._shown(secrets).get(shown_hash, ()) if p.id not in self.taken
+                       and _same_target(p, target_key, self._echoes.get(target_key))
+                       and (until is None or (p.created_at is not None and p.created_at < until))), key=_by_age, reverse=True)
+        pairs: list[tuple[OpenAttempt, Prediction]] = []
+        for attempt in attempts:
+            window = _window(attempt, tempo=self._tempo)
+            while left and left[-1].created_at is not None and left[-1].created_at < window[0]:
+                left.pop()  # too old for this attempt, and for all that were made later
+            if left and _is_within(left[-1], window):
+                pairs.append((attempt, left.pop()))
+        return pairs
 
     def _shown(self, secrets: frozenset[str]) -> dict[str, list[Prediction]]:
         if secrets not in self._by_input:
@@ -154,10 +166,10 @@ def _adopt(attempts: Sequence[OpenAttempt], fits: _Fits) -> list[Bound]:
     """A match set, not a pair: with fewer predictions than attempts nobody could say to which of these each belongs."""
     adopted: list[Bound] = []
     for group, waiting in fits.groups(attempts).items():
-        found = fits.of(group, since=_not_before(waiting))
-        if len(found) < len(waiting):
+        pairs = fits.pairs(group, waiting)
+        if len(pairs) < len(waiting):
             continue
-        for attempt, prediction in zip(waiting, found, strict=False):
+        for attempt, prediction in pairs:
             if attempt.state == "unsure":
                 adopted.append(Bound(attempt.attempt_id, prediction, "input"))
                 fits.taken.add(prediction.id)
@@ -176,9 +188,7 @@ def _turned_up(gone: Sequence[OpenAttempt], fits: _Fits, *, wanted: Sequence[Ope
     contested = fits.groups(wanted).keys()
     bound: list[Bound] = []
     for group, attempts in fits.groups(gone).items():
-        found = [] if group in contested else fits.of(group, since=_not_before(attempts))
-        settled = [p for p in found if p.created_at is not None and p.created_at < until]
-        for attempt, prediction in zip(attempts, settled, strict=False):
+        for attempt, prediction in [] if group in contested else fits.pairs(group, attempts, until=until):
             bound.append(Bound(attempt.attempt_id, prediction, "input"))
             fits.taken.add(prediction.id)
     return bound
@@ -187,9 +197,27 @@ def _turned_up(gone: Sequence[OpenAttempt], fits: _Fits, *, wanted: Sequence[Ope
 CLOCKS_DIFFER_S = 60.0  # grace between the provider's clock and ours, once the known difference is taken off
 
 
-def _not_before(attempts: Sequence[OpenAttempt]) -> datetime:
-    """Provider's time before which none of these can have created anything; with an unknown clock fifteen minutes of grace."""
-    return min(a.created_at + timedelta(seconds=-900.0 if a.offset_s is None else a.offset_s - CLOCKS_DIFFER_S) for a in attempts)
+_Window = tuple[datetime, datetime | None]
+
+
+def _window(attempt: OpenAttempt, *, tempo: Tempo) -> _Window:
+    """Provider's time in which the attempt can have created something; with an unknown clock from fifteen minutes before it was
+    made, and without an end. What is outside is not its own: a colleague's run of the same input half an hour later was."""
+    if attempt.offset_s is None:
+        return attempt.created_at - timedelta(seconds=900), None
+    there = timedelta(seconds=attempt.offset_s)
+    grace = timedelta(seconds=CLOCKS_DIFFER_S)
+    return attempt.created_at + there - grace, last_moment(attempt, tempo=tempo) + there + grace
+
+
+def _is_within(prediction: Prediction, window: _Window) -> bool:
+    at, (since, until) = prediction.created_at, window
+    return at is None or (since <= at and (until is None or at <= until))
+
+
+def _by_age(prediction: Prediction) -> tuple[bool, float, str]:
+    at = prediction.created_at
+    return at is None, at.timestamp() if at is not None else 0.0, prediction.id
 
 
 def _same_target(prediction: Prediction, target_key: str, echo: tuple[str | None, str | None] | None) -> bool:
@@ -208,7 +236,7 @@ def last_moment(attempt: OpenAttempt, *, tempo: Tempo) -> datetime:
     return ended + timedelta(seconds=tempo.unsure_margin_s)
 
 
-def _judge_absence(attempt: OpenAttempt, rest: Sequence[Prediction], listing: Listing, *, now: datetime,
+def _judge_absence(attempt: OpenAttempt, is_complete: bool, *, is_doubted: bool, canary_at: datetime | None, now: datetime,
                    offset_s: float | None, tempo: Tempo, verdicts: Verdicts) -> None:
     """By a complete listing only. Time alone gives nobody up: a program that was away for a quarter of an hour, or a provider,
     has not looked once; so without a listing an attempt waits, as long as what it bought could be fetched."""
@@ -216,46 +244,78 @@ def _judge_absence(attempt: OpenAttempt, rest: Sequence[Prediction], listing: Li
     knows_clock = offset_s is not None and attempt.offset_s is not None
     if knows_clock:
         now, last = now + timedelta(seconds=offset_s or 0.0), last + timedelta(seconds=attempt.offset_s or 0.0)
-    patience_s = tempo.unsure_give_up_s if listing.complete else tempo.retention_s
-    if listing.complete and knows_clock and now > last and not any(_could_be(p, attempt) for p in rest):
-        canary = any(p.id in listing.owned and p.created_at is not None and p.created_at > last for p in listing.predictions)
-        if not canary and now <= last + timedelta(seconds=tempo.unsure_no_canary_s):
+    if is_complete and knows_clock and now > last and not is_doubted:
+        has_canary = canary_at is not None and canary_at > last
+        if not has_canary and now <= last + timedelta(seconds=tempo.unsure_no_canary_s):
             return
         if attempt.next_check_at is None:
             verdicts.absent_once.append(attempt.attempt_id)
         elif is_confirmed:
             verdicts.absent.append(attempt.attempt_id)
-    elif now > last + timedelta(seconds=patience_s):
+    elif now > last + timedelta(seconds=tempo.unsure_give_up_s if is_complete else tempo.retention_s):
         verdicts.give_up.append(attempt.attempt_id)
 
 
-def _could_be(prediction: Prediction, attempt: OpenAttempt) -> bool:
-    """Whether this unowned prediction could be the attempt's: nothing explains it away.
+class _Suspects:
+    """Which attempts an unowned prediction could be of: nothing explains it away.
 
-    Explained is only a prediction that carries a webhook (another attempt's or somebody else's: with this attempt's id it
-    would have been adopted), or that differs in a plain value which we sent and which is no secret. An input that was
-    removed, in whatever words, explains nothing.
-    """
-    if prediction.webhook is not None:
-        return attempt_of(prediction.webhook) == attempt.attempt_id
-    if prediction.data_removed or not prediction.input:
-        return True
-    return not _differs(prediction.input, _shown(json.loads(attempt.input_json), attempt.secrets))
+    Explained is only a prediction from outside an attempt's time, one that carries a webhook (another attempt's or somebody
+    else's: with this attempt's id it would have been adopted), and one that differs in a plain value which we sent and which is
+    no secret. An input that was removed, in whatever words, explains nothing.
+
+    Attempts are found by the plain values that they sent, each looked at once: pair by pair, ten thousand attempts and as many
+    predictions took minutes, in the loop that also hears the answers of POSTs."""
+
+    def __init__(self, attempts: Iterable[OpenAttempt], *, tempo: Tempo) -> None:
+        self._windows = {attempt.attempt_id: _window(attempt, tempo=tempo) for attempt in attempts}
+        self._tables: dict[tuple[str, ...], dict[tuple[object, ...], list[str]]] = defaultdict(lambda: defaultdict(list))
+        for attempt in attempts:
+            sent = _plain(_shown(json.loads(attempt.input_json), attempt.secrets))
+            self._tables[tuple(sent)][tuple(sent.values())].append(attempt.attempt_id)
+
+    def of(self, prediction: Prediction) -> list[str]:
+        """The attempts that it could be of."""
+        if prediction.webhook is not None:
+            named = attempt_of(prediction.webhook)
+            return [named] if named in self._windows and named is not None else []
+        if _is_illegible(prediction):
+            return [i for i, window in self._windows.items() if _is_within(prediction, window)]
+        seen = prediction.input or {}
+        alike = (i for names, table in self._tables.items() for i in table.get(tuple(_value(seen.get(n)) for n in names), ()))
+        return [i for i in alike if _is_within(prediction, self._windows[i])]
+
+    def of_all(self, predictions: Iterable[Prediction]) -> set[str]:
+        """The attempts that any of these could be of."""
+        illegible: list[Prediction] = []
+        doubted: set[str] = set()
+        for prediction in predictions:
+            if prediction.webhook is None and _is_illegible(prediction):
+                illegible.append(prediction)
+            else:
+                doubted.update(self.of(prediction))
+        times = sorted(p.created_at for p in illegible if p.created_at is not None)
+        is_anywhen = len(times) < len(illegible)
+        for attempt_id, (since, until) in self._windows.items():
+            later = bisect_left(times, since)
+            if is_anywhen or (later < len(times) and (until is None or times[later] <= until)):
+                doubted.add(attempt_id)
+        return doubted
 
 
-def _differs(seen: dict[str, Any], sent: dict[str, Any]) -> bool:
-    return any(isinstance(value, str | int | float | bool) and _is_file_free(value) and not _equal(seen.get(name), value)
-               for name, value in sent.items())
+def _is_illegible(prediction: Prediction) -> bool:
+    return prediction.data_removed or not prediction.input
 
 
-def _is_file_free(value: object) -> bool:
-    """File inputs may be rewritten by the provider: they explain nothing."""
-    return not (isinstance(value, str) and value.startswith(("http://", "https://", "data:")))
+def _plain(sent: Mapping[str, Any]) -> dict[str, object]:
+    """The values that come back as they were sent, in the order of their names. Files may be rewritten by the provider."""
+    return {name: _value(value) for name, value in sorted(sent.items())
+            if isinstance(value, str | int | float | bool) and not str(value).startswith(("http://", "https://", "data:"))}
 
 
-def _equal(seen: object, sent: object) -> bool:
-    if isinstance(seen, bool) or isinstance(sent, bool):
-        return seen is sent
-    if isinstance(seen, int | float) and isinstance(sent, int | float):
-        return float(seen) == float(sent)
-    return seen == sent
+def _value(value: Any) -> object:
+    """Comparable as JSON is meant: 7 is 7.0, and neither is true."""
+    if isinstance(value, bool):
+        return ("bool", value)
+    if isinstance(value, int | float):
+        return float(value)
+    return value if isinstance(value, str) else None

@@ -9,10 +9,13 @@ from orchestrator.core.lifecycle import Event
 from orchestrator.core.records import Fact, Standing
 
 SUSPECT = 2  # deaths in a row after which at most one of such rows is in hand at a time
+MOST_ABSENT = 10  # purchases in a row that came to nothing, and nobody heard why
 POISON = 3  # deaths in a row after which a row is set aside
 VIA_LEASE = "lease"  # how a fact was learned that is nobody's word but a lease that ran out
 CLASS = "poison"
-_SAYS_NOTHING = frozenset({Event.NOT_SENT, Event.ABSENT, Event.GIVEN_UP, Event.POISONED})
+NEVER_TAKEN = (f"the provider was asked {MOST_ABSENT} times, never gave an answer that can be read, and never made a prediction; "
+               "`orchestrator retry --class infrastructure` asks again")
+_SAYS_NOTHING = frozenset({Event.NOT_SENT, Event.ABSENT, Event.GIVEN_UP, Event.DOUBTED, Event.POISONED})
 
 
 def reason(doing: str) -> str:
@@ -31,6 +34,8 @@ def deaths_after(deaths: int, fact: Fact) -> int | None:
 def set_aside(standing: Standing, fact: Fact) -> Fact:
     """A row that was proven not to be bought is bought again, but not for ever. One that may have been bought stays `unsure`:
     what a plain `retry` buys again must not have been paid already."""
+    if fact.event is Event.ABSENT and standing.absences + 1 >= MOST_ABSENT:
+        return fact._replace(event=Event.POISONED, error=NEVER_TAKEN, error_class="infrastructure")
     if fact.event is not Event.ABSENT or standing.deaths < POISON:
         return fact
     return fact._replace(event=Event.POISONED, error=reason("sent"), error_class=CLASS)

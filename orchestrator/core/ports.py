@@ -434,6 +434,9 @@ class Ledger(Protocol):
     async def unsure(self, account: str) -> list[OpenAttempt]:
         """Attempts whose answer was lost, oldest first (open ones of the same inputs included)."""
 
+    async def being_sent(self, account: str) -> list[OpenAttempt]:
+        """Attempts whose POST may be in the air, or answered and not yet recorded: what equals them may be theirs."""
+
     async def gone(self, account: str, *, since: datetime, now: datetime) -> list[OpenAttempt]:
         """Attempts made since then that were found absent or given up, unless `checked` says to look later: what they may have
         bought can still turn up."""

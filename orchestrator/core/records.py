@@ -243,6 +243,7 @@ class Standing(NamedTuple):
     bound_by: str | None = None  # as of `Fact`, once there is a prediction
     is_surplus: bool = False  # bought once more than needed: nothing that becomes of it concerns the item
     deaths: int = 0  # of workers that held the item, in a row (`core/poison.py`)
+    absences: int = 0  # purchases of the item in a row that were found never to have been made
 
 
 class Change(NamedTuple):

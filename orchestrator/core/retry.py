@@ -52,7 +52,7 @@ def decide(standing: Standing, fact: Fact, *, policy: Policy, jitter: float) -> 
         return _change(standing, fact, alone(fact.event, attempt=standing.attempt_state), policy=policy)
     refined, failures = _refine(standing, set_aside(standing, fact), policy)
     move = advance(refined.event, attempt=standing.attempt_state, item=standing.item_state)
-    if move is None and fact.prediction is not None:
+    if move is None and (fact.prediction is not None or fact.event is Event.EVICTED):
         return _change(standing, fact, alone(fact.event, attempt=standing.attempt_state), policy=policy)
     return _change(standing, refined, move, policy=policy, failures=failures, jitter=jitter)
 
@@ -61,7 +61,9 @@ def _there_after_all(standing: Standing, fact: Fact, policy: Policy) -> Change |
     """A prediction of an attempt that was given up or found absent. It is only bound here; told again, its end is recorded."""
     found = fact._replace(event=Event.SURFACED, error=None, error_class=None)
     move = alone(Event.SURFACED, attempt=standing.attempt_state)
-    if standing.is_current and policy.is_live and not policy.canceling:
+    if policy.canceling:
+        move = None
+    elif standing.is_current and policy.is_live:
         move = advance(Event.SURFACED, attempt=standing.attempt_state, item=standing.item_state)
     elif not (standing.is_current and standing.item_state is ItemState.FAILED):
         move = None
@@ -95,6 +97,12 @@ def contest(owner: Standing, claimant: Standing, fact: Fact) -> Event | None:
     if fact.bound_by not in STRONG or owner.bound_by != "input" or claimant.prediction_id is not None:
         return None
     return Event.EVICTED if owner.attempt_state is AttemptState.RUNNING else Event.ANSWER_LOST
+
+
+def misled(claimant: Standing, fact: Fact) -> bool:
+    """Whether an attempt holds another prediction, for its input, than the one that its own answer or its own id now names."""
+    return (fact.bound_by in STRONG and claimant.bound_by == "input" and claimant.attempt_state is AttemptState.RUNNING
+            and fact.prediction is not None and claimant.prediction_id != fact.prediction.id)
 
 
 def _wait_s(event: Event, *, failures: int | None, first_s: float, jitter: float) -> float | None:

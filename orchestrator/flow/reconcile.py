@@ -55,7 +55,8 @@ async def _look(rooms: Rooms, account: str) -> list[Wake]:
 
 async def _unsure_look(rooms: Rooms, account: str) -> list[Wake]:
     now, tempo = rooms.clock.now(), rooms.tempo
-    wakes = await resolve_unsure(rooms, account, now)
+    wakes = await _lapse(rooms, now)  # first: what a dead worker sent is unsure, before anything like it is taken for surplus
+    wakes += await resolve_unsure(rooms, account, now)
     wakes += await cancel_surplus(rooms, account)
     window = await rooms.ledger.open_window(account)
     live = any(batch.account == account for batch in await rooms.ledger.live_batches())

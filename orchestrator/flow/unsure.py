@@ -24,6 +24,8 @@ async def resolve_unsure(rooms: Rooms, account: str, now: datetime) -> list[Wake
     attempts = await rooms.ledger.unsure(account) + gone
     if not attempts:
         return []
+    known = {attempt.attempt_id for attempt in attempts}
+    attempts += [a for a in await rooms.ledger.being_sent(account) if a.attempt_id not in known]
     known_s = await rooms.ledger.offset(account)
     attempts = [a if a.offset_s is not None else replace(a, offset_s=known_s) for a in attempts]
     oldest_at = min(a.created_at + timedelta(seconds=a.offset_s or 0.0) for a in attempts)  # provider's time
@@ -40,19 +42,21 @@ async def resolve_unsure(rooms: Rooms, account: str, now: datetime) -> list[Wake
 
 
 async def _with_webhooks(rooms: Rooms, account: str, attempts: Sequence[OpenAttempt], listing: Listing) -> Listing:
-    """The listing, with what single GETs say of webhooks where the list is silent: five equal rows of which one was never bought
-    were all given up, though four of the five predictions could have said whose they were."""
-    if rooms.public_url is None:
-        return listing
-    unexplained = doubts(attempts, listing)
-    for prediction in [p for p in unexplained if p.id not in _WEBHOOKS][:rooms.tempo.straggler_gets]:
+    """The listing, with what single GETs say of webhooks where the list is silent.
+
+    Five equal rows of which one was never bought were all given up, though four of the five predictions could have said whose
+    they were; and an equal prediction with somebody else's webhook is somebody else's, whether or not we use webhooks."""
+    unexplained = doubts(attempts, listing, tempo=rooms.tempo)
+    for prediction in [p for p in unexplained if p.id not in _WEBHOOKS][:MOST_ASKED]:
         await permit(rooms, account)
         with suppress(OrchestratorError):
             _remember(prediction.id, (await rooms.predictions.get(prediction.id)).webhook)
     told = {p.id: p._replace(webhook=_WEBHOOKS[p.id]) for p in unexplained if p.id in _WEBHOOKS}
-    return replace(listing, predictions=[told.get(p.id, p) for p in listing.predictions])
+    return replace(listing, predictions=[told.get(p.id, p) for p in listing.predictions],
+                   unasked=frozenset(p.id for p in unexplained if p.id not in told))
 
 
+MOST_ASKED = 200  # in one look
 _WEBHOOKS: dict[str, str | None] = {}  # a prediction's webhook never changes: asked for once by each process
 _REMEMBERED = 10_000
 

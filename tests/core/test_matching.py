@@ -267,6 +267,6 @@ def test_doubts_are_what_a_get_could_clear_up():
     """Unowned, silent about their webhook, and like an attempt that is unsure or gone; what is only in the air asks nothing."""
     listing = Listing([seen("p3", at_s=3), seen("p1"), seen("dog", prompt="a dog"), seen("owned"), seen("theirs", webhook="x"),
                        seen("removed", prompt=None, at_s=2)], frozenset({"owned"}), True)
-    assert [p.id for p in doubts([attempt()], listing)] == ["p1", "removed", "p3"]
-    assert [p.id for p in doubts([gone()], listing)] == ["p1", "removed", "p3"]
-    assert doubts([attempt(state="open")], listing) == []
+    assert [p.id for p in doubts([attempt()], listing, tempo=TEMPO)] == ["p1", "removed", "p3"]
+    assert [p.id for p in doubts([gone()], listing, tempo=TEMPO)] == ["p1", "removed", "p3"]
+    assert doubts([attempt(state="open")], listing, tempo=TEMPO) == []

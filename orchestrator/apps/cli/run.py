@@ -139,7 +139,12 @@ async def _can_start(rooms: Rooms, settings: Settings, *, served: bool, detach: 
         raise BadInput("--detach leaves the batch to roles that are at work for this ledger, and there is no worker with a "
                        "scheduler: start `orchestrator up` first, or leave --detach out")
     if not served and settings.public_url is not None and not await is_present(rooms, "web"):
-        wiring.listening(settings).close()
+        try:
+            wiring.listening(settings).close()
+        except BadInput:  # perhaps it is a web part that was started just now and has not announced itself
+            await rooms.clock.sleep(rooms.tempo.beat_s)
+            if not await is_present(rooms, "web"):
+                raise
 
 
 async def _detached(this: ThisRun, batch: Batch) -> Ending:

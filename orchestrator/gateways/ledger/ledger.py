@@ -195,6 +195,10 @@ class SqlLedger:
         """As the port says."""
         return await self._db.read(sweeping.unsure, account)
 
+    async def being_sent(self, account: str) -> list[OpenAttempt]:
+        """As the port says."""
+        return await self._db.read(sweeping.being_sent, account)
+
     async def gone(self, account: str, *, since: datetime, now: datetime) -> list[OpenAttempt]:
         """As the port says."""
         return await self._db.read(sweeping.gone, account, since=since, now=now)

@@ -13,7 +13,7 @@ from orchestrator.core.lifecycle import LIVE_BATCH, AttemptState, BatchState, Ev
 from orchestrator.core.ports import Decide
 from orchestrator.core.prediction import parse
 from orchestrator.core.records import Change, Fact, Prediction, Rules, Standing
-from orchestrator.core.retry import contest, event_of
+from orchestrator.core.retry import contest, event_of, misled
 from orchestrator.gateways.ledger.bulk import among, write_many
 from orchestrator.gateways.ledger.tables import AGAIN_AT, KEPT, attempts, batches, deliveries, items
 from orchestrator.gateways.ledger.text import LOGS_KEPT, as_json, clean
@@ -64,13 +64,13 @@ async def scene_of(connection: AsyncConnection, facts: Sequence[Fact]) -> Scene:
     rules = await _rules(connection, {row.batch_pk for row in found}) if found else {}
     scene = Scene({}, await _leases(connection, facts), {}, {})
     for (attempt_id, state, prediction_id, item_pk, batch_pk, reserved, bound_by, surplus_at, item_state, current_id,
-         failures, deaths) in found:
+         failures, deaths, tries) in found:
         if prediction_id is not None:
             scene.owners[prediction_id] = attempt_id
         scene.siblings.setdefault(item_pk, []).append(attempt_id)
         scene.standings[attempt_id] = Standing(
             attempt_id, _ATTEMPT_STATES[state], prediction_id, item_pk, _ITEM_STATES[item_state], current_id == attempt_id,
-            failures, batch_pk, reserved, rules[batch_pk], bound_by, surplus_at is not None, deaths or 0)
+            failures, batch_pk, reserved, rules[batch_pk], bound_by, surplus_at is not None, deaths or 0, tries)
     return scene
 
 
@@ -129,7 +129,8 @@ def _standings(dialect: str) -> Select[Any]:
     return (
         select(attempts.c.id, attempts.c.state, attempts.c.prediction_id, attempts.c.item_pk, attempts.c.batch_pk,
                attempts.c.reserved_units, attempts.c.bound_by, attempts.c.surplus_at,
-               items.c.state.label("item_state"), items.c.attempt_id.label("current_id"), items.c.failures, items.c.deaths)
+               items.c.state.label("item_state"), items.c.attempt_id.label("current_id"), items.c.failures, items.c.deaths,
+               items.c.tries)
         .join(items, items.c.pk == attempts.c.item_pk)
         .where(or_(among(attempts.c.prediction_id, "predictions", dialect=dialect),
                    among(attempts.c.id, "named", dialect=dialect)))
@@ -145,8 +146,9 @@ def _apply(scene: Scene, fact: Fact, *, decide: Decide) -> Iterator[Change]:
     better evidence names another."""
     if fact.bound_by is not None:
         evicted, fact = _contested(scene, fact)
-        if evicted is not None and (change := _decided(scene, evicted, decide=decide)) is not None:
-            yield change
+        for one in evicted:
+            if (change := _decided(scene, one, decide=decide)) is not None:
+                yield change
     change = _decided(scene, fact, decide=decide)
     if change is not None:
         yield change
@@ -169,20 +171,29 @@ def _decided(scene: Scene, fact: Fact, *, decide: Decide) -> Change | None:
     return change
 
 
-def _contested(scene: Scene, fact: Fact) -> tuple[Fact | None, Fact]:
-    """Where the fact's prediction has another owner: what befalls the owner, if anything, and what the fact is then."""
-    owner_id = scene.owners.get(fact.prediction.id) if fact.prediction is not None else None
-    if owner_id is None or fact.attempt_id is None or owner_id == fact.attempt_id:
-        return None, fact
-    owner, claimant = scene.standings.get(owner_id), scene.standings.get(fact.attempt_id)
-    verdict = contest(owner, claimant, fact) if owner is not None and claimant is not None else None
+def _contested(scene: Scene, fact: Fact) -> tuple[list[Fact], Fact]:
+    """What a fact that binds means for who was bound for an equal input: those who lose their prediction first, and what the fact
+    is then."""
+    claimant = scene.standings.get(fact.attempt_id or "")
+    if claimant is None or fact.prediction is None:
+        return [], fact
+    evicted = [_taken_back(claimant, fact)] if misled(claimant, fact) else []
+    owner = scene.standings.get(scene.owners.get(fact.prediction.id, ""))
+    if owner is None or owner.attempt_id == claimant.attempt_id:
+        return evicted, fact
+    verdict = contest(owner, claimant._replace(prediction_id=None) if evicted else claimant, fact)
     if verdict is Event.EVICTED:
-        return Fact(Event.EVICTED, fact.at, owner_id, error=TAKEN_BACK, error_class="unsure"), fact
-    if verdict is Event.ANSWER_LOST:
-        return None, Fact(Event.ANSWER_LOST, fact.at, fact.attempt_id, error=CHANGED_PLACES, error_class="unsure")
-    return None, fact
+        return [*evicted, _taken_back(owner, fact)], fact
+    if verdict is Event.ANSWER_LOST and not evicted:
+        return [], Fact(Event.ANSWER_LOST, fact.at, fact.attempt_id, error=CHANGED_PLACES, error_class="unsure")
+    return [], fact
 
 
+def _taken_back(standing: Standing, fact: Fact) -> Fact:
+    return Fact(Event.EVICTED, fact.at, standing.attempt_id, error=TAKEN_BACK, error_class="unsure")
+
+
+_OF_PREDICTION = frozenset({"prediction_id", "answered_at", "bound_by", "provider_created_at"})
 TAKEN_BACK = "its prediction, found by its input, is that of another row with the same input"
 CHANGED_PLACES = "its prediction had been given to another row with the same input, whose own is looked for"
 
@@ -195,6 +206,8 @@ def _note(scene: Scene, change: Change, *, prediction_id: str | None) -> None:
     if change.event is Event.EVICTED and standing.prediction_id is not None:
         del scene.owners[standing.prediction_id]
         scene.evicted.append(attempt_id)
+        for name in _OF_PREDICTION & scene.attempt_values.get(attempt_id, {}).keys():
+            del scene.attempt_values[attempt_id][name]
         keeps = None
     if change.attempt_to is not standing.attempt_state or change.prediction is not None or change.final_charge:
         noted = scene.attempt_values.setdefault(attempt_id, {})
@@ -258,6 +271,10 @@ def _item_values(change: Change) -> dict[str, Any]:
         values["failures"] = change.failures
     if change.deaths is not None:
         values["deaths"] = change.deaths
+    if change.event is Event.ABSENT:
+        values["tries"] = change.standing.absences + 1
+    elif change.event in (Event.ANSWERED, Event.SURFACED):
+        values["tries"] = 0
     if change.item_to is ItemState.PENDING:
         values["due_at"] = change.due_at or AGAIN_AT
     if change.item_to is ItemState.COLLECTING:

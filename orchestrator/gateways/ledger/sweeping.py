@@ -69,6 +69,12 @@ async def unsure(connection: AsyncConnection, account: str) -> list[OpenAttempt]
     return await _with_secrets(connection, query.order_by(attempts.c.created_at, attempts.c.id))
 
 
+async def being_sent(connection: AsyncConnection, account: str) -> list[OpenAttempt]:
+    """Attempts whose POST may be in the air, or answered and not yet recorded."""
+    query = _open_attempts().where(_IS_ALIVE, attempts.c.account == account, attempts.c.state == _OPEN)
+    return await _with_secrets(connection, query.order_by(attempts.c.created_at, attempts.c.id))
+
+
 async def gone(connection: AsyncConnection, account: str, *, since: datetime, now: datetime) -> list[OpenAttempt]:
     """Attempts made since then that were found absent or given up, and are due for another look."""
     due = or_(attempts.c.next_check_at.is_(None), attempts.c.next_check_at <= now)

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,7 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[list[dict[str, Any]
 
 
 def _csv(path: Path, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-    csv.field_size_limit(2**31 - 1)  # outputs are cells too
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+    with _cells_of_any_size(), path.open(newline="", encoding="utf-8", errors="replace") as file:
         rows = csv.reader(file, strict=True)
         try:
             head = next(rows, [])
@@ -62,6 +62,16 @@ def _csv(path: Path, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
                 yield [{name: row[at] or None for name, at in places} for row in some]
         except (csv.Error, IndexError) as error:
             raise BadInput(f"it cannot be read as CSV, line {rows.line_num} ({error})") from error
+
+
+@contextmanager
+def _cells_of_any_size() -> Iterator[None]:
+    """Outputs are cells too. The limit belongs to the whole process, where sources are read with one of their own."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _jsonl(path: Path, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
