@@ -58,6 +58,7 @@ class Event(StrEnum):
     DOUBTED = "doubted"  # given up, and the job wants it bought again
     SURFACED = "surfaced"  # given up or found absent, and there after all; the row still wants it
     SURPLUS = "surplus"  # there after all, when the row had been bought again or withdrawn
+    VANISHED = "vanished"  # once answered, and for hours the provider has not known it any more
     EVICTED = "evicted"  # its prediction, adopted for its input, turned out to be another attempt's
     POISONED = "poisoned"  # absent, after its workers died again and again
     COLLECTED = "collected"
@@ -113,6 +114,7 @@ MOVES: tuple[Move, ...] = (
     _row(Event.SURFACED, (GONE_ATTEMPT, _A.RUNNING), (frozenset({_I.PENDING, _I.FAILED}), _I.RUNNING),
          "it had been bought after all, and the row takes it"),
     _row(Event.SURPLUS, (GONE_ATTEMPT, _A.RUNNING), (frozenset(_I), None), "bought once more than needed: canceled at once"),
+    _row(Event.VANISHED, (_RUNNING_A, _A.LOST), (_RUNNING_I, _I.FAILED), "the provider no longer knows the prediction"),
     _row(Event.EVICTED, (_RUNNING_A, _A.UNSURE), (_RUNNING_I, _I.UNSURE), "its prediction is another attempt's: in doubt again"),
     _row(Event.POISONED, (_UNSURE_A, _A.ABSENT), (_UNSURE_I, _I.FAILED), "never bought, and the row ended its worker every time"),
     _row(Event.COLLECTED, (_DONE_A, _A.SUCCEEDED), (_COLLECTING_I, _I.SUCCEEDED), "outputs are home and hashed"),

@@ -63,7 +63,7 @@ def _there_after_all(standing: Standing, fact: Fact, policy: Policy) -> Change |
     move = alone(Event.SURFACED, attempt=standing.attempt_state)
     if policy.canceling:
         move = None
-    elif standing.is_current and policy.is_live:
+    elif policy.is_live and (standing.is_current or standing.item_state is ItemState.PENDING):  # no other attempt of it is alive
         move = advance(Event.SURFACED, attempt=standing.attempt_state, item=standing.item_state)
     elif not (standing.is_current and standing.item_state is ItemState.FAILED):
         move = None
@@ -115,7 +115,8 @@ def _wait_s(event: Event, *, failures: int | None, first_s: float, jitter: float
 def _refine(standing: Standing, fact: Fact, policy: Policy) -> tuple[Fact, int | None]:
     """A provider's plain verdict becomes what it means here: worth another attempt, asked for, or a deadline."""
     prediction = fact.prediction
-    if fact.event is Event.GIVEN_UP and policy.buys_unsure and standing.failures + 1 < policy.max_attempts:
+    buys_again = policy.buys_unsure and not policy.canceling and standing.failures + 1 < policy.max_attempts
+    if fact.event is Event.GIVEN_UP and buys_again:
         return fact._replace(event=Event.DOUBTED), standing.failures + 1
     if prediction is None:
         return fact, None

@@ -7,6 +7,7 @@ from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Wake
 from orchestrator.flow.ending import AT_ONCE, wind_up
+from orchestrator.flow.unsure import resolve_unsure
 
 BY_OPERATOR = "paused by an operator"
 START_LIMIT = "start limit"  # the reason of a batch that has started as many rows as `--limit` let it
@@ -66,6 +67,8 @@ async def retry(rooms: Rooms, batch: Batch, *, classes: frozenset[str]) -> tuple
     still kept, and how many wait for another attempt."""
     if batch.state is BatchState.LOADING:
         raise BadInput(f"batch {batch.id} is still loading")
+    if "unsure" in classes:  # nobody may have looked since the batch ended: what is there is fetched, and not bought again
+        await resolve_unsure(rooms, batch.account, rooms.clock.now(), looks_at_all=True)
     kept_since = rooms.clock.now() - timedelta(seconds=rooms.tempo.retention_s)
     fetched, bought = await _never_set_going(rooms, batch)
     fetched += await rooms.ledger.refetch(batch.pk, classes=classes, after=kept_since)

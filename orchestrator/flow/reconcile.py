@@ -3,7 +3,7 @@
 from contextlib import suppress
 from datetime import datetime, timedelta
 
-from orchestrator.core.errors import NotFound, ProviderAway
+from orchestrator.core.errors import NotFound, ProviderAway, ProviderRefusal
 from orchestrator.core.inputs import input_hash
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.matching import is_of
@@ -18,6 +18,8 @@ from orchestrator.flow.record import fact_of, news_of, record
 from orchestrator.flow.unsure import cancel_surplus, resolve_unsure
 
 UNSURE_LANE = 1
+UNKNOWN_FOR = 2  # times the retention: after that a prediction that the provider does not know is not coming back
+VANISHED = "the provider no longer knows this prediction (deleted there, or of another account?); what it cost is not known"
 
 
 async def sweep(rooms: Rooms, account: str, lane: int = 0) -> list[Wake]:
@@ -80,7 +82,7 @@ async def _early(rooms: Rooms, account: str, now: datetime) -> list[Wake]:
     facts: list[Fact] = []
     for kept in waiting:
         await permit(rooms, account)
-        with suppress(NotFound):
+        with suppress(ProviderRefusal):
             prediction = await rooms.predictions.get(kept.prediction_id)
             if is_of(prediction, attempts[kept.attempt_id], hash_of=input_hash):
                 by = "input" if prediction.webhook is None else "url"
@@ -131,6 +133,10 @@ async def _ask(rooms: Rooms, attempt: OpenAttempt) -> list[Fact]:
     assert attempt.prediction_id is not None
     try:
         prediction = await rooms.predictions.get(attempt.prediction_id)
-    except NotFound:
-        return []  # intermittent 404s for valid ids have been reported; the next look decides
+    except NotFound:  # intermittent 404s for valid ids have been reported; the next look decides, but not for ever
+        age = rooms.clock.now() - attempt.created_at
+        return [Fact(Event.VANISHED, rooms.clock.now(), attempt.attempt_id, error=VANISHED, error_class="not_found")] \
+            if age > UNKNOWN_FOR * timedelta(seconds=rooms.tempo.retention_s) else []
+    except ProviderRefusal:
+        return []
     return [fact_of(prediction, at=rooms.clock.now(), via="get")] if prediction.status in TERMINAL else []

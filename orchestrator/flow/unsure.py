@@ -1,6 +1,7 @@
 """Purchases whose answer was lost: found, bought again, given up; and what turns up after all."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -18,10 +19,12 @@ from orchestrator.flow.record import fact_of, record
 log = logging.getLogger("orchestrator.flow")
 
 
-async def resolve_unsure(rooms: Rooms, account: str, now: datetime) -> list[Wake]:
-    """Adopt, buy again, give up, or wait: `core.matching` judges, here it is only carried out."""
-    gone = await rooms.ledger.gone(account, since=now - timedelta(seconds=rooms.tempo.retention_s), now=now)
-    attempts = await rooms.ledger.unsure(account) + gone
+async def resolve_unsure(rooms: Rooms, account: str, now: datetime, *, looks_at_all: bool = False) -> list[Wake]:
+    """Adopt, buy again, give up, or wait: `core.matching` judges, here it is only carried out. `looks_at_all`: what is gone is
+    looked for now, whether or not it is due."""
+    unsure = await rooms.ledger.unsure(account)
+    gone = await _due(rooms, account, unsure, now=now, looks_at_all=looks_at_all)
+    attempts = unsure + gone
     if not attempts:
         return []
     known = {attempt.attempt_id for attempt in attempts}
@@ -67,12 +70,26 @@ def _remember(prediction_id: str, webhook: str | None) -> None:
     _WEBHOOKS[prediction_id] = webhook
 
 
+async def _due(rooms: Rooms, account: str, unsure: Sequence[OpenAttempt], *, now: datetime,
+               looks_at_all: bool) -> list[OpenAttempt]:
+    """What is gone and to be looked for now. While something is unsure only what its window shows anyway: what may be bought
+    again must not wait for an hour of pages."""
+    ahead = now + timedelta(seconds=rooms.tempo.retention_s) if looks_at_all else now
+    gone = await rooms.ledger.gone(account, since=now - timedelta(seconds=rooms.tempo.retention_s), now=ahead)
+    if looks_at_all or not unsure:
+        return gone
+    oldest_at = min(attempt.created_at for attempt in unsure)
+    return [attempt for attempt in gone if attempt.created_at >= oldest_at]
+
+
 async def _look_later(rooms: Rooms, gone: Sequence[OpenAttempt], now: datetime) -> None:
-    """Less and less often: the window reaches back to the oldest of them."""
-    if gone:
-        age_s = (now - min(attempt.created_at for attempt in gone)).total_seconds()
-        later = now + timedelta(seconds=max(rooms.tempo.unsure_confirm_s, age_s / 2))
-        await rooms.ledger.checked([attempt.attempt_id for attempt in gone], next_check_at=later)
+    """Less and less often, each by its own age: at half a minute, one and a half, three and a half …"""
+    later: dict[datetime, list[str]] = defaultdict(list)
+    for attempt in gone:
+        age_s = (now - attempt.created_at).total_seconds()
+        later[now + timedelta(seconds=max(rooms.tempo.unsure_confirm_s, age_s // 60 * 30))].append(attempt.attempt_id)
+    for next_check_at, ids in later.items():
+        await rooms.ledger.checked(ids, next_check_at=next_check_at)
 
 
 async def cancel_surplus(rooms: Rooms, account: str) -> list[Wake]:
@@ -87,6 +104,9 @@ async def cancel_surplus(rooms: Rooms, account: str) -> list[Wake]:
     return await record(rooms, facts)
 
 
+LONGEST_LOOK_S = 60.0
+
+
 @dataclass(slots=True)
 class _Seen:
     predictions: list[Prediction] = field(default_factory=list)
@@ -94,10 +114,13 @@ class _Seen:
 
 
 async def _window_of(rooms: Rooms, account: str, *, edge: datetime) -> _Seen:
-    seen = _Seen()
+    seen, until_s = _Seen(), rooms.clock.boottime() + LONGEST_LOOK_S
     try:
         async for page in pages(rooms, account, edge):
             seen.predictions.extend(page)
+            if rooms.clock.boottime() > until_s:  # a task is cut after some time, and would begin again from nothing for ever
+                seen.complete = False
+                break
     except OrchestratorError:
         seen.complete = False
     return seen

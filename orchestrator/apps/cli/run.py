@@ -112,6 +112,7 @@ async def run(options: RunOptions) -> Ending:
         prepared = await prepare(rooms, order, book=wiring.price_book(settings))
         await check_folder(rooms, prepared)
         await _consent(rooms, prepared, options, ask_above_usd=settings.ask_above_usd)
+        alone = alone and hold.alone and not await anybody_lives(rooms)  # asked again: consent can take a person minutes
         if alone:
             await _bury_the_dead(rooms)
         batch, new = await load(rooms, prepared)

@@ -212,15 +212,18 @@ def _note(scene: Scene, change: Change, *, prediction_id: str | None) -> None:
     if change.attempt_to is not standing.attempt_state or change.prediction is not None or change.final_charge:
         noted = scene.attempt_values.setdefault(attempt_id, {})
         noted |= _attempt_values(change, lease_until=scene.leases.get(attempt_id))
-    moves_item = standing.is_current and change.item_to is not standing.item_state
+    takes_over = change.event is Event.SURFACED and change.item_to is not standing.item_state
+    moves_item = takes_over or (standing.is_current and change.item_to is not standing.item_state)
     if moves_item:
         scene.item_values.setdefault(standing.item_pk, {}).update(_item_values(change))
+    if takes_over:
+        scene.item_values[standing.item_pk]["attempt_id"] = attempt_id
     if change.final_charge:
         released, spent = scene.money.get(standing.batch_pk, (0, 0))
         scene.money[standing.batch_pk] = (released + standing.reserved_units, spent + (change.charge_units or 0))
     scene.standings[attempt_id] = standing._replace(
         attempt_state=change.attempt_to, prediction_id=keeps,
-        item_state=change.item_to if moves_item else standing.item_state,
+        item_state=change.item_to if moves_item else standing.item_state, is_current=standing.is_current or takes_over,
         bound_by=None if keeps is None else standing.bound_by or change.bound_by,
         is_surplus=standing.is_surplus or change.event is Event.SURPLUS,
         failures=standing.failures if change.failures is None else change.failures,
@@ -229,7 +232,9 @@ def _note(scene: Scene, change: Change, *, prediction_id: str | None) -> None:
     if moves_item:
         for sibling in scene.siblings[standing.item_pk]:
             if sibling != attempt_id:
-                scene.standings[sibling] = scene.standings[sibling]._replace(item_state=change.item_to)
+                beside = scene.standings[sibling]
+                scene.standings[sibling] = beside._replace(
+                    item_state=change.item_to, is_current=beside.is_current and not takes_over)
 
 
 def _attempt_values(change: Change, *, lease_until: datetime | None) -> dict[str, Any]:
