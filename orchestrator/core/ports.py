@@ -3,7 +3,7 @@ implementation does."""
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
@@ -571,3 +571,4 @@ class Rooms:
     owner: str  # of leases: this process
     public_url: str | None = None  # where the provider can reach our webhook
     stopping: Callable[[], bool] = lambda: False  # a shutdown has begun: start nothing new
+    webhooks_seen: dict[str, str | None] = field(default_factory=dict)  # by prediction: it never changes, so it is asked for once

@@ -49,25 +49,20 @@ async def _with_webhooks(rooms: Rooms, account: str, attempts: Sequence[OpenAtte
 
     Five equal rows of which one was never bought were all given up, though four of the five predictions could have said whose
     they were; and an equal prediction with somebody else's webhook is somebody else's, whether or not we use webhooks."""
-    unexplained = doubts(attempts, listing, tempo=rooms.tempo)
-    for prediction in [p for p in unexplained if p.id not in _WEBHOOKS][:MOST_ASKED]:
+    unexplained, seen = doubts(attempts, listing, tempo=rooms.tempo), rooms.webhooks_seen
+    if len(seen) > REMEMBERED:
+        seen.clear()
+    for prediction in [p for p in unexplained if p.id not in seen][:MOST_ASKED]:
         await permit(rooms, account)
         with suppress(OrchestratorError):
-            _remember(prediction.id, (await rooms.predictions.get(prediction.id)).webhook)
-    told = {p.id: p._replace(webhook=_WEBHOOKS[p.id]) for p in unexplained if p.id in _WEBHOOKS}
+            seen[prediction.id] = (await rooms.predictions.get(prediction.id)).webhook
+    told = {p.id: p._replace(webhook=seen[p.id]) for p in unexplained if p.id in seen}
     return replace(listing, predictions=[told.get(p.id, p) for p in listing.predictions],
                    unasked=frozenset(p.id for p in unexplained if p.id not in told))
 
 
 MOST_ASKED = 200  # in one look
-_WEBHOOKS: dict[str, str | None] = {}  # a prediction's webhook never changes: asked for once by each process
-_REMEMBERED = 10_000
-
-
-def _remember(prediction_id: str, webhook: str | None) -> None:
-    if len(_WEBHOOKS) >= _REMEMBERED:
-        _WEBHOOKS.clear()
-    _WEBHOOKS[prediction_id] = webhook
+REMEMBERED = 10_000
 
 
 async def _due(rooms: Rooms, account: str, unsure: Sequence[OpenAttempt], *, now: datetime,

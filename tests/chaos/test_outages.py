@@ -141,6 +141,7 @@ def test_patience_with_a_redis_that_stays_away(desk: Desk):
         all_home(desk, desk("run", "shots", "--yes", "--json"), 80)
 
 
+@long
 def test_postgresql_is_restarted_in_every_way(desk: Desk):
     """Connections cut, a fast stop, and one as if the server had died: answers to purchases are kept until it is back."""
     with a_postgresql() as server:

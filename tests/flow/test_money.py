@@ -237,6 +237,11 @@ class RightClock:
     def __init__(self) -> None:
         self.made: list[Prediction] = []
 
+    async def get(self, prediction_id: str) -> Prediction:
+        """As in the list."""
+        (found,) = (p for p in self.made if p.id == prediction_id)
+        return found
+
     async def list_page(self, *, url: str | None = None, created_after: datetime | None = None, **_: Any) -> Page:
         """What was created after a moment, by this clock."""
         return Page([p for p in self.made if created_after is None or p.created_at is None or p.created_at >= created_after],
