@@ -137,7 +137,8 @@ NO_POINT = {
     **dict.fromkeys((
         "ledger.batch", "ledger.live_batches", "ledger.known", "ledger.loaded_rows", "ledger.oldest_out_at", "ledger.find",
         "ledger.claimable", "ledger.kept", "ledger.attempts_of", "ledger.expire_leases", "ledger.open_window",
-        "ledger.stragglers", "ledger.unsure", "ledger.being_sent", "ledger.echoes", "ledger.owned", "ledger.in_air", "ledger.unsettled",
+        "ledger.stragglers", "ledger.unsure", "ledger.being_sent", "ledger.echoes", "ledger.owned", "ledger.in_air",
+        "ledger.unsettled",
         "ledger.results", "ledger.manifest", "ledger.counts", "ledger.offset", "ledger.present", "ledger.slots_standing",
         "ledger.slots_of", "predictions.offset_s", "predictions.account", "predictions.model", "predictions.deployment",
         "predictions.get", "predictions.webhook_secret", "limiter.paused", "tables.resolve", "tables.fingerprint",
