@@ -7,11 +7,12 @@ found absent or given up is looked for on, as it may turn up after all.
 """
 
 import json
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from orchestrator.core.callback import attempt_of
@@ -91,7 +92,7 @@ def doubts(attempts: Sequence[OpenAttempt], listing: Listing, *, tempo: Tempo) -
     """Predictions of nobody that could be one of the attempts', oldest first. The list does not show where their webhooks went;
     a GET may, and so say whose each is."""
     suspects = _Suspects([a for a in attempts if a.state != "open"], tempo=tempo)
-    unexplained = [p for p in listing.predictions if p.webhook is None and p.id not in listing.owned and suspects.of(p)]
+    unexplained = [p for p in listing.predictions if p.webhook is None and p.id not in listing.owned and suspects.any_of(p)]
     return sorted(unexplained, key=lambda p: (p.created_at is None, p.created_at, p.id))
 
 
@@ -198,6 +199,7 @@ CLOCKS_DIFFER_S = 60.0  # grace between the provider's clock and ours, once the 
 
 
 _Window = tuple[datetime, datetime | None]
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 def _window(attempt: OpenAttempt, *, tempo: Tempo) -> _Window:
@@ -268,6 +270,9 @@ class _Suspects:
 
     def __init__(self, attempts: Iterable[OpenAttempt], *, tempo: Tempo) -> None:
         self._windows = {attempt.attempt_id: _window(attempt, tempo=tempo) for attempt in attempts}
+        spans = sorted((since, until or _NEVER) for since, until in self._windows.values())
+        self._since = [since for since, _ in spans]
+        self._until = list(accumulate((until for _, until in spans), max))  # the latest end of those that began by then
         self._tables: dict[tuple[str, ...], dict[tuple[object, ...], list[str]]] = defaultdict(lambda: defaultdict(list))
         for attempt in attempts:
             sent = _plain(_shown(json.loads(attempt.input_json), attempt.secrets))
@@ -283,6 +288,15 @@ class _Suspects:
         seen = prediction.input or {}
         alike = (i for names, table in self._tables.items() for i in table.get(tuple(_value(seen.get(n)) for n in names), ()))
         return [i for i in alike if _is_within(prediction, self._windows[i])]
+
+    def any_of(self, prediction: Prediction) -> bool:
+        """Whether there is one."""
+        if prediction.webhook is not None or not _is_illegible(prediction):
+            return bool(self.of(prediction))
+        if prediction.created_at is None:
+            return bool(self._windows)
+        before = bisect_right(self._since, prediction.created_at)
+        return before > 0 and prediction.created_at <= self._until[before - 1]
 
     def of_all(self, predictions: Iterable[Prediction]) -> set[str]:
         """The attempts that any of these could be of."""

@@ -39,7 +39,7 @@ async def refetch(connection: AsyncConnection, batch_pk: int, *, classes: frozen
     """Failed rows of these classes whose prediction succeeded, after `after`: what they bought is fetched again."""
     bought = exists().where(attempts.c.id == items.c.attempt_id, attempts.c.state == AttemptState.SUCCEEDED.value,
                             attempts.c.output_json.is_not(None),
-                            func.coalesce(items.c.completed_at, attempts.c.completed_at) > after)
+                            func.coalesce(items.c.completed_at, attempts.c.completed_at, attempts.c.answered_at) > after)
     return await _step(connection, REFETCH, items.c.batch_pk == batch_pk, _in(classes), bought)
 
 
@@ -75,8 +75,8 @@ async def _step(connection: AsyncConnection, step: Step, *which: ColumnElement[b
     if step.item_to in (ItemState.PENDING, ItemState.COLLECTING, ItemState.RUNNING):
         values |= {"failures": 0, "tries": 0, "deaths": 0, "error": None, "error_class": None}
     if step is REFETCH:  # of a row that was given up, only its attempt knows when it was completed
-        own = select(attempts.c.completed_at).where(attempts.c.id == items.c.attempt_id).scalar_subquery()
-        values["completed_at"] = func.coalesce(items.c.completed_at, own)
+        own = select(func.coalesce(attempts.c.completed_at, attempts.c.answered_at)).where(attempts.c.id == items.c.attempt_id)
+        values["completed_at"] = func.coalesce(items.c.completed_at, own.scalar_subquery())
     is_from = items.c.state.in_([state.value for state in step.item_from])
     some = select(items.c.pk).where(*which, is_from).limit(STEP_ROWS)
     moved = await connection.execute(update(items).where(items.c.pk.in_(some), is_from).values(**values))
