@@ -370,8 +370,10 @@ class Ledger(Protocol):
                         now: datetime) -> bool:
         """Move the batch if it stands in an allowed state; says whether it moved."""
 
-    async def end_batch(self, batch_pk: int, *, to: BatchState, of: BatchState, reason: str | None, now: datetime) -> bool:
-        """Move the batch from state `of` to its end, if nothing of it can move any more; says whether it moved."""
+    async def end_batch(self, batch_pk: int, *, to: BatchState, of: BatchState, reason: str | None, told: Counts,
+                        now: datetime) -> bool:
+        """Move the batch from state `of` to its end, if nothing of it can move any more and its counts are those that were
+        `told` in its documents; says whether it moved."""
 
     async def pause_for_budget(self, batch_pk: int, *, terms: ClaimTerms) -> bool:
         """Pause the batch, reason `budget`, if not one more row can be afforded and nothing is out that could free money."""
@@ -527,8 +529,12 @@ class Ledger(Protocol):
 
         One whose message is out is left to the station at work, unless `force`: the station itself, or an operator."""
 
-    async def hold(self, wake: Wake, *, until: datetime) -> None:
-        """The station is at work for longer than usual: its message does not count as lost before then."""
+    async def hold(self, wake: Wake, *, until: datetime) -> bool:
+        """The station is at work for longer than usual: its message does not count as lost before then. False: there is no
+        such wake."""
+
+    async def dismiss(self, wake: Wake, batch_pk: int, *, told: Counts) -> bool:
+        """The wake's work is done, unless the batch's counts are no longer those that were `told`: then it stays, and is due."""
 
     async def take_due(self, *, now: datetime, hold_s: float) -> list[Wake]:
         """Wakes that are due; each is held back for `hold_s` so that a lost message is sent again, not lost."""

@@ -44,6 +44,9 @@ class Wake:
     due_at: datetime | None = None  # None: now
 
 
+REWRITE_LANE = 1  # of `report`: what an ended batch's documents say is no longer so
+
+
 @dataclass(frozen=True, slots=True)
 class NewBatch:
     """What a batch is when it is opened."""

@@ -1,6 +1,6 @@
 """What a fact means for an attempt and its row: one pure decision, the same for POST answer, list, GET and webhook."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -8,7 +8,7 @@ from orchestrator.core.cost import NOT_BOUGHT, Charge, Price, charge, to_units
 from orchestrator.core.lifecycle import BY_EVENT, GONE_ATTEMPT, AttemptState, Event, ItemState, Move, advance, alone
 from orchestrator.core.poison import deaths_after, set_aside
 from orchestrator.core.prediction import classify
-from orchestrator.core.records import Change, Fact, Prediction, Standing
+from orchestrator.core.records import REWRITE_LANE, Change, Fact, Prediction, Standing, Wake
 
 LONGEST_BACKOFF_S = 600.0
 # The classes a failed row can be of: those of `classify`, of refusals, and of what became of a prediction or its outputs.
@@ -133,6 +133,12 @@ def _refine(standing: Standing, fact: Fact, policy: Policy) -> tuple[Fact, int |
         text = f"the provider ended it ({prediction.status}): its deadline passed, or somebody canceled it there"
         return fact._replace(event=Event.DEADLINE, error=text, error_class=prediction.status), None
     return fact, None
+
+
+def untold(changes: Iterable[Change]) -> list[Wake]:
+    """Batches that had ended, and whose documents no longer tell what is: a purchase of theirs turned up, or its end."""
+    late = {change.standing.rules.batch_id: change.at for change in changes if not change.standing.rules.is_live}
+    return [Wake("report", batch_id, REWRITE_LANE, at) for batch_id, at in sorted(late.items())]
 
 
 _ENDS = {Event.SUCCEEDED, Event.EXPIRED, Event.FAILED, Event.FAILED_AGAIN, Event.CANCELED, Event.DEADLINE}

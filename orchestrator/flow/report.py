@@ -1,6 +1,8 @@
 """From settled items to the results table, the manifest and the summary; at the end of a batch, or at any moment."""
 
 import asyncio
+import logging
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -8,19 +10,25 @@ from orchestrator.core.inputs import shape_of
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Rooms
-from orchestrator.core.records import Batch, Wake
+from orchestrator.core.records import REWRITE_LANE, Batch, Wake
 from orchestrator.core.results import result_row, summary
 from orchestrator.flow.expiry import alarm, buy_expired_again
 
 LONGEST_S = 1800.0  # writing the results of millions of rows takes minutes, and must not begin twice
 AFTER_REFUSAL_S = 10.0  # a disk that is full now may have room by then
+log = logging.getLogger("orchestrator.flow")
 SUFFIX = {"parquet": ".parquet", "csv": ".csv", "jsonl": ".jsonl"}
 
 
-async def report(rooms: Rooms, batch_id: str, _lane: int = 0) -> list[Wake]:
-    """End a batch whose rows have all settled: results first, then its final state."""
+async def report(rooms: Rooms, batch_id: str, lane: int = 0) -> list[Wake]:
+    """End a batch whose rows have all settled: results first, then its final state. In the other lane, tell of an ended batch
+    what was learned since."""
     batch = await rooms.ledger.batch(batch_id)
-    if batch is None or batch.state in (BatchState.LOADING, BatchState.FINISHED, BatchState.CANCELED):
+    if batch is None or batch.state is BatchState.LOADING:
+        return []
+    if lane == REWRITE_LANE:
+        return await _rewrite(rooms, batch)
+    if batch.state in _ENDED:
         return []
     if batch.state is BatchState.PAUSED or await rooms.ledger.unsettled(batch.pk):
         return [Wake("report", batch_id, due_at=rooms.clock.now() + timedelta(seconds=min(1.0, rooms.tempo.idle_s)))]
@@ -29,15 +37,34 @@ async def report(rooms: Rooms, batch_id: str, _lane: int = 0) -> list[Wake]:
     await rooms.ledger.hold(Wake("report", batch_id), until=rooms.clock.now() + timedelta(seconds=LONGEST_S))
     to, reason = await _end_of(rooms, batch)
     await rooms.storage(batch.output_to).clean(older_than_s=0.0)  # nothing is on its way home: a killed worker left these
+    told = await rooms.ledger.counts(batch.pk)
     try:
         await write_all(rooms, batch, state=to)
     except OSError as error:
         await rooms.ledger.note_reason(batch.pk, f"cannot write to {batch.output_to}: {error.strerror or error}")
         return [Wake("report", batch_id, due_at=rooms.clock.now() + timedelta(seconds=AFTER_REFUSAL_S))]
-    if await rooms.ledger.end_batch(batch.pk, to=to, of=batch.state, reason=reason, now=rooms.clock.now()):
+    if await rooms.ledger.end_batch(batch.pk, to=to, of=batch.state, reason=reason, told=told, now=rooms.clock.now()):
         await alarm(rooms, batch)
         return []
-    return [Wake("report", batch_id)]  # while the results were written, rows were reopened or the batch was steered
+    return [Wake("report", batch_id)]  # while the results were written, something moved or the batch was steered
+
+
+_ENDED = frozenset({BatchState.FINISHED, BatchState.CANCELED})
+
+
+async def _rewrite(rooms: Rooms, batch: Batch) -> list[Wake]:
+    """The documents of an ended batch, written again if a fact has asked for it; a batch that goes on will write its own."""
+    wake = Wake("report", batch.id, REWRITE_LANE)
+    if not await rooms.ledger.hold(wake, until=rooms.clock.now() + timedelta(seconds=LONGEST_S)):
+        return []
+    told = await rooms.ledger.counts(batch.pk)
+    try:
+        if batch.state in _ENDED:
+            await write_all(rooms, batch)
+    except OSError as error:
+        log.warning("the results of %s are behind its ledger: cannot write to %s: %s", batch.id, batch.output_to, error)
+        return [replace(wake, due_at=rooms.clock.now() + timedelta(seconds=AFTER_REFUSAL_S))]
+    return [] if await rooms.ledger.dismiss(wake, batch.pk, told=told) else [wake]
 
 
 async def _end_of(rooms: Rooms, batch: Batch) -> tuple[BatchState, str | None]:

@@ -1,15 +1,17 @@
 """An operator's verbs, the question whether a batch still moves, and wakes."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from orchestrator.core.lifecycle import BatchState, Event, ItemState
-from orchestrator.core.records import Batch, Wake
+from orchestrator.core.records import REWRITE_LANE, Batch, Wake
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
+FINISH = {"to": BatchState.FINISHED, "of": BatchState.RUNNING, "reason": None, "now": NOW}
 
 
 def at(seconds: float) -> datetime:
@@ -74,10 +76,10 @@ async def test_refetch(acts: Any) -> None:
 
 async def test_an_end_looks_again(acts: Any) -> None:
     """Rows reopened while the results are written keep their batch from ending; so does a verb that steers it."""
-    finish = {"to": BatchState.FINISHED, "of": BatchState.RUNNING, "reason": None, "now": NOW}
     batch = await acts.loaded(1)
     await acts.claim(batch, 1)
     await acts.tell(acts.said(Event.REFUSED, "a0", error="no", error_class="refused"))
+    finish = FINISH | {"told": await acts.ledger.counts(batch.pk)}
     await acts.ledger.reopen_failed(batch.pk, classes=frozenset())
     assert not await acts.ledger.end_batch(batch.pk, **finish)
     await acts.claim(batch, 1, prefix="b")
@@ -88,6 +90,59 @@ async def test_an_end_looks_again(acts: Any) -> None:
     await _to(acts, batch, BatchState.RUNNING)
     assert await acts.ledger.end_batch(batch.pk, **finish)
     assert (await acts.again(batch)).state is BatchState.FINISHED
+
+
+async def _given_up(acts: Any) -> Batch:
+    """A row whose only purchase was given up."""
+    batch: Batch = await acts.loaded(1)
+    await acts.claim(batch, 1)
+    await acts.tell(acts.said(Event.ANSWER_LOST, "a0"), acts.said(Event.GIVEN_UP, "a0", error="?", error_class="unsure"))
+    return batch
+
+
+async def test_an_end_tells_what_is(acts: Any) -> None:
+    """A purchase that turned up while the results were written keeps its batch from ending with wrong ones."""
+    batch = await _given_up(acts)
+    told = await acts.ledger.counts(batch.pk)
+    await acts.tell(acts.ended("p0", attempt_id="a0"), acts.said(Event.COLLECTED, "a0"))
+    assert not await acts.ledger.end_batch(batch.pk, told=told, **FINISH)
+    assert await acts.ledger.end_batch(batch.pk, told=await acts.ledger.counts(batch.pk), **FINISH)
+
+
+async def test_surplus_is_waited_for(acts: Any) -> None:
+    """What was bought beyond need is paid for while it runs: until it has ended, its batch has not."""
+    batch = await _given_up(acts)
+    await acts.ledger.reopen_failed(batch.pk, classes=frozenset({"unsure"}))
+    await acts.claim(batch, 1, prefix="b", now=at(60))
+    await acts.tell(acts.ended("p1", attempt_id="b0"), acts.said(Event.COLLECTED, "b0"), acts.answered("a0", "p0"))
+    assert await acts.ledger.unsettled(batch.pk)
+    await acts.tell(acts.ended("p0", "canceled", output=None))
+    assert not await acts.ledger.unsettled(batch.pk)
+
+
+async def test_what_is_learned_after_the_end(acts: Any) -> None:
+    """A fact of an ended batch asks for its documents to be written again; done is that only if they tell what is."""
+    batch = await _given_up(acts)
+    await _to(acts, batch, BatchState.FINISHED)
+    before = await acts.ledger.counts(batch.pk)
+    acts.policy = replace(acts.policy, is_live=False)
+    await acts.tell(acts.ended("p0", attempt_id="a0"))
+    wake = Wake("report", "b", REWRITE_LANE)
+    assert [replace(w, due_at=None) for w in await acts.ledger.take_due(now=at(60), hold_s=40)] == [wake]
+    assert not await acts.ledger.dismiss(wake, batch.pk, told=before)
+    assert await acts.ledger.hold(wake, until=at(70))
+    assert await acts.ledger.dismiss(wake, batch.pk, told=await acts.ledger.counts(batch.pk))
+    assert not await acts.ledger.hold(wake, until=at(80))
+
+
+async def test_wakes_of_what_is_over(acts: Any) -> None:
+    """What an ended batch left to be looked at is not looked at for ever; what others left stays."""
+    over, live = await acts.loaded(1, "over"), await acts.loaded(1, "live")
+    await acts.ledger.schedule([Wake("submit", key, lane) for key in (over.id, live.id, "acme") for lane in (0, 1)], now=NOW)
+    await _to(acts, over, BatchState.FINISHED)
+    assert {w.key for w in await acts.ledger.take_due(now=NOW, hold_s=40)} == {"live", "acme"}
+    await _to(acts, over, BatchState.RUNNING)
+    assert {w.key for w in await acts.ledger.take_due(now=at(99), hold_s=40)} == {"live", "acme"}
 
 
 async def test_a_pause_keeps_its_reason(acts: Any) -> None:

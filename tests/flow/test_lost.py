@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +15,12 @@ from orchestrator.core.errors import NotFound, OrchestratorError, ProviderAway, 
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.poison import MOST_ABSENT
 from orchestrator.core.ports import ClaimTerms
-from orchestrator.core.records import Batch, Claim, Delivery, Fact, Prediction
+from orchestrator.core.records import REWRITE_LANE, Batch, Claim, Delivery, Fact, Prediction
 from orchestrator.core.tempo import Tempo
 from orchestrator.flow.control import retry
 from orchestrator.flow.reconcile import sweep
 from orchestrator.flow.record import fact_of, receive, record
+from orchestrator.flow.report import report
 from orchestrator.gateways.testing import HandClock
 from tests.flow.conftest import Stage
 from tests.flow.test_money import RightClock, loaded
@@ -354,6 +356,32 @@ async def test_retry_of_an_ended_batch_looks_first(stage: Stage):
     assert await retry(loss.rooms, ended, classes=frozenset({"unsure"})) == (1, 0)
     assert await loss.owned("a") == {"a": bought.id}
     assert await stage.states(batch) == {"collecting": 1}
+
+
+async def test_an_ended_batch_tells_what_was_learned_since(stage: Stage):
+    """What a finished batch had given up is found, with its price: its summary said for ever that nobody knows what it cost."""
+    batch = await stage.load(1, more="price: { per_run_usd: 0.25 }\n")
+    loss = Loss(stage, batch)
+    claim = await loss.claim("a")
+    await loss.lost("a")
+    loss.succeeded(claim)
+    await loss.given_up("a")
+    assert await report(loss.rooms, batch.id) == []
+    assert _summary(batch) == ("finished", "0", 1)
+    loss.clock.advance(900)
+    await loss.look(1)
+    assert await report(loss.rooms, batch.id) == []
+    assert _summary(batch) == ("finished", "0", 1)
+    assert await report(loss.rooms, batch.id, REWRITE_LANE) == []
+    assert _summary(batch) == ("finished", "0.25", 0)
+    (Path(batch.output_to) / "summary.json").unlink()
+    assert await report(loss.rooms, batch.id, REWRITE_LANE) == []  # a doubled message
+    assert not (Path(batch.output_to) / "summary.json").exists()
+
+
+def _summary(batch: Batch) -> tuple[str, str, int]:
+    told = json.loads((Path(batch.output_to) / "summary.json").read_text())
+    return told["state"], told["cost_usd"], told["cost_unknown_items"]
 
 
 async def test_a_row_takes_what_its_older_attempt_bought(stage: Stage):

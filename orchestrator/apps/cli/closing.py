@@ -12,10 +12,10 @@ from orchestrator.apps.cli.speech import say
 from orchestrator.apps.hints import failed_lines, failures
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Rooms
-from orchestrator.core.records import Batch, Counts
+from orchestrator.core.records import REWRITE_LANE, Batch, Counts
 from orchestrator.core.results import summary
 from orchestrator.flow.control import START_LIMIT
-from orchestrator.flow.report import results_path
+from orchestrator.flow.report import report, results_path
 
 MOST_CAUSES = 3
 
@@ -31,6 +31,7 @@ class ThisRun:
 
 async def close(run: ThisRun, batch: Batch, counts: Counts, *, code: Exit, lines: list[str]) -> Ending:
     """The summary document, with the time of this run, and the last words."""
+    await report(run.rooms, batch.id, REWRITE_LANE)  # what the documents do not tell yet: nobody else may be at work any more
     results = results_path(batch)
     written = exists(results)
     document = summary(batch, counts, results=results if written else None, now=run.rooms.clock.now(), state=batch.state)

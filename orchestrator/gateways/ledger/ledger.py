@@ -107,9 +107,10 @@ class SqlLedger:
         """As the port says."""
         return await self._db.write(loading.set_state, batch_pk, to=to, allowed=allowed, reason=reason, now=now)
 
-    async def end_batch(self, batch_pk: int, *, to: BatchState, of: BatchState, reason: str | None, now: datetime) -> bool:
+    async def end_batch(self, batch_pk: int, *, to: BatchState, of: BatchState, reason: str | None, told: Counts,
+                        now: datetime) -> bool:
         """As the port says."""
-        return await self._db.write(steering.end, batch_pk, to=to, of=of, reason=reason, now=now)
+        return await self._db.write(steering.end, batch_pk, to=to, of=of, reason=reason, told=told, now=now)
 
     # Buying
 
@@ -272,9 +273,13 @@ class SqlLedger:
         if wakes:
             await self._db.write(steering.schedule, wakes, now=now, force=force)
 
-    async def hold(self, wake: Wake, *, until: datetime) -> None:
+    async def hold(self, wake: Wake, *, until: datetime) -> bool:
         """As the port says."""
-        await self._db.write(steering.hold, wake, until=until)
+        return await self._db.write(steering.hold, wake, until=until)
+
+    async def dismiss(self, wake: Wake, batch_pk: int, *, told: Counts) -> bool:
+        """As the port says."""
+        return await self._db.write(steering.dismiss, wake, batch_pk, told=told)
 
     async def take_due(self, *, now: datetime, hold_s: float) -> list[Wake]:
         """As the port says; writes only when something is due."""

@@ -13,8 +13,9 @@ from orchestrator.core.lifecycle import LIVE_BATCH, AttemptState, BatchState, Ev
 from orchestrator.core.ports import Decide
 from orchestrator.core.prediction import parse
 from orchestrator.core.records import Change, Fact, Prediction, Rules, Standing
-from orchestrator.core.retry import contest, event_of, misled
+from orchestrator.core.retry import contest, event_of, misled, untold
 from orchestrator.gateways.ledger.bulk import among, write_many
+from orchestrator.gateways.ledger.steering import schedule
 from orchestrator.gateways.ledger.tables import AGAIN_AT, KEPT, attempts, batches, deliveries, items
 from orchestrator.gateways.ledger.text import LOGS_KEPT, as_json, clean
 
@@ -52,6 +53,8 @@ async def play(connection: AsyncConnection, scene: Scene, facts: Sequence[Fact],
     await _write_attempts(connection, scene, before=before)
     await _write_items(connection, scene, before=before)
     await _write_money(connection, scene)
+    for wake in untold(changes):  # here, as nobody looks at an ended batch again should this process die now
+        await schedule(connection, [wake], now=facts[0].at)
     return changes
 
 

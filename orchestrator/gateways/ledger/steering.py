@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, bindparam, case, exists, func, not_, or_, select, text, true, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, delete, exists, func, not_, or_, select, text, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import REFETCH, REJOIN, REOPEN, RETRY, WITHDRAW, AttemptState, BatchState, ItemState, Step
-from orchestrator.core.records import Wake
+from orchestrator.core.records import REWRITE_LANE, Counts, Wake
 from orchestrator.gateways.ledger.loading import set_state
 from orchestrator.gateways.ledger.session import insert
-from orchestrator.gateways.ledger.tables import AGAIN_AT, FRESH_AT, PENDING, attempts, batches, items, work
+from orchestrator.gateways.ledger.tables import AGAIN_AT, FRESH_AT, PENDING, SURPLUS, attempts, batches, items, work
+from orchestrator.gateways.ledger.views import counts
 
 STEP_ROWS = 5000
 # Reopening these needs them named: the one cannot be bought at all, the other may have been bought already.
@@ -84,10 +85,14 @@ async def _step(connection: AsyncConnection, step: Step, *which: ColumnElement[b
 
 
 async def unsettled(connection: AsyncConnection, batch_pk: int) -> bool:
-    """Whether a row can still move by itself: on its way, or waiting in a batch that would start it."""
+    """Whether a row can still move by itself: on its way, or waiting in a batch that would start it. What was bought beyond need
+    counts as well while it runs: it is paid for, and is to be canceled."""
     moving = select(items.c.pk).where(items.c.batch_pk == batch_pk, items.c.state.in_(_MOVING))
-    if (await connection.execute(moving.limit(1))).first() is not None:
-        return True
+    beyond = select(attempts.c.id).where(
+        attempts.c.batch_pk == batch_pk, text(f"attempts.{SURPLUS}"), attempts.c.state == AttemptState.RUNNING.value)
+    for query in (moving, beyond):
+        if (await connection.execute(query.limit(1))).first() is not None:
+            return True
     of_batch = select(batches.c.state, batches.c.start_limit, batches.c.started).where(batches.c.pk == batch_pk)
     batch = (await connection.execute(of_batch)).one_or_none()
     if batch is None or batch.state != BatchState.RUNNING.value:
@@ -99,13 +104,24 @@ async def unsettled(connection: AsyncConnection, batch_pk: int) -> bool:
 
 
 async def end(connection: AsyncConnection, batch_pk: int, *, to: BatchState, of: BatchState, reason: str | None,
-              now: datetime) -> bool:
-    """The batch's end, if nothing can move: since somebody looked, rows may have been reopened, or the batch steered."""
+              told: Counts, now: datetime) -> bool:
+    """The batch's end, if nothing can move: since somebody looked, rows may have been reopened, the batch steered, or a purchase
+    that was given up found and charged."""
     state = (await connection.execute(
         select(batches.c.state).where(batches.c.pk == batch_pk).with_for_update())).scalar_one_or_none()
-    if state != of.value or await unsettled(connection, batch_pk):
+    if state != of.value or await unsettled(connection, batch_pk) or await counts(connection, batch_pk) != told:
         return False
     return await set_state(connection, batch_pk, to=to, allowed=frozenset({of}), reason=reason, now=now)
+
+
+async def dismiss(connection: AsyncConnection, wake: Wake, batch_pk: int, *, told: Counts) -> bool:
+    """A wake whose work is done, if what was told is still so: who recorded a fact since then found the wake's message out, and
+    left it at that."""
+    if await counts(connection, batch_pk) != told:
+        return False
+    await connection.execute(delete(work).where(
+        work.c.station == wake.station, work.c.key == wake.key, work.c.lane == wake.lane))
+    return True
 
 
 async def schedule(connection: AsyncConnection, wakes: Sequence[Wake], *, now: datetime, force: bool = False) -> None:
@@ -135,7 +151,9 @@ async def due(connection: AsyncConnection, *, now: datetime) -> list[Wake]:
 
 
 async def take(connection: AsyncConnection, found: Sequence[Wake], *, now: datetime, hold_s: float) -> list[Wake]:
-    """Those of `found` that nobody else took in the meantime, held back for `hold_s`."""
+    """Those of `found` that nobody else took in the meantime, held back for `hold_s`. What batches that have ended left behind
+    is swept up here: a station that has nothing more to do says nothing, and its wake came due again for ever."""
+    await connection.execute(_SWEEP, {"b_now": now})
     taken = []
     for wake in sorted(found, key=lambda wake: (wake.station, wake.key, wake.lane)):
         held = await connection.execute(_HOLD, {
@@ -152,10 +170,16 @@ _HOLD = (update(work)
          .values(due_at=bindparam("b_until"), sent_at=bindparam("b_now")))
 
 
-async def hold(connection: AsyncConnection, wake: Wake, *, until: datetime) -> None:
-    """The station is at work for longer than usual."""
-    await connection.execute(update(work).where(
+_SWEEP = delete(work).where(
+    work.c.due_at <= bindparam("b_now"), not_(and_(work.c.station == "report", work.c.lane == REWRITE_LANE)),
+    exists().where(batches.c.id == work.c.key, batches.c.state.in_([BatchState.FINISHED.value, BatchState.CANCELED.value])))
+
+
+async def hold(connection: AsyncConnection, wake: Wake, *, until: datetime) -> bool:
+    """The station is at work for longer than usual. Says whether there is such a wake."""
+    held = await connection.execute(update(work).where(
         work.c.station == wake.station, work.c.key == wake.key, work.c.lane == wake.lane).values(due_at=until))
+    return held.rowcount == 1
 
 
 async def release_holds(connection: AsyncConnection, *, now: datetime) -> None:
