@@ -23,11 +23,11 @@ from orchestrator.core.tempo import Tempo
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A window of the provider's list, in the provider's time, and what our ledger says of it."""
+    """What a window of the provider's list shows that belongs to no attempt of ours. Times are the provider's."""
 
     predictions: Sequence[Prediction]
-    owned: frozenset[str]  # ids that belong to an attempt of ours
     complete: bool  # read down to the window's lower edge without a gap
+    canary_at: datetime | None  # when the newest one in it that is ours was created
     unasked: frozenset[str] = frozenset()  # whose webhooks nobody knows yet: doubts, and no candidates
 
 
@@ -59,7 +59,7 @@ def resolve(attempts: Sequence[OpenAttempt], listing: Listing, *, now: datetime,
     `hash_of` gives an input's canonical hash; `alive_targets` maps a target key to the (model, version) that answered
     attempts of it were echoed, as the echo of a target need not equal what was asked for.
     """
-    free = [p for p in listing.predictions if p.id not in listing.owned]
+    free = listing.predictions
     unsure, gone = [a for a in attempts if a.state == "unsure"], [a for a in attempts if a.state in GONE]
     named = _named(unsure + gone, free)
     known = {bound.attempt_id for bound in named}
@@ -72,10 +72,9 @@ def resolve(attempts: Sequence[OpenAttempt], listing: Listing, *, now: datetime,
     taken = {bound.prediction.id for bound in verdicts.adopt}
     left = [a for a in unsure if a.attempt_id not in settled]
     doubted = _Suspects(left, tempo=tempo).of_all([p for p in free if p.id not in taken])
-    newest = max((p.created_at for p in listing.predictions if p.id in listing.owned and p.created_at), default=None)
     for attempt in left:
-        _judge_absence(attempt, listing.complete, is_doubted=attempt.attempt_id in doubted, canary_at=newest, now=now,
-                       offset_s=offset_s, tempo=tempo, verdicts=verdicts)
+        _judge_absence(attempt, listing, is_doubted=attempt.attempt_id in doubted, now=now, offset_s=offset_s, tempo=tempo,
+                       verdicts=verdicts)
     return verdicts
 
 
@@ -92,7 +91,7 @@ def doubts(attempts: Sequence[OpenAttempt], listing: Listing, *, tempo: Tempo) -
     """Predictions of nobody that could be one of the attempts', oldest first. The list does not show where their webhooks went;
     a GET may, and so say whose each is."""
     suspects = _Suspects([a for a in attempts if a.state != "open"], tempo=tempo)
-    unexplained = [p for p in listing.predictions if p.webhook is None and p.id not in listing.owned and suspects.any_of(p)]
+    unexplained = [p for p in listing.predictions if p.webhook is None and suspects.any_of(p)]
     return sorted(unexplained, key=lambda p: (p.created_at is None, p.created_at, p.id))
 
 
@@ -238,23 +237,23 @@ def last_moment(attempt: OpenAttempt, *, tempo: Tempo) -> datetime:
     return ended + timedelta(seconds=tempo.unsure_margin_s)
 
 
-def _judge_absence(attempt: OpenAttempt, is_complete: bool, *, is_doubted: bool, canary_at: datetime | None, now: datetime,
-                   offset_s: float | None, tempo: Tempo, verdicts: Verdicts) -> None:
+def _judge_absence(attempt: OpenAttempt, listing: Listing, *, is_doubted: bool, now: datetime, offset_s: float | None,
+                   tempo: Tempo, verdicts: Verdicts) -> None:
     """By a complete listing only. Time alone gives nobody up: a program that was away for a quarter of an hour, or a provider,
     has not looked once; so without a listing an attempt waits, as long as what it bought could be fetched."""
     last, is_confirmed = last_moment(attempt, tempo=tempo), attempt.next_check_at is not None and now >= attempt.next_check_at
     knows_clock = offset_s is not None and attempt.offset_s is not None
     if knows_clock:
         now, last = now + timedelta(seconds=offset_s or 0.0), last + timedelta(seconds=attempt.offset_s or 0.0)
-    if is_complete and knows_clock and now > last and not is_doubted:
-        has_canary = canary_at is not None and canary_at > last
+    if listing.complete and knows_clock and now > last and not is_doubted:
+        has_canary = listing.canary_at is not None and listing.canary_at > last
         if not has_canary and now <= last + timedelta(seconds=tempo.unsure_no_canary_s):
             return
         if attempt.next_check_at is None:
             verdicts.absent_once.append(attempt.attempt_id)
         elif is_confirmed:
             verdicts.absent.append(attempt.attempt_id)
-    elif now > last + timedelta(seconds=tempo.unsure_give_up_s if is_complete else tempo.retention_s):
+    elif now > last + timedelta(seconds=tempo.unsure_give_up_s if listing.complete else tempo.retention_s):
         verdicts.give_up.append(attempt.attempt_id)
 
 

@@ -301,6 +301,7 @@ class OpenAttempt:
     sent_until_at: datetime | None
     next_check_at: datetime | None
     offset_s: float | None = None  # provider's clock minus that of the machine which claimed it, at that time
+    owner: str = ""  # who claimed it: `host:pid`
     secrets: frozenset[str] = frozenset()  # inputs that the provider does not show as they were sent
 
 
@@ -319,7 +320,7 @@ class OpenWindow:
 
     running: int
     unsure: int
-    oldest_created_at: datetime | None  # of the running attempts that are not stragglers
+    oldest_created_at: datetime | None  # provider's time, of the running attempts that are not stragglers
     median_s: float | None  # median provider time of this account's latest ended attempts
 
 
@@ -367,8 +368,8 @@ class Ledger(Protocol):
         """What may change between two runs of one batch; `output_to` only until the first file is in it."""
 
     async def set_state(self, batch_pk: int, *, to: BatchState, allowed: frozenset[BatchState], reason: str | None,
-                        now: datetime) -> bool:
-        """Move the batch if it stands in an allowed state; says whether it moved."""
+                        now: datetime, wakes: Sequence[Wake] = ()) -> bool:
+        """Move the batch if it stands in an allowed state, with wakes that follow from it; says whether it moved."""
 
     async def end_batch(self, batch_pk: int, *, to: BatchState, of: BatchState, reason: str | None, told: Counts,
                         now: datetime) -> bool:
@@ -434,7 +435,7 @@ class Ledger(Protocol):
         """A single GET was made; the next not before."""
 
     async def unsure(self, account: str) -> list[OpenAttempt]:
-        """Attempts whose answer was lost, oldest first (open ones of the same inputs included)."""
+        """Attempts whose answer was lost, oldest first."""
 
     async def being_sent(self, account: str) -> list[OpenAttempt]:
         """Attempts whose POST may be in the air, or answered and not yet recorded: what equals them may be theirs."""

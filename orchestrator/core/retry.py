@@ -57,13 +57,16 @@ def decide(standing: Standing, fact: Fact, *, policy: Policy, jitter: float) -> 
     return _change(standing, refined, move, policy=policy, failures=failures, jitter=jitter)
 
 
+_WANTS = frozenset({ItemState.PENDING, ItemState.FAILED})
+
+
 def _there_after_all(standing: Standing, fact: Fact, policy: Policy) -> Change | None:
     """A prediction of an attempt that was given up or found absent. It is only bound here; told again, its end is recorded."""
     found = fact._replace(event=Event.SURFACED, error=None, error_class=None)
     move = alone(Event.SURFACED, attempt=standing.attempt_state)
     if policy.canceling:
         move = None
-    elif policy.is_live and (standing.is_current or standing.item_state is ItemState.PENDING):  # no other attempt of it is alive
+    elif policy.is_live and (standing.is_current or standing.item_state in _WANTS):  # no other attempt of it is alive
         move = advance(Event.SURFACED, attempt=standing.attempt_state, item=standing.item_state)
     elif not (standing.is_current and standing.item_state is ItemState.FAILED):
         move = None

@@ -1,5 +1,6 @@
 """An operator's verbs: pause, resume, cancel, retry."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from orchestrator.core.errors import BadInput
@@ -10,14 +11,14 @@ from orchestrator.flow.ending import AT_ONCE, wind_up
 from orchestrator.flow.unsure import resolve_unsure
 
 BY_OPERATOR = "paused by an operator"
+RESUMING = "being resumed"  # the reason of a canceled batch whose rows are being reopened
 START_LIMIT = "start limit"  # the reason of a batch that has started as many rows as `--limit` let it
 _CANCELED = frozenset({BatchState.CANCELED, BatchState.CANCELING})
 
 
 async def pause(rooms: Rooms, batch: Batch, *, reason: str = BY_OPERATOR) -> bool:
     """Buy nothing more; what is out is still brought home."""
-    return await rooms.ledger.set_state(batch.pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}),
-                                        reason=reason, now=rooms.clock.now())
+    return await _set(rooms, batch, BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}), reason=reason)
 
 
 async def resume(rooms: Rooms, batch: Batch) -> bool:
@@ -31,15 +32,20 @@ async def resume(rooms: Rooms, batch: Batch) -> bool:
 
 async def go_on(rooms: Rooms, batch: Batch) -> bool:
     """The same within the start limit that `run` has just set."""
-    allowed = frozenset({BatchState.PAUSED, *_CANCELED})
-    moved = await rooms.ledger.set_state(batch.pk, to=BatchState.RUNNING, allowed=allowed, reason=None,
-                                         now=rooms.clock.now())
-    reopened = 0
-    if batch.state is BatchState.RUNNING or (moved and batch.state is not BatchState.PAUSED):
-        reopened = await rooms.ledger.reopen_canceled(batch.pk)  # of a running batch: a `resume` was killed behind its first step
-    if moved or reopened:
-        await wake_all(rooms, batch)
-    return moved or reopened > 0
+    if batch.state in _CANCELED and not await _set(rooms, batch, BatchState.PAUSED, allowed=_CANCELED, reason=RESUMING):
+        return False
+    if batch.state in _CANCELED or batch.reason == RESUMING:
+        await rooms.ledger.reopen_canceled(batch.pk)
+    return await _set_going(rooms, batch, allowed=frozenset({BatchState.PAUSED}))
+
+
+async def _set(rooms: Rooms, batch: Batch, to: BatchState, *, allowed: frozenset[BatchState], reason: str | None = None,
+               wakes: Sequence[Wake] = ()) -> bool:
+    return await rooms.ledger.set_state(batch.pk, to=to, allowed=allowed, reason=reason, now=rooms.clock.now(), wakes=wakes)
+
+
+async def _set_going(rooms: Rooms, batch: Batch, *, allowed: frozenset[BatchState]) -> bool:
+    return await _set(rooms, batch, BatchState.RUNNING, allowed=allowed, wakes=_all_wakes(rooms, batch))
 
 
 async def _lift_limit(rooms: Rooms, batch: Batch) -> None:
@@ -52,8 +58,7 @@ async def cancel(rooms: Rooms, batch: Batch) -> None:
     """Buy nothing more, and end at the provider what is out. Raises ProviderAway and TokenRefused, with the batch canceling:
     whoever is at work for it, and this verb said again, go on with what is out."""
     allowed = frozenset({BatchState.RUNNING, BatchState.PAUSED, BatchState.CANCELING})
-    if not await rooms.ledger.set_state(batch.pk, to=BatchState.CANCELING, allowed=allowed,
-                                        reason="canceled by an operator", now=rooms.clock.now()):
+    if not await _set(rooms, batch, BatchState.CANCELING, allowed=allowed, reason="canceled by an operator"):
         raise BadInput(f"batch {batch.id} is {batch.state.value}: there is nothing to cancel")
     try:
         while (ended := await wind_up(rooms, batch)).asked == AT_ONCE and ended.over:
@@ -76,8 +81,8 @@ async def retry(rooms: Rooms, batch: Batch, *, classes: frozenset[str]) -> tuple
     bought += await rooms.ledger.reopen_failed(batch.pk, classes=classes)
     if fetched or bought:
         ended = frozenset({BatchState.FINISHED, BatchState.CANCELED, BatchState.PAUSED})
-        await rooms.ledger.set_state(batch.pk, to=BatchState.RUNNING, allowed=ended, reason=None, now=rooms.clock.now())
-        await wake_all(rooms, batch)
+        if not await _set_going(rooms, batch, allowed=ended):  # it runs already
+            await wake_all(rooms, batch)
     return fetched, bought
 
 
@@ -92,8 +97,11 @@ async def _never_set_going(rooms: Rooms, batch: Batch) -> tuple[int, int]:
 
 async def wake_all(rooms: Rooms, batch: Batch) -> None:
     """Every station looks at this batch now."""
+    await rooms.ledger.schedule(_all_wakes(rooms, batch), now=rooms.clock.now(), force=True)
+
+
+def _all_wakes(rooms: Rooms, batch: Batch) -> list[Wake]:
     tempo = rooms.tempo
     wakes = [Wake("submit", batch.id, lane) for lane in range(tempo.submit_lanes)]
     wakes += [Wake("collect", batch.id, lane) for lane in range(tempo.collect_lanes)]
-    wakes += [Wake("sweep", batch.account, lane) for lane in (0, 1)] + [Wake("report", batch.id)]
-    await rooms.ledger.schedule(wakes, now=rooms.clock.now(), force=True)
+    return wakes + [Wake("sweep", batch.account, lane) for lane in (0, 1)] + [Wake("report", batch.id)]

@@ -1,8 +1,10 @@
 """The provider's list, page by page, within the budget for reads. Shared by who sweeps and who verifies."""
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import datetime
 
+from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.ports import Budget, Rooms
 from orchestrator.core.records import Prediction
 
@@ -22,6 +24,13 @@ async def pages(rooms: Rooms, account: str, edge: datetime) -> AsyncIterator[lis
         url = page.next_url
         if url is None or (oldest is not None and oldest < edge):
             return
+
+
+async def learn_clock(rooms: Rooms) -> None:
+    """Once for each process: every answer tells the provider's time, and what is lost is looked for by it."""
+    if rooms.predictions.offset_s is None:
+        with suppress(OrchestratorError):
+            await rooms.predictions.account()
 
 
 async def permit(rooms: Rooms, account: str) -> None:

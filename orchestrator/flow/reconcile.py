@@ -18,6 +18,7 @@ from orchestrator.flow.record import fact_of, news_of, record
 from orchestrator.flow.unsure import cancel_surplus, resolve_unsure
 
 UNSURE_LANE = 1
+LONGEST_S = 120.0  # a look in this lane is cut before: its message does not count as lost until then
 UNKNOWN_FOR = 2  # times the retention: after that a prediction that the provider does not know is not coming back
 VANISHED = "the provider no longer knows this prediction (deleted there, or of another account?); what it cost is not known"
 
@@ -57,6 +58,7 @@ async def _look(rooms: Rooms, account: str) -> list[Wake]:
 
 async def _unsure_look(rooms: Rooms, account: str) -> list[Wake]:
     now, tempo = rooms.clock.now(), rooms.tempo
+    await rooms.ledger.hold(Wake("sweep", account, UNSURE_LANE), until=now + timedelta(seconds=LONGEST_S))
     wakes = await _lapse(rooms, now)  # first: what a dead worker sent is unsure, before anything like it is taken for surplus
     wakes += await resolve_unsure(rooms, account, now)
     wakes += await cancel_surplus(rooms, account)
@@ -104,8 +106,7 @@ async def _list_sweep(rooms: Rooms, account: str, window: OpenWindow) -> tuple[i
     """How much the list had to tell that was news, and whom it concerns."""
     if window.oldest_created_at is None:
         return 0, []
-    offset_s = await rooms.ledger.offset(account) or 0.0
-    edge = window.oldest_created_at + timedelta(seconds=offset_s - CLOCK_MARGIN_S / 12)
+    edge = window.oldest_created_at - timedelta(seconds=CLOCK_MARGIN_S / 12)
     news, wakes = 0, list[Wake]()
     async for page in pages(rooms, account, edge):
         ended = [fact_of(p, at=rooms.clock.now(), via="list") for p in page if p.status in TERMINAL]

@@ -8,12 +8,13 @@ from datetime import datetime, timedelta
 
 from orchestrator.core.callback import callback_url
 from orchestrator.core.cost import Pricing, to_units
-from orchestrator.core.errors import OrchestratorError, Unreachable
+from orchestrator.core.errors import Unreachable
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import Budget, ClaimTerms, CreateAnswer, Grant, Proof, Rooms
 from orchestrator.core.records import Batch, Claim, Fact, Wake
 from orchestrator.core.refusals import Kind, is_low_credit, judge
+from orchestrator.flow.listing import learn_clock
 from orchestrator.flow.record import FactsBuffer, buffered, fact_of
 
 AHEAD_S = 0.1  # the next permits are reserved a little before the last ones are used
@@ -37,9 +38,7 @@ async def submit(rooms: Rooms, batch_id: str, lane: int) -> list[Wake]:
     batch = await rooms.ledger.batch(batch_id)
     if batch is None or batch.state is not BatchState.RUNNING:
         return []
-    if rooms.predictions.offset_s is None:  # once for each process: a lost answer is looked for by the provider's clock
-        with suppress(OrchestratorError):
-            await rooms.predictions.account()
+    await learn_clock(rooms)
     order = _order(rooms, batch)
     async with buffered(rooms) as facts:
         pause_s = await _slice(rooms, order, facts)

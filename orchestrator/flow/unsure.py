@@ -4,16 +4,16 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
-from orchestrator.core.errors import OrchestratorError, ProviderRefusal
+from orchestrator.core.errors import OrchestratorError, ProviderRefusal, Unreachable
 from orchestrator.core.inputs import input_hash
 from orchestrator.core.lifecycle import Event
 from orchestrator.core.matching import Listing, Verdicts, doubts, resolve
 from orchestrator.core.ports import OpenAttempt, Rooms
 from orchestrator.core.records import Fact, Prediction, Wake
-from orchestrator.flow.listing import CLOCK_MARGIN_S, pages, permit
+from orchestrator.flow.listing import CLOCK_MARGIN_S, learn_clock, pages, permit
 from orchestrator.flow.record import fact_of, record
 
 log = logging.getLogger("orchestrator.flow")
@@ -22,19 +22,16 @@ log = logging.getLogger("orchestrator.flow")
 async def resolve_unsure(rooms: Rooms, account: str, now: datetime, *, looks_at_all: bool = False) -> list[Wake]:
     """Adopt, buy again, give up, or wait: `core.matching` judges, here it is only carried out. `looks_at_all`: what is gone is
     looked for now, whether or not it is due."""
+    sending = await rooms.ledger.being_sent(account)  # first: what becomes unsure meanwhile is then read twice, not never
     unsure = await rooms.ledger.unsure(account)
     gone = await _due(rooms, account, unsure, now=now, looks_at_all=looks_at_all)
-    attempts = unsure + gone
-    if not attempts:
+    if not unsure and not gone:
         return []
-    known = {attempt.attempt_id for attempt in attempts}
-    attempts += [a for a in await rooms.ledger.being_sent(account) if a.attempt_id not in known]
-    known_s = await rooms.ledger.offset(account)
-    attempts = [a if a.offset_s is not None else replace(a, offset_s=known_s) for a in attempts]
+    in_doubt = {attempt.attempt_id for attempt in unsure}
+    attempts = await _by_the_clock(rooms, unsure + gone + [a for a in sending if a.attempt_id not in in_doubt])
     oldest_at = min(a.created_at + timedelta(seconds=a.offset_s or 0.0) for a in attempts)  # provider's time
-    seen = await _window_of(rooms, account, edge=oldest_at - timedelta(seconds=CLOCK_MARGIN_S))
-    owned = await rooms.ledger.owned([p.id for p in seen.predictions])
-    listing = await _with_webhooks(rooms, account, attempts, Listing(seen.predictions, frozenset(owned), seen.complete))
+    window = await _window(rooms, account, edge=oldest_at - timedelta(seconds=CLOCK_MARGIN_S))
+    listing = await _with_webhooks(rooms, account, attempts, window)
     verdicts = resolve(attempts, listing, now=now, offset_s=rooms.predictions.offset_s,
                        tempo=rooms.tempo, hash_of=input_hash, alive_targets=await rooms.ledger.echoes(account))
     if verdicts.absent_once:
@@ -42,6 +39,16 @@ async def resolve_unsure(rooms: Rooms, account: str, now: datetime, *, looks_at_
         await rooms.ledger.checked(verdicts.absent_once, next_check_at=again_at)
     await _look_later(rooms, gone, now)
     return await record(rooms, _facts(verdicts, now))
+
+
+async def _by_the_clock(rooms: Rooms, attempts: Sequence[OpenAttempt]) -> list[OpenAttempt]:
+    """Attempts that were made before their process had heard the provider's clock take over what this machine knows of it, if
+    they are this machine's: by another one's clock an absence would be concluded too soon."""
+    host = rooms.owner.rpartition(":")[0]
+    is_ours = [a.offset_s is None and a.owner.rpartition(":")[0] == host for a in attempts]
+    if any(is_ours):
+        await learn_clock(rooms)
+    return [replace(a, offset_s=rooms.predictions.offset_s) if ours else a for a, ours in zip(attempts, is_ours, strict=True)]
 
 
 async def _with_webhooks(rooms: Rooms, account: str, attempts: Sequence[OpenAttempt], listing: Listing) -> Listing:
@@ -102,23 +109,22 @@ async def cancel_surplus(rooms: Rooms, account: str) -> list[Wake]:
 LONGEST_LOOK_S = 60.0
 
 
-@dataclass(slots=True)
-class _Seen:
-    predictions: list[Prediction] = field(default_factory=list)
-    complete: bool = True
-
-
-async def _window_of(rooms: Rooms, account: str, *, edge: datetime) -> _Seen:
-    seen, until_s = _Seen(), rooms.clock.boottime() + LONGEST_LOOK_S
+async def _window(rooms: Rooms, account: str, *, edge: datetime) -> Listing:
+    """What the list shows since then that is nobody's here. Page by page: an hour of a busy account is 36,000 predictions, nearly
+    all of them ours."""
+    free, canary_at, until_s = list[Prediction](), None, rooms.clock.boottime() + LONGEST_LOOK_S
     try:
         async for page in pages(rooms, account, edge):
-            seen.predictions.extend(page)
+            owned = await rooms.ledger.owned([p.id for p in page])
+            free += [p for p in page if p.id not in owned]
+            canary_at = canary_at or max((p.created_at for p in page if p.id in owned and p.created_at), default=None)
             if rooms.clock.boottime() > until_s:  # a task is cut after some time, and would begin again from nothing for ever
-                seen.complete = False
-                break
-    except OrchestratorError:
-        seen.complete = False
-    return seen
+                return Listing(free, complete=False, canary_at=canary_at)
+    except Unreachable:
+        raise
+    except OrchestratorError:  # the provider: what was seen may still be adopted
+        return Listing(free, complete=False, canary_at=canary_at)
+    return Listing(free, complete=True, canary_at=canary_at)
 
 
 def _facts(verdicts: Verdicts, now: datetime) -> list[Fact]:

@@ -91,12 +91,11 @@ CONTROL = [
         ledger.cancel_pending:after predictions.cancel:before predictions.cancel:after predictions.cancel:after:3
         ledger.move(canceled):before ledger.move(canceled):after ledger.schedule(sweep):before"""),
     *_cases("resume", "command", """
-        ledger.amend:after ledger.set_state(running):before ledger.set_state(running):after sql.reopen_canceled:within
-        ledger.reopen_canceled:after ledger.schedule(submit):before"""),
+        ledger.amend:after ledger.set_state(paused):before ledger.set_state(paused):after sql.reopen_canceled:within
+        ledger.reopen_canceled:after sql.steer:within:2 ledger.set_state(running):after"""),
     *_cases("retry", "command", """
         sql.rejoin:within ledger.rejoin:after sql.reopen_failed:within
-        sql.reopen_failed:after ledger.reopen_failed:after ledger.set_state(running):after
-        ledger.schedule(submit):before"""),
+        sql.reopen_failed:after ledger.reopen_failed:after sql.steer:within ledger.set_state(running):after"""),
     *_cases("refetch", "command", "sql.refetch:within sql.refetch:after ledger.refetch:after ledger.set_state(running):after"),
     *_cases("export", "command", "results.write:after file.replace(results):before file.replace(results):after "
             "file.replace(manifest):before tables.document:before file.replace(summary):after"),

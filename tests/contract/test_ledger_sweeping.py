@@ -12,15 +12,19 @@ LATER = NOW + timedelta(hours=1)
 
 
 async def test_window(acts: Any) -> None:
-    """The window counts running and unsure attempts of one account and begins with the oldest running one."""
+    """The window counts running and unsure attempts of one account and begins with the oldest running one, as the provider
+    dates it: the machine that claimed it may have another time."""
     batch = await acts.loaded(6)
     await acts.loaded(2, "theirs", account="other")
     await acts.claim(batch, 2)
     await acts.claim(batch, 2, prefix="b", now=NOW + timedelta(seconds=10))
     assert (await acts.ledger.open_window("acme")).oldest_created_at is None
-    await acts.tell(acts.said(Event.ANSWER_LOST, "a0"), acts.answered("a1", "p1"), acts.answered("b0", "p2"))
+    fast = acts.answered("a1", "p1")
+    fast = fast._replace(prediction=fast.prediction._replace(created_at=NOW - timedelta(seconds=300)))
+    await acts.tell(acts.said(Event.ANSWER_LOST, "a0"), fast, acts.answered("b0", "p2"))
     window = await acts.ledger.open_window("acme")
-    assert (window.running, window.unsure, window.oldest_created_at, window.median_s) == (2, 1, NOW, None)
+    assert (window.running, window.unsure, window.oldest_created_at, window.median_s) == (
+        2, 1, NOW - timedelta(seconds=300), None)
     assert await acts.ledger.open_window("other") == type(window)(0, 0, None, None)
 
 
@@ -37,7 +41,9 @@ async def test_stragglers(acts: Any) -> None:
     batch = await acts.loaded(3)
     await acts.claim(batch, 2)
     await acts.claim(batch, 1, prefix="b", now=LATER)
-    await acts.tell(acts.answered("a0", "p0"), acts.answered("a1", "p1"), acts.answered("b0", "p2"))
+    late = acts.answered("b0", "p2")
+    late = late._replace(prediction=late.prediction._replace(created_at=LATER))
+    await acts.tell(acts.answered("a0", "p0"), acts.answered("a1", "p1"), late)
     old = NOW + timedelta(seconds=60)
     found = await acts.ledger.stragglers("acme", older_than=old, now=LATER, count=9)
     assert [(a.attempt_id, a.prediction_id, a.state) for a in found] == [("a0", "p0", "running"), ("a1", "p1", "running")]
@@ -50,18 +56,17 @@ async def test_stragglers(acts: Any) -> None:
     await acts.ledger.checked([], next_check_at=LATER)
 
 
-async def test_unsure_with_twins(acts: Any) -> None:
-    """Attempts in doubt come oldest first, with those in flight that have their input, and no others."""
+async def test_unsure_and_being_sent(acts: Any) -> None:
+    """Attempts in doubt and attempts in the air are told apart, oldest first, whatever their batch, and of one account."""
     one, two = await acts.loaded(3, "one"), await acts.loaded(3, "two")
-    three = await acts.loaded(3, "three", target=Target("models", "acme/paint", None))
     await acts.claim(one, 2)
-    await acts.claim(two, 2, prefix="b", now=NOW + timedelta(seconds=5))
-    await acts.claim(three, 1, prefix="c")
+    await acts.claim(two, 1, prefix="b", now=NOW + timedelta(seconds=5), owner="host:2")
     await acts.tell(acts.said(Event.ANSWER_LOST, "a0"))
-    doubtful = await acts.ledger.unsure("acme")
-    assert [(a.attempt_id, a.state, a.target_key, a.input_hash) for a in doubtful] == [
-        ("a0", "unsure", "models/acme/draw", "hash-0"), ("b0", "open", "models/acme/draw", "hash-0")]
-    assert await acts.ledger.unsure("other") == []
+    unsure, sending = await acts.ledger.unsure("acme"), await acts.ledger.being_sent("acme")
+    assert [(a.attempt_id, a.state, a.target_key, a.input_hash) for a in unsure] == [
+        ("a0", "unsure", "models/acme/draw", "hash-0")]
+    assert [(a.attempt_id, a.state, a.owner) for a in sending] == [("a1", "open", "w1"), ("b0", "open", "host:2")]
+    assert await acts.ledger.unsure("other") == await acts.ledger.being_sent("other") == []
 
 
 async def test_absence_is_noted(acts: Any) -> None:

@@ -41,7 +41,9 @@ def seen(name: str, *, prompt: str | None = "a cat", at_s: float = 1.0, version:
 def judge(attempts: list[OpenAttempt], predictions: list[Prediction], *, owned: set[str] = frozenset(), after_s: float = 10.0,  # type: ignore[assignment]
           complete: bool = True, offset_s: float | None = 0.0) -> Verdicts:
     own = [a if a.offset_s is not None else replace(a, offset_s=offset_s) for a in attempts]  # made under the same offset
-    return resolve(own, Listing(predictions, frozenset(owned), complete), now=T0 + timedelta(seconds=after_s),
+    free = [p for p in predictions if p.id not in owned]
+    canary_at = max((p.created_at for p in predictions if p.id in owned and p.created_at), default=None)
+    return resolve(own, Listing(free, complete, canary_at), now=T0 + timedelta(seconds=after_s),
                    offset_s=offset_s, tempo=TEMPO, hash_of=hash_of, alive_targets=ECHO)
 
 
@@ -265,8 +267,8 @@ def test_a_doubt_that_stays_ends_after_the_time_for_it():
 
 def test_doubts_are_what_a_get_could_clear_up():
     """Unowned, silent about their webhook, and like an attempt that is unsure or gone; what is only in the air asks nothing."""
-    listing = Listing([seen("p3", at_s=3), seen("p1"), seen("dog", prompt="a dog"), seen("owned"), seen("theirs", webhook="x"),
-                       seen("removed", prompt=None, at_s=2)], frozenset({"owned"}), True)
+    listing = Listing([seen("p3", at_s=3), seen("p1"), seen("dog", prompt="a dog"), seen("theirs", webhook="x"),
+                       seen("removed", prompt=None, at_s=2)], complete=True, canary_at=None)
     assert [p.id for p in doubts([attempt()], listing, tempo=TEMPO)] == ["p1", "removed", "p3"]
     assert [p.id for p in doubts([gone()], listing, tempo=TEMPO)] == ["p1", "removed", "p3"]
     assert doubts([attempt(state="open")], listing, tempo=TEMPO) == []

@@ -358,6 +358,40 @@ async def test_retry_of_an_ended_batch_looks_first(stage: Stage):
     assert await stage.states(batch) == {"collecting": 1}
 
 
+async def test_a_failed_row_takes_what_its_older_attempt_bought(stage: Stage):
+    """The second purchase fails for good while the batch goes on, then the first one turns up: canceled as one too many, it would
+    be money for nothing."""
+    batch = await stage.load(2)
+    loss = Loss(stage, batch)
+    late = loss.made(await loss.claim("a"))
+    loss.shelf.made.clear()
+    await loss.lost("a")
+    loss.clock.advance(300)
+    await loss.absent("a")
+    await record(loss.rooms, [loss.answer("b", loss.made(await loss.claim("b"), status="failed", error="NSFW"))])
+    assert await stage.states(batch) == {"failed": 1, "pending": 1}
+    loss.shelf.made.append(late)
+    await loss.look(1, times=80, every_s=15)
+    assert loss.shelf.canceled == []
+    assert (await loss.owned("a"))["a"] == late.id
+    assert await stage.states(batch) == {"running": 1, "pending": 1}
+
+
+@pytest.mark.parametrize(("owner", "states"), [(None, {"pending": 1}), ("elsewhere:7", {"unsure": 1})])
+async def test_by_whose_clock(stage: Stage, owner: str | None, states: dict[str, int]):
+    """An attempt made before its process had heard the provider's clock: this machine's clock says nothing of another machine's,
+    by which its purchase may be yet to come."""
+    batch = await stage.load(1)
+    loss = Loss(stage, batch)
+    now = loss.clock.now()
+    terms = ClaimTerms(now, now + timedelta(seconds=LEASE_S), now + timedelta(seconds=1), owner or loss.rooms.owner, 0)
+    await loss.rooms.ledger.claim(batch.pk, attempt_ids=["a" * 26], terms=terms)
+    await loss.lost("a")
+    await loss.look(1, every_s=ABSENT_AFTER_S)
+    await loss.look(1, every_s=CONFIRM_S)
+    assert await stage.states(batch) == states
+
+
 async def test_an_ended_batch_tells_what_was_learned_since(stage: Stage):
     """What a finished batch had given up is found, with its price: its summary said for ever that nobody knows what it cost."""
     batch = await stage.load(1, more="price: { per_run_usd: 0.25 }\n")

@@ -103,9 +103,9 @@ class SqlLedger:
                              price_json=price_json, start_limit=start_limit, job_json=job_json, output_to=output_to)
 
     async def set_state(self, batch_pk: int, *, to: BatchState, allowed: frozenset[BatchState], reason: str | None,
-                        now: datetime) -> bool:
+                        now: datetime, wakes: Sequence[Wake] = ()) -> bool:
         """As the port says."""
-        return await self._db.write(loading.set_state, batch_pk, to=to, allowed=allowed, reason=reason, now=now)
+        return await self._db.write(steering.steer, batch_pk, to=to, allowed=allowed, reason=reason, now=now, wakes=wakes)
 
     async def end_batch(self, batch_pk: int, *, to: BatchState, of: BatchState, reason: str | None, told: Counts,
                         now: datetime) -> bool:

@@ -103,6 +103,16 @@ async def unsettled(connection: AsyncConnection, batch_pk: int) -> bool:
     return (await connection.execute(waiting)).first() is not None
 
 
+async def steer(connection: AsyncConnection, batch_pk: int, *, to: BatchState, allowed: frozenset[BatchState],
+                reason: str | None, now: datetime, wakes: Sequence[Wake]) -> bool:
+    """A guarded move of the batch, and its wakes in the same transaction: a batch set going that nobody is called for would
+    stand still for ever."""
+    moved = await set_state(connection, batch_pk, to=to, allowed=allowed, reason=reason, now=now)
+    if moved:
+        await schedule(connection, wakes, now=now, force=True)
+    return moved
+
+
 async def end(connection: AsyncConnection, batch_pk: int, *, to: BatchState, of: BatchState, reason: str | None,
               told: Counts, now: datetime) -> bool:
     """The batch's end, if nothing can move: since somebody looked, rows may have been reopened, the batch steered, or a purchase

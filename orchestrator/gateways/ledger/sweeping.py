@@ -5,7 +5,7 @@ from datetime import datetime
 from statistics import median
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, bindparam, exists, func, or_, select, text, update
+from sqlalchemy import Row, Select, bindparam, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import AttemptState, ItemState
@@ -37,8 +37,10 @@ async def open_window(connection: AsyncConnection, account: str) -> OpenWindow:
     states = await connection.execute(
         select(attempts.c.state, func.count().label("many")).where(*mine).group_by(attempts.c.state))
     counts = {row.state: int(row.many) for row in states}
-    oldest = (await connection.execute(select(func.min(attempts.c.created_at)).where(
-        *mine, attempts.c.state == _RUNNING, attempts.c.next_check_at.is_(None)))).scalar()
+    oldest = (await connection.execute(
+        select(func.coalesce(attempts.c.provider_created_at, attempts.c.created_at))
+        .where(*mine, attempts.c.state == _RUNNING, attempts.c.next_check_at.is_(None))
+        .order_by(attempts.c.created_at).limit(1))).scalar()
     ended = await connection.execute(
         select(attempts.c.completed_at, attempts.c.provider_created_at)
         .where(attempts.c.account == account, attempts.c.completed_at.is_not(None))
@@ -58,19 +60,13 @@ async def stragglers(connection: AsyncConnection, account: str, *, older_than: d
 
 
 async def unsure(connection: AsyncConnection, account: str) -> list[OpenAttempt]:
-    """Attempts in doubt, and those still being sent with the same input: a match needs enough predictions for all."""
-    doubtful = attempts.alias("doubtful")
-    twin = exists().where(and_(
-        alive("doubtful"), doubtful.c.account == account, doubtful.c.state == _UNSURE,
-        doubtful.c.target_key == attempts.c.target_key, doubtful.c.input_hash == attempts.c.input_hash))
-    query = _open_attempts().where(
-        _IS_ALIVE, attempts.c.account == account,
-        or_(attempts.c.state == _UNSURE, and_(attempts.c.state == _OPEN, twin)))
+    """Attempts in doubt."""
+    query = _open_attempts().where(_IS_ALIVE, attempts.c.account == account, attempts.c.state == _UNSURE)
     return await _with_secrets(connection, query.order_by(attempts.c.created_at, attempts.c.id))
 
 
 async def being_sent(connection: AsyncConnection, account: str) -> list[OpenAttempt]:
-    """Attempts whose POST may be in the air, or answered and not yet recorded."""
+    """Attempts whose POST may be in the air, or answered and not yet recorded: a match needs enough predictions for these too."""
     query = _open_attempts().where(_IS_ALIVE, attempts.c.account == account, attempts.c.state == _OPEN)
     return await _with_secrets(connection, query.order_by(attempts.c.created_at, attempts.c.id))
 
@@ -108,7 +104,8 @@ def _open_attempts() -> Select[Any]:
     return select(
         attempts.c.id, attempts.c.batch_pk, attempts.c.state, attempts.c.prediction_id, attempts.c.target_key,
         items.c.input_json, attempts.c.input_hash, attempts.c.created_at, attempts.c.answered_at,
-        attempts.c.sent_until_at, attempts.c.next_check_at, attempts.c.offset_s).join(items, items.c.pk == attempts.c.item_pk)
+        attempts.c.sent_until_at, attempts.c.next_check_at, attempts.c.offset_s, attempts.c.owner,
+    ).join(items, items.c.pk == attempts.c.item_pk)
 
 
 def _open_attempt(row: Row[Any], *, secrets: frozenset[str] = frozenset()) -> OpenAttempt:
@@ -116,7 +113,7 @@ def _open_attempt(row: Row[Any], *, secrets: frozenset[str] = frozenset()) -> Op
         attempt_id=row.id, batch_pk=row.batch_pk, state=row.state, prediction_id=row.prediction_id,
         target_key=row.target_key, input_json=row.input_json, input_hash=row.input_hash, created_at=row.created_at,
         answered_at=row.answered_at, sent_until_at=row.sent_until_at, next_check_at=row.next_check_at,
-        offset_s=row.offset_s, secrets=secrets)
+        offset_s=row.offset_s, owner=row.owner, secrets=secrets)
 
 
 async def checked(connection: AsyncConnection, attempt_ids: Sequence[str], *, next_check_at: datetime) -> None:
