@@ -138,16 +138,20 @@ class Machine:
                 await self._stop_own(grace_s=0.0)  # what was started of it
 
     async def _start_own(self) -> None:
-        async def free_its_work(_: str) -> None:  # the only worker died: what it held comes due at once
-            await self.rooms.ledger.release_holds(now=self.rooms.clock.now())
-
         roles = [wiring.worker_role(self.settings, self.hold)]
         if self.settings.public_url is not None and not await is_present(self.rooms, "web"):
             roles.append(wiring.web_role(self.settings, self.hold))
-        self.keeper = Keeper(self.rooms, on_death=free_its_work)
+        self.keeper = Keeper(self.rooms, on_death=self._free_its_work)
         await self.keeper.start(roles)
         tick = tick_chore(self.rooms, wiring.queue(self.hold.redis_url))
         await self._stack.enter_async_context(regularly({"tick": tick}, heard=self._heard))
+
+    async def _free_its_work(self, name: str) -> None:
+        """The only worker died: what it held comes due at once. Beside another command's worker leases lapse as they do: freed, what
+        that one was fetching was begun again, and at the third time set aside as poison."""
+        workers = [role for role in await present(self.rooms) if role.role == "worker" and not wiring.is_gone(role.id)]
+        if name == "worker" and not workers:
+            await self.rooms.ledger.release_holds(now=self.rooms.clock.now())
 
     def _heard(self, outage: str | None) -> None:
         self.outage = outage

@@ -4,11 +4,13 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from functools import partial
 
 from orchestrator import wiring
 from orchestrator.core.errors import OrchestratorError, Unreachable
 from orchestrator.core.ports import Queue, Rooms
+from orchestrator.core.retry import LONGEST_BACKOFF_S
 from orchestrator.flow.tick import say_away, tick
 
 # Beat counts in wall-clock time: set back by an hour, it would be silent for an hour.
@@ -57,11 +59,14 @@ async def _do(name: str, chore: Chore, beat: asyncio.Event, every_s: float, hear
 
 def tick_chore(rooms: Rooms, queue: Queue) -> tuple[float, Chore]:
     """The tick as a chore."""
-    is_away = False
+    is_away, ahead_s = False, _ahead_s(rooms)
 
     async def once() -> None:
-        nonlocal is_away
+        nonlocal is_away, ahead_s
         try:
+            if ahead_s - _ahead_s(rooms) > SET_BACK_S:
+                await set_back(rooms, ahead_s - _ahead_s(rooms))
+            ahead_s = _ahead_s(rooms)
             sent = await tick(rooms.ledger, queue, clock=rooms.clock, tempo=rooms.tempo)
         except Unreachable:
             is_away = True
@@ -71,3 +76,18 @@ def tick_chore(rooms: Rooms, queue: Queue) -> tuple[float, Chore]:
             is_away = False
 
     return rooms.tempo.tick_s, once
+
+
+SET_BACK_S = 5.0
+
+
+def _ahead_s(rooms: Rooms) -> float:
+    return rooms.clock.now().timestamp() - rooms.clock.boottime()
+
+
+async def set_back(rooms: Rooms, by_s: float) -> None:
+    """The wall clock was set back: what was to be looked at in a moment would wait so much longer, and outputs that are kept for
+    an hour would be looked for when they are gone."""
+    log.warning("this machine's clock was set back by %.0f s: everything is looked at now", by_s)
+    now = rooms.clock.now()
+    await rooms.ledger.hasten(now=now, latest=now + timedelta(seconds=LONGEST_BACKOFF_S))

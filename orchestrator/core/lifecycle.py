@@ -97,10 +97,11 @@ _RUNNING_A, _RUNNING_I = frozenset({_A.RUNNING}), frozenset({_I.RUNNING})
 
 MOVES: tuple[Move, ...] = (
     _row(Event.ANSWERED, (_IN_AIR_A, _A.RUNNING), (_IN_AIR_I, _I.RUNNING), "the prediction's id is known"),
-    _row(Event.NOT_SENT, (_OPEN_A, _A.NOT_SENT), (_CLAIMED_I, _I.PENDING), "the connection never stood"),
-    _row(Event.THROTTLED, (_OPEN_A, _A.REFUSED), (_CLAIMED_I, _I.PENDING), "429: everybody waits, nothing is counted"),
-    _row(Event.HELD, (_OPEN_A, _A.REFUSED), (_CLAIMED_I, _I.PENDING), "credit or token: the batch waits for a person"),
-    _row(Event.REFUSED, (_OPEN_A, _A.REFUSED), (_CLAIMED_I, _I.FAILED), "the provider does not take this input"),
+    # Also from unsure: an attempt is one POST, and its own answer proves what became of it, however late it is recorded.
+    _row(Event.NOT_SENT, (_IN_AIR_A, _A.NOT_SENT), (_IN_AIR_I, _I.PENDING), "the connection never stood"),
+    _row(Event.THROTTLED, (_IN_AIR_A, _A.REFUSED), (_IN_AIR_I, _I.PENDING), "429: everybody waits, nothing is counted"),
+    _row(Event.HELD, (_IN_AIR_A, _A.REFUSED), (_IN_AIR_I, _I.PENDING), "credit or token: the batch waits for a person"),
+    _row(Event.REFUSED, (_IN_AIR_A, _A.REFUSED), (_IN_AIR_I, _I.FAILED), "the provider does not take this input"),
     _row(Event.ANSWER_LOST, (_OPEN_A, _A.UNSURE), (_CLAIMED_I, _I.UNSURE), "the POST may have bought"),
     _row(Event.SUCCEEDED, (_ALIVE_A, _A.SUCCEEDED), (_ALIVE_I, _I.COLLECTING), "bring its outputs home"),
     _row(Event.EXPIRED, (_ALIVE_A, _A.SUCCEEDED), (_ALIVE_I, _I.FAILED), "succeeded, heard of too late: its outputs are gone"),

@@ -348,6 +348,9 @@ class Ledger(Protocol):
     async def add_chunk(self, batch_pk: int, chunk: NewChunk) -> None:
         """Snapshot and items of one chunk; adding a chunk again changes nothing."""
 
+    async def hasten(self, *, now: datetime, latest: datetime) -> None:
+        """This machine's clock was set back: every wake is due now, and so are rows that would wait beyond `latest`."""
+
     async def release_holds(self, *, now: datetime) -> None:
         """Every wake is due now: whoever held one has gone."""
 
@@ -402,8 +405,8 @@ class Ledger(Protocol):
     async def attempts_of(self, attempt_ids: Sequence[str]) -> list[OpenAttempt]:
         """These attempts, as the sweep knows them."""
 
-    async def expire_leases(self, *, now: datetime, owner_not: str | None) -> list[str]:
-        """Ids of open attempts whose lease is over.
+    async def expire_leases(self, *, now: datetime, offset_s: float | None, owner_not: str | None) -> list[str]:
+        """Ids of open attempts whose lease is over. `offset_s`: the provider's clock minus this machine's, whose time is `now`.
 
         With `owner_not`, also those of any other owner: the caller knows that these are dead."""
 

@@ -8,7 +8,7 @@ from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Wake
 from orchestrator.flow.ending import AT_ONCE, wind_up
-from orchestrator.flow.unsure import resolve_unsure
+from orchestrator.flow.unsure import look_for_all
 
 BY_OPERATOR = "paused by an operator"
 RESUMING = "being resumed"  # the reason of a canceled batch whose rows are being reopened
@@ -23,7 +23,11 @@ async def pause(rooms: Rooms, batch: Batch, *, reason: str = BY_OPERATOR) -> boo
 
 async def resume(rooms: Rooms, batch: Batch) -> bool:
     """Go on with a paused or canceled batch: canceled rows that were never bought wait again, and a start limit that stopped
-    it is lifted. After another pause the limit still holds: the run that set it may be there."""
+    it is lifted. After another pause the limit still holds: the run that set it may be there. Raises BadInput while predictions
+    are being canceled: they would end as failures of a batch that nobody cancels any more."""
+    if batch.state is BatchState.CANCELING and await rooms.ledger.in_air(batch.pk, count=1):
+        raise BadInput(f"batch {batch.id} is still being canceled, with predictions out: try again in a moment. If nobody is at "
+                       f"work for it, `orchestrator cancel {batch.id}` goes on with it")
     is_held = batch.state is BatchState.PAUSED and batch.reason == START_LIMIT
     if batch.start_limit is not None and (is_held or batch.state in _CANCELED):
         await _lift_limit(rooms, batch)  # first: with the limit the report would pause it again
@@ -69,11 +73,11 @@ async def cancel(rooms: Rooms, batch: Batch) -> None:
 
 async def retry(rooms: Rooms, batch: Batch, *, classes: frozenset[str]) -> tuple[int, int]:
     """Failed rows of these classes (empty: all but bad input and unsure ones): how many are fetched again, as what they bought is
-    still kept, and how many wait for another attempt."""
-    if batch.state is BatchState.LOADING:
-        raise BadInput(f"batch {batch.id} is still loading")
+    still kept, and how many wait for another attempt. Raises ProviderAway where unsure ones cannot be looked for."""
+    if batch.state in (BatchState.LOADING, BatchState.CANCELING):
+        raise BadInput(f"batch {batch.id} is still {batch.state.value}: try again when that is over")
     if "unsure" in classes:  # nobody may have looked since the batch ended: what is there is fetched, and not bought again
-        await resolve_unsure(rooms, batch.account, rooms.clock.now(), looks_at_all=True)
+        await look_for_all(rooms, batch.account)
     kept_since = rooms.clock.now() - timedelta(seconds=rooms.tempo.retention_s)
     fetched, bought = await _never_set_going(rooms, batch)
     fetched += await rooms.ledger.refetch(batch.pk, classes=classes, after=kept_since)

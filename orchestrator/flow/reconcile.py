@@ -96,7 +96,7 @@ async def _early(rooms: Rooms, account: str, now: datetime) -> list[Wake]:
 
 async def _lapse(rooms: Rooms, now: datetime) -> list[Wake]:
     """An attempt whose worker went silent past its lease may have been bought: unsure."""
-    ids = await rooms.ledger.expire_leases(now=now, owner_not=None)
+    ids = await rooms.ledger.expire_leases(now=now, offset_s=rooms.predictions.offset_s, owner_not=None)
     lost = [Fact(Event.ANSWER_LOST, now, i, error="the worker ended before the answer was recorded",
                  error_class="unsure", via=VIA_LEASE) for i in ids]
     return await record(rooms, lost)

@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+from orchestrator.core.errors import Unreachable
 from orchestrator.core.inputs import shape_of
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, ItemState
@@ -14,7 +17,7 @@ from orchestrator.core.records import REWRITE_LANE, Batch, Wake
 from orchestrator.core.results import result_row, summary
 from orchestrator.flow.expiry import alarm, buy_expired_again
 
-LONGEST_S = 1800.0  # writing the results of millions of rows takes minutes, and must not begin twice
+LONGEST_S = 1800.0  # writing the results of millions of rows takes minutes
 AFTER_REFUSAL_S = 10.0  # a disk that is full now may have room by then
 log = logging.getLogger("orchestrator.flow")
 SUFFIX = {"parquet": ".parquet", "csv": ".csv", "jsonl": ".jsonl"}
@@ -34,19 +37,43 @@ async def report(rooms: Rooms, batch_id: str, lane: int = 0) -> list[Wake]:
         return [Wake("report", batch_id, due_at=rooms.clock.now() + timedelta(seconds=min(1.0, rooms.tempo.idle_s)))]
     if again := await buy_expired_again(rooms, batch):  # the last rows may have expired since a porter looked
         return [*again, Wake("report", batch_id)]
-    await rooms.ledger.hold(Wake("report", batch_id), until=rooms.clock.now() + timedelta(seconds=LONGEST_S))
     to, reason = await _end_of(rooms, batch)
     await rooms.storage(batch.output_to).clean(older_than_s=0.0)  # nothing is on its way home: a killed worker left these
     told = await rooms.ledger.counts(batch.pk)
     try:
-        await write_all(rooms, batch, state=to)
+        async with _held(rooms, Wake("report", batch_id)):
+            await write_all(rooms, batch, state=to)
     except OSError as error:
         await rooms.ledger.note_reason(batch.pk, f"cannot write to {batch.output_to}: {error.strerror or error}")
         return [Wake("report", batch_id, due_at=rooms.clock.now() + timedelta(seconds=AFTER_REFUSAL_S))]
     if await rooms.ledger.end_batch(batch.pk, to=to, of=batch.state, reason=reason, told=told, now=rooms.clock.now()):
         await alarm(rooms, batch)
         return []
-    return [Wake("report", batch_id)]  # while the results were written, something moved or the batch was steered
+    now = await rooms.ledger.batch(batch_id)  # while the results were written, something moved or the batch was steered
+    is_over = now is not None and now.state in _ENDED  # by a report that began later and knew more
+    return [Wake("report", batch_id, REWRITE_LANE if is_over else 0)]
+
+
+@asynccontextmanager
+async def _held(rooms: Rooms, wake: Wake) -> AsyncIterator[bool]:
+    """The station's message does not count as lost while the block runs, however long that takes; a few seconds after its process
+    has died it does. Gives whether there is such a wake."""
+    async def hold() -> bool:
+        return await rooms.ledger.hold(wake, until=rooms.clock.now() + timedelta(seconds=rooms.tempo.hold_s))
+
+    async def go_on() -> None:
+        while True:
+            await rooms.clock.sleep(rooms.tempo.hold_s / 4)
+            with suppress(Unreachable):
+                await hold()
+
+    is_there = await hold()
+    holding = asyncio.create_task(go_on())
+    try:
+        yield is_there
+    finally:
+        holding.cancel()
+        await asyncio.gather(holding, return_exceptions=True)
 
 
 _ENDED = frozenset({BatchState.FINISHED, BatchState.CANCELED})
@@ -55,16 +82,15 @@ _ENDED = frozenset({BatchState.FINISHED, BatchState.CANCELED})
 async def _rewrite(rooms: Rooms, batch: Batch) -> list[Wake]:
     """The documents of an ended batch, written again if a fact has asked for it; a batch that goes on will write its own."""
     wake = Wake("report", batch.id, REWRITE_LANE)
-    if not await rooms.ledger.hold(wake, until=rooms.clock.now() + timedelta(seconds=LONGEST_S)):
-        return []
     told = await rooms.ledger.counts(batch.pk)
     try:
-        if batch.state in _ENDED:
-            await write_all(rooms, batch)
+        async with _held(rooms, wake) as is_wanted:
+            if is_wanted and batch.state in _ENDED:
+                await write_all(rooms, batch)
     except OSError as error:
         log.warning("the results of %s are behind its ledger: cannot write to %s: %s", batch.id, batch.output_to, error)
         return [replace(wake, due_at=rooms.clock.now() + timedelta(seconds=AFTER_REFUSAL_S))]
-    return [] if await rooms.ledger.dismiss(wake, batch.pk, told=told) else [wake]
+    return [] if not is_wanted or await rooms.ledger.dismiss(wake, batch.pk, told=told) else [wake]
 
 
 async def _end_of(rooms: Rooms, batch: Batch) -> tuple[BatchState, str | None]:

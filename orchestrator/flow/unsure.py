@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from orchestrator.core.errors import OrchestratorError, ProviderRefusal, Unreachable
+from orchestrator.core.errors import OrchestratorError, ProviderAway, ProviderRefusal, Throttled, TokenRefused
 from orchestrator.core.inputs import input_hash
 from orchestrator.core.lifecycle import Event
 from orchestrator.core.matching import Listing, Verdicts, doubts, resolve
@@ -19,14 +19,29 @@ from orchestrator.flow.record import fact_of, record
 log = logging.getLogger("orchestrator.flow")
 
 
-async def resolve_unsure(rooms: Rooms, account: str, now: datetime, *, looks_at_all: bool = False) -> list[Wake]:
-    """Adopt, buy again, give up, or wait: `core.matching` judges, here it is only carried out. `looks_at_all`: what is gone is
-    looked for now, whether or not it is due."""
+async def resolve_unsure(rooms: Rooms, account: str, now: datetime) -> list[Wake]:
+    """Adopt, buy again, give up, or wait: `core.matching` judges, here it is only carried out."""
+    return (await _looked(rooms, account, now, looks_at_all=False))[1]
+
+
+async def look_for_all(rooms: Rooms, account: str) -> None:
+    """The same for everything that is in doubt, given up or found absent, whether or not it is due.
+
+    Raises ProviderAway where the list could not be read to its end, or a doubt not be asked about: what was not seen may be
+    there."""
+    is_whole, _ = await _looked(rooms, account, rooms.clock.now(), looks_at_all=True)
+    if not is_whole:
+        raise ProviderAway("the provider's list of predictions could not be read to its end, so a purchase that was given up may "
+                           "be there all the same; nothing is bought again. Try again when the provider answers")
+
+
+async def _looked(rooms: Rooms, account: str, now: datetime, *, looks_at_all: bool) -> tuple[bool, list[Wake]]:
+    """Whether the look was whole, and the wakes that follow from it."""
     sending = await rooms.ledger.being_sent(account)  # first: what becomes unsure meanwhile is then read twice, not never
     unsure = await rooms.ledger.unsure(account)
     gone = await _due(rooms, account, unsure, now=now, looks_at_all=looks_at_all)
     if not unsure and not gone:
-        return []
+        return True, []
     in_doubt = {attempt.attempt_id for attempt in unsure}
     attempts = await _by_the_clock(rooms, unsure + gone + [a for a in sending if a.attempt_id not in in_doubt])
     oldest_at = min(a.created_at + timedelta(seconds=a.offset_s or 0.0) for a in attempts)  # provider's time
@@ -38,7 +53,8 @@ async def resolve_unsure(rooms: Rooms, account: str, now: datetime, *, looks_at_
         again_at = now + timedelta(seconds=rooms.tempo.unsure_confirm_s)
         await rooms.ledger.checked(verdicts.absent_once, next_check_at=again_at)
     await _look_later(rooms, gone, now)
-    return await record(rooms, _facts(verdicts, now))
+    is_whole = listing.complete and not listing.unasked and rooms.predictions.offset_s is not None
+    return is_whole, await record(rooms, _facts(verdicts, now))
 
 
 async def _by_the_clock(rooms: Rooms, attempts: Sequence[OpenAttempt]) -> list[OpenAttempt]:
@@ -120,9 +136,7 @@ async def _window(rooms: Rooms, account: str, *, edge: datetime) -> Listing:
             canary_at = canary_at or max((p.created_at for p in page if p.id in owned and p.created_at), default=None)
             if rooms.clock.boottime() > until_s:  # a task is cut after some time, and would begin again from nothing for ever
                 return Listing(free, complete=False, canary_at=canary_at)
-    except Unreachable:
-        raise
-    except OrchestratorError:  # the provider: what was seen may still be adopted
+    except (ProviderAway, ProviderRefusal, TokenRefused, Throttled):  # what was seen may still be adopted
         return Listing(free, complete=False, canary_at=canary_at)
     return Listing(free, complete=True, canary_at=canary_at)
 

@@ -13,6 +13,7 @@ from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.options import RunOptions
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.records import Batch
+from orchestrator.core.tempo import Tempo
 from orchestrator.gateways.ledger import Database, SqlLedger
 from orchestrator.gateways.testing import HandClock
 from tests.contract.conftest import NOW, Acts
@@ -29,7 +30,7 @@ async def acts(tmp_path: Path) -> AsyncIterator[Acts]:
 
 async def closed(acts: Acts, batch: Batch, *, options: RunOptions | None = None, clock: HandClock | None = None) -> Ending:
     """How a run of this batch ends that began when the clock was made."""
-    rooms: Any = SimpleNamespace(ledger=acts.ledger, clock=clock or HandClock(start_at=NOW))
+    rooms: Any = SimpleNamespace(ledger=acts.ledger, clock=clock or HandClock(start_at=NOW), tempo=Tempo())
     run = ThisRun(rooms, options or RunOptions("shots"), 0.0)
     return await close(run, replace(batch, job_json=JOB), await acts.ledger.counts(batch.pk), code=Exit.DONE, lines=[])
 

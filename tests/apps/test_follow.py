@@ -45,7 +45,7 @@ async def reason(acts: Acts, batch_id: str, *, machine: Any = None) -> str:
     rooms: Any = SimpleNamespace(ledger=acts.ledger, clock=HandClock(start_at=NOW), tempo=Tempo(),
                                  limiter=SimpleNamespace(paused=not_paused))
     screen = OneLook()
-    await Follower(rooms, batch_id, screen, machine, 0, NOW).follow(screen.enough)
+    await Follower(rooms, batch_id, screen, machine, 0, 0.0).follow(screen.enough)
     return screen.seen[0].reason or ""
 
 

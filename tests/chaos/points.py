@@ -148,6 +148,7 @@ NO_POINT = {
     "ledger.know_schedule": "one insert, made again by the next look: from then on slots count, none had counted before",
     "ledger.hand_back": "leases given back before they lapse: undone, they lapse, as after every death while fetching",
     "storage.clean": "takes away what nobody needs: undone, the next report or run does it",
+    "ledger.hasten": "one write, made again by whoever sees the clock set back",
     "ledger.dismiss": "the wake stays, and the documents of an ended batch are written once more",
     "ledger.hold_slot": "a lease made longer: to die there is to die after claim_slot",
 }

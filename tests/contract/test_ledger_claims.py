@@ -172,9 +172,20 @@ async def test_leases(acts: Any) -> None:
     await acts.claim(batch, 1, owner="dead")
     await acts.claim(batch, 2, prefix="b", owner="me")
     await acts.tell(acts.answered("b1", "p1"))
-    assert await acts.ledger.expire_leases(now=NOW, owner_not=None) == []
-    assert await acts.ledger.expire_leases(now=NOW, owner_not="me") == ["a0"]
-    assert sorted(await acts.ledger.expire_leases(now=LATER, owner_not=None)) == ["a0", "b0"]
+    assert await acts.ledger.expire_leases(now=NOW, offset_s=0.0, owner_not=None) == []
+    assert await acts.ledger.expire_leases(now=NOW, offset_s=0.0, owner_not="me") == ["a0"]
+    assert sorted(await acts.ledger.expire_leases(now=LATER, offset_s=0.0, owner_not=None)) == ["a0", "b0"]
+
+
+@pytest.mark.parametrize(("offset_s", "fast_s", "over"), [
+    (0.0, 0, False), (0.0, 300, True), (-300.0, 300, False), (3600.0, -3600, False), (3600.0, -3300, True), (None, 300, True)])
+async def test_leases_of_another_clock(acts: Any, offset_s: float | None, fast_s: int, over: bool) -> None:
+    """A machine that is five minutes fast, or was set right by an hour, does not end what another one is sending just now."""
+    batch = await acts.loaded(1)
+    terms = replace(acts.terms(), offset_s=0.0)
+    await acts.ledger.claim(batch.pk, attempt_ids=["a0"], terms=terms)
+    there = NOW + timedelta(seconds=fast_s)
+    assert bool(await acts.ledger.expire_leases(now=there, offset_s=offset_s, owner_not=None)) is over
 
 
 async def _instant(database: Database) -> tuple[int, int, int]:

@@ -140,7 +140,8 @@ async def test_bought_again_after_loss(acts: Any, outputs_again: int) -> None:
     await acts.ledger.grant_names([_name(batch, item.item_pk, "dog"), _name(batch, item.item_pk, "dog", index=1)])
     await acts.ledger.store_outputs([_stored(item.item_pk, "files/dog.png"), _stored(item.item_pk, "files/dog~0.png", 1)])
     await acts.tell(acts.said(Event.UNCOLLECTABLE, "a0", error="gone", error_class="expired"))
-    await acts.ledger.reopen_failed(batch.pk, classes=frozenset())
+    assert await acts.ledger.reopen_failed(batch.pk, classes=frozenset()) == 0  # paid once: only by its name
+    await acts.ledger.reopen_failed(batch.pk, classes=frozenset({"expired"}))
     await acts.claim(batch, 1, prefix="b")
     await acts.tell(acts.ended("q0", attempt_id="b0"))
     assert (await acts.results(batch))[0].files == ()

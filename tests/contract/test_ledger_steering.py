@@ -6,9 +6,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import BatchState, Event, ItemState
-from orchestrator.core.records import REWRITE_LANE, Batch, Wake
+from orchestrator.core.records import REWRITE_LANE, Batch, Fact, Wake
+from orchestrator.gateways.ledger import Database, moves, steering
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 FINISH = {"to": BatchState.FINISHED, "of": BatchState.RUNNING, "reason": None, "now": NOW}
@@ -133,6 +135,73 @@ async def test_what_is_learned_after_the_end(acts: Any) -> None:
     assert await acts.ledger.hold(wake, until=at(70))
     assert await acts.ledger.dismiss(wake, batch.pk, told=await acts.ledger.counts(batch.pk))
     assert not await acts.ledger.hold(wake, until=at(80))
+
+
+async def test_a_purchase_turns_up_while_its_batch_ends(acts: Any, database: Database, ledger_url: str) -> None:
+    """Found and not yet committed as somebody ends the batch: the row would be left running in a finished one, paid and never
+    fetched."""
+    if ledger_url.startswith("sqlite"):
+        pytest.skip("SQLite writes one at a time")
+    batch = await _given_up(acts)
+    told = await acts.ledger.counts(batch.pk)
+    found, committed = asyncio.Event(), asyncio.Event()
+
+    async def slowly(connection: AsyncConnection) -> None:
+        await moves.move(connection, [acts.answered("a0", "p0")], decide=acts.decide)
+        found.set()
+        await committed.wait()
+
+    finding = asyncio.create_task(database.write(slowly))
+    await found.wait()
+    ending = asyncio.create_task(acts.ledger.end_batch(batch.pk, told=told, **FINISH))
+    await asyncio.wait({ending}, timeout=0.5)
+    committed.set()
+    await finding
+    assert not await ending
+    assert await acts.states(batch) == ["running"]
+
+
+async def test_a_fact_beside_a_dismissal(acts: Any, ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fact that comes between the count and the end of its wake finds the message out, or wakes anew: either way somebody will
+    write the documents again."""
+    if ledger_url.startswith("sqlite"):
+        pytest.skip("SQLite writes one at a time")
+    batch = await _given_up(acts)
+    await _to(acts, batch, BatchState.FINISHED)
+    wake = Wake("report", "b", REWRITE_LANE)
+    await acts.ledger.schedule([wake], now=NOW)
+    await acts.ledger.take_due(now=NOW, hold_s=40)
+    told, count, acts.policy = await acts.ledger.counts(batch.pk), steering.counts, replace(acts.policy, is_live=False)
+    telling: list[asyncio.Task[Any]] = []
+
+    async def counts(connection: AsyncConnection, batch_pk: int) -> Any:
+        counted = await count(connection, batch_pk)
+        telling.append(asyncio.create_task(acts.tell(acts.ended("p0", attempt_id="a0"))))
+        await asyncio.wait(telling, timeout=0.5)
+        return counted
+
+    monkeypatch.setattr(steering, "counts", counts)
+    await acts.ledger.dismiss(wake, batch.pk, told=told)
+    await asyncio.gather(*telling)
+    assert await acts.ledger.counts(batch.pk) != told
+    assert await acts.ledger.hold(wake, until=at(99))
+
+
+async def test_a_clock_set_back(acts: Any) -> None:
+    """Wakes are due at once, and so are rows that would wait for longer than any of them should."""
+    batch = await acts.loaded(2)
+    await acts.claim(batch, 2, now=at(3600))
+    await acts.tell(*(replace_at(acts.said(Event.NOT_SENT, f"a{n}"), at(3600)) for n in (0, 1)))
+    await acts.ledger.schedule([Wake("sweep", "acme", 0, at(3602))], now=at(3600))
+    assert await acts.claim(batch, 2, prefix="b", now=NOW) == []
+    await acts.ledger.hasten(now=NOW, latest=at(600))
+    assert [w.station for w in await acts.ledger.take_due(now=NOW, hold_s=40)] == ["sweep"]
+    assert len(await acts.claim(batch, 2, prefix="c", now=NOW)) == 2
+
+
+def replace_at(fact: Fact, moment: datetime) -> Fact:
+    """The same, at another time."""
+    return fact._replace(at=moment)
 
 
 async def test_wakes_of_what_is_over(acts: Any) -> None:

@@ -149,7 +149,7 @@ def test_there_after_all_and_wanted(attempt: AttemptState, item: ItemState):
     assert not change.final_charge
 
 
-@pytest.mark.parametrize("item", [ItemState.CLAIMED, ItemState.RUNNING, ItemState.SUCCEEDED, ItemState.FAILED])
+@pytest.mark.parametrize("item", [ItemState.CLAIMED, ItemState.RUNNING, ItemState.SUCCEEDED])
 def test_there_after_all_and_bought_again(item: ItemState):
     """Once the row has another attempt, it is surplus, and the row stays what it is."""
     change = decide(gone(item, is_current=False), fact("processing"), policy=policy(), jitter=0)
@@ -157,9 +157,10 @@ def test_there_after_all_and_bought_again(item: ItemState):
     assert (change.event, change.attempt_to, change.item_to) == (Event.SURPLUS, AttemptState.RUNNING, item)
 
 
-def test_an_older_attempt_gives_its_row_what_it_bought():
-    """While the row only waits to be bought again, no other attempt of it is alive: nothing is surplus."""
-    change = decide(gone(ItemState.PENDING, is_current=False), fact("processing"), policy=policy(), jitter=0)
+@pytest.mark.parametrize("item", [ItemState.PENDING, ItemState.FAILED])
+def test_an_older_attempt_gives_its_row_what_it_bought(item: ItemState):
+    """While the row only waits to be bought again, or failed, no other attempt of it is alive: nothing is surplus."""
+    change = decide(gone(item, is_current=False), fact("processing"), policy=policy(), jitter=0)
     assert change is not None
     assert (change.event, change.item_to) == (Event.SURFACED, ItemState.RUNNING)
 

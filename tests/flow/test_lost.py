@@ -1,7 +1,11 @@
 """Purchases whose answer was lost: whose prediction is whose, what is canceled, and that every doubt has an end."""
 
+import asyncio
 import itertools
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -14,13 +18,14 @@ from orchestrator.core.callback import callback_url
 from orchestrator.core.errors import NotFound, OrchestratorError, ProviderAway, ProviderRefusal
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.poison import MOST_ABSENT
-from orchestrator.core.ports import ClaimTerms
+from orchestrator.core.ports import ClaimTerms, Page
 from orchestrator.core.records import REWRITE_LANE, Batch, Claim, Delivery, Fact, Prediction
 from orchestrator.core.tempo import Tempo
 from orchestrator.flow.control import retry
 from orchestrator.flow.reconcile import sweep
 from orchestrator.flow.record import fact_of, receive, record
 from orchestrator.flow.report import report
+from orchestrator.flow.submit import submit
 from orchestrator.gateways.testing import HandClock
 from tests.flow.conftest import Stage
 from tests.flow.test_money import RightClock, loaded
@@ -43,6 +48,13 @@ class Shelf(RightClock):
         self.asked: list[str] = []
         self.canceled: list[str] = []
         self.failure: OrchestratorError | None = None  # of every GET
+        self.is_listed = True  # whether the list can be read
+
+    async def list_page(self, **bounds: Any) -> Page:
+        """As far as it can be read."""
+        if not self.is_listed:
+            raise ProviderAway("502")
+        return await super().list_page(**bounds)
 
     async def get(self, prediction_id: str) -> Prediction:
         """One prediction with its webhook, or the failure that is set."""
@@ -192,7 +204,7 @@ async def test_after_a_restart_the_unsure_lane_looks_first(stage: Stage):
     loss = Loss(stage, batch)
     await loss.claim("a")
     await loss.lost("a")
-    loss.clock.advance(200)
+    loss.clock.advance(155)  # absent as soon as can be: what is bought now may by its time be the first attempt's
     await loss.absent("a")
     mine = loss.made(await loss.claim("b"))
     await loss.look(1, every_s=600)
@@ -416,6 +428,50 @@ async def test_an_ended_batch_tells_what_was_learned_since(stage: Stage):
 def _summary(batch: Batch) -> tuple[str, str, int]:
     told = json.loads((Path(batch.output_to) / "summary.json").read_text())
     return told["state"], told["cost_usd"], told["cost_unknown_items"]
+
+
+@pytest.mark.parametrize("fault", ["list", "get"])
+async def test_retry_that_cannot_look_buys_nothing(stage: Stage, fault: str):
+    """Right after an outage is when people type it: with the list out of order, or a GET that would say whose a prediction is,
+    what was given up would be bought again."""
+    batch = await stage.load(1)
+    loss = Loss(stage, batch)
+    claim = await loss.claim("a")
+    await loss.lost("a")
+    bought = loss.succeeded(claim)
+    await loss.given_up("a")
+    ended = await loss.ended(BatchState.FINISHED)
+    loss.clock.advance(900)
+    loss.shelf.failure = ProviderAway("503")
+    loss.shelf.is_listed = fault != "list"
+    with pytest.raises(ProviderAway, match="nothing is bought again"):
+        await retry(loss.rooms, ended, classes=frozenset({"unsure"}))
+    assert await stage.states(batch) == {"failed": 1}
+    loss.shelf.failure, loss.shelf.is_listed = None, True
+    assert await retry(loss.rooms, ended, classes=frozenset({"unsure"})) == (1, 0)
+    assert await loss.owned("a") == {"a": bought.id}
+
+
+async def test_retry_as_it_is_typed(stage: Stage):
+    """The command that the row's own error names looks in the list at the account's pace, and so needs what paces it."""
+    stage.provider.put("faults", {"lost_answer": 1.0})
+    batch = await stage.load(2)
+    await submit(stage.rooms, batch.id, 0)
+    lost = [Fact(Event.GIVEN_UP, stage.rooms.clock.now(), a.attempt_id, error="?", error_class="unsure")
+            for a in await stage.rooms.ledger.unsure(batch.account)]
+    await record(stage.rooms, lost)
+    assert await report(stage.rooms, batch.id) == []
+    env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ} | {
+        "ORCHESTRATOR_HOME": str(stage.folder / "home"), "REPLICATE_API_TOKEN": "r8_simulator",
+        "REPLICATE_BASE_URL": stage.provider.url, "ORCHESTRATOR_TEMPO__UNSURE_MARGIN_S": "0.2",
+        "ORCHESTRATOR_TEMPO__REQUEST_TIMEOUT_S": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    await asyncio.sleep(2)  # older than a request can last: before that it might be the answer of somebody just on its way
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-m", "orchestrator", "retry", batch.id, "--class", "unsure", "--json"],
+        cwd=stage.folder, env=env, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["to_fetch"] == len(lost) == 2
+    assert len(stage.provider.purchases()) == 2
 
 
 async def test_a_row_takes_what_its_older_attempt_bought(stage: Stage):

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from orchestrator.apps.machine import anybody_lives
+from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Decide
 from orchestrator.core.records import Batch, Change, Fact, Prediction, Role
@@ -76,14 +79,15 @@ async def test_results_on_a_full_disk(stage: Stage):
 
 
 async def test_resume_while_a_sweep_winds_up(stage: Stage):
-    """A sweep that had seen the batch canceling stops ending its predictions once somebody resumes it."""
+    """A sweep that had seen the batch canceling stops ending its predictions once somebody has set it going."""
     batch = await stage.load(SIDE_BY_SIDE + 6)
     await submit(stage.rooms, batch.id, 0)
     real, ended = stage.rooms.predictions.cancel, []
 
     async def slowly(prediction_id: str) -> Prediction:
         if not ended:
-            await resume(stage.rooms, await again(stage, batch))
+            await stage.rooms.ledger.set_state(batch.pk, to=BatchState.RUNNING, allowed=frozenset(BatchState), reason=None,
+                                               now=stage.rooms.clock.now())
         ended.append(prediction_id)
         return await real(prediction_id)
 
@@ -92,6 +96,20 @@ async def test_resume_while_a_sweep_winds_up(stage: Stage):
                                  now=rooms.clock.now())
     await wind_up(rooms, await again(stage, batch))
     assert len(ended) == SIDE_BY_SIDE  # those that were asked together
+    assert (await again(stage, batch)).state is BatchState.RUNNING
+
+
+async def test_resume_while_predictions_are_being_canceled(stage: Stage):
+    """They would end as rows that failed for a reason nobody understands: refused until the last of them has ended."""
+    stage.provider.put("faults", {"stuck": 1.0})
+    batch = await stage.load(3)
+    await submit(stage.rooms, batch.id, 0)
+    await stage.rooms.ledger.set_state(batch.pk, to=BatchState.CANCELING, allowed=frozenset(BatchState), reason=None,
+                                       now=stage.rooms.clock.now())
+    with pytest.raises(BadInput, match="still being canceled"):
+        await resume(stage.rooms, await again(stage, batch))
+    await wind_up(stage.rooms, await again(stage, batch))
+    assert await resume(stage.rooms, await again(stage, batch))
     assert (await again(stage, batch)).state is BatchState.RUNNING
 
 

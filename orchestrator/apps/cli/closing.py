@@ -10,7 +10,7 @@ from orchestrator.apps.cli.options import RunOptions
 from orchestrator.apps.cli.panel import clock_text, usd_text
 from orchestrator.apps.cli.speech import say
 from orchestrator.apps.hints import failed_lines, failures
-from orchestrator.core.lifecycle import BatchState, ItemState
+from orchestrator.core.lifecycle import LIVE_BATCH, BatchState, ItemState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import REWRITE_LANE, Batch, Counts
 from orchestrator.core.results import summary
@@ -31,7 +31,8 @@ class ThisRun:
 
 async def close(run: ThisRun, batch: Batch, counts: Counts, *, code: Exit, lines: list[str]) -> Ending:
     """The summary document, with the time of this run, and the last words."""
-    await report(run.rooms, batch.id, REWRITE_LANE)  # what the documents do not tell yet: nobody else may be at work any more
+    if batch.state not in LIVE_BATCH:  # what its documents do not tell yet: nobody else may be at work any more
+        await report(run.rooms, batch.id, REWRITE_LANE)
     results = results_path(batch)
     written = exists(results)
     document = summary(batch, counts, results=results if written else None, now=run.rooms.clock.now(), state=batch.state)

@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Protocol
 
 from orchestrator.apps.cli.ending import Exit
@@ -59,14 +59,14 @@ class Follower:
     screen: Screen
     machine: Machine | None
     patience_s: float
-    began_at: datetime
+    began_s: float  # this time and those below: clock.boottime(), for a clock set right is no outage of an hour
     last_trouble: str | None = None
-    _outage_since: datetime | None = None
-    _heard_at: datetime | None = None
+    _outage_since_s: float | None = None
+    _heard_s: float | None = None
     _shown: Look | None = None
     _answered: tuple[int, ...] = ()
     _lost: tuple[int, str] = (0, "")  # how many answers, and by when they are settled
-    _started: list[tuple[datetime, int]] = field(default_factory=list)
+    _started: list[tuple[float, int]] = field(default_factory=list)
 
     async def follow(self, interrupted: asyncio.Event) -> Exit | None:
         """Until the batch is over (its exit code) or somebody interrupts (None)."""
@@ -86,7 +86,7 @@ class Follower:
     def _blind(self, reason: str) -> Exit | None:
         """Nothing can be seen: what was seen last is shown, and why there is nothing newer."""
         if self._shown is not None:
-            elapsed_s = (self.rooms.clock.now() - self.began_at).total_seconds()
+            elapsed_s = self.rooms.clock.boottime() - self.began_s
             self.screen.show(replace(self._shown, reason=reason, per_minute=0.0, eta_s=None, elapsed_s=elapsed_s))
         return self._patience(reason)
 
@@ -95,21 +95,20 @@ class Follower:
         if batch is None:
             raise OrchestratorError(f"batch {self.batch_id} has gone from the ledger")
         counts = await self.rooms.ledger.counts(batch.pk)
-        now = self.rooms.clock.now()
-        per_minute = self._rate(now, counts.total - counts.by_state.get(ItemState.PENDING, 0))
+        now_s = self.rooms.clock.boottime()
+        per_minute = self._rate(now_s, counts.total - counts.by_state.get(ItemState.PENDING, 0))
         limit = _limit(batch, self.rooms.tempo.creates_per_minute)
         left = counts.by_state.get(ItemState.PENDING, 0)
         eta_s = left / per_minute * 60 if per_minute > 0 and left else None
         reason = await self._reason(batch) or await self._unsure(batch, counts)
-        return Look(batch, counts, per_minute, limit, eta_s, reason, (now - self.began_at).total_seconds())
+        return Look(batch, counts, per_minute, limit, eta_s, reason, now_s - self.began_s)
 
-    def _rate(self, now: datetime, started: int) -> float:
-        self._started.append((now, started))
-        while len(self._started) > 2 and now - self._started[0][0] > timedelta(seconds=RATE_WINDOW_S):
+    def _rate(self, now_s: float, started: int) -> float:
+        self._started.append((now_s, started))
+        while len(self._started) > 2 and now_s - self._started[0][0] > RATE_WINDOW_S:
             self._started.pop(0)
-        then, before = self._started[0]
-        span_s = (now - then).total_seconds()
-        return max(0.0, (started - before) / span_s * 60) if span_s > 0 else 0.0
+        then_s, before = self._started[0]
+        return max(0.0, (started - before) / (now_s - then_s) * 60) if now_s > then_s else 0.0
 
     async def _reason(self, batch: Batch) -> str | None:
         if self.machine is not None and self.machine.trouble:
@@ -167,21 +166,21 @@ class Follower:
 
     def _outage(self, look: Look) -> Exit | None:
         """An outage lasts from its first sign until predictions move again, or until it is not heard of any more."""
-        now, by = self.rooms.clock.now(), look.counts.by_state
+        now_s, by = self.rooms.clock.boottime(), look.counts.by_state
         answered = tuple(by.get(state, 0) for state in _ANSWERED)
         moved, self._answered = answered != self._answered, answered
         is_own = self.machine is not None and look.reason == self.machine.trouble
         if look.reason and (is_own or look.reason.startswith("cannot")):
             return self._patience(look.reason)
-        if moved or self._heard_at is None or now - self._heard_at > timedelta(seconds=QUIET_S):
-            self._outage_since = None
+        if moved or self._heard_s is None or now_s - self._heard_s > QUIET_S:
+            self._outage_since_s = None
         return None
 
     def _patience(self, reason: str) -> Exit | None:
-        now = self.rooms.clock.now()
-        self._heard_at = now
-        self._outage_since = self._outage_since or now
-        if (now - self._outage_since).total_seconds() < self.patience_s:
+        now_s = self._heard_s = self.rooms.clock.boottime()
+        if self._outage_since_s is None:
+            self._outage_since_s = now_s
+        if now_s - self._outage_since_s < self.patience_s:
             return None
         self.last_trouble = reason
         return Exit.UNREACHABLE

@@ -176,7 +176,7 @@ async def _consent(rooms: Rooms, prepared: Prepared, options: RunOptions, *, ask
 async def _bury_the_dead(rooms: Rooms) -> None:
     """Nobody else is at home, so whoever held a lease is dead: what it had in the air is unsure."""
     now = rooms.clock.now()
-    ids = await rooms.ledger.expire_leases(now=now, owner_not=rooms.owner)
+    ids = await rooms.ledger.expire_leases(now=now, offset_s=rooms.predictions.offset_s, owner_not=rooms.owner)
     lost = [Fact(Event.ANSWER_LOST, now, i, error="the program ended before the answer was recorded",
                  error_class="unsure") for i in ids]
     await record(rooms, lost)
@@ -192,7 +192,7 @@ async def _already_over(this: ThisRun, batch: Batch) -> Ending | None:
                            lines=[f"canceled before: orchestrator resume {batch.id}, or run it with --fresh"])
     if batch.state is not BatchState.FINISHED:
         return None
-    follower = Follower(rooms, batch.id, screen(quiet=True), None, 0, rooms.clock.now())
+    follower = Follower(rooms, batch.id, screen(quiet=True), None, 0, rooms.clock.boottime())
     return await close(this, batch, counts, code=await _verdict(follower),
                        lines=["this batch had finished before; nothing was bought"])
 
@@ -212,7 +212,7 @@ async def _to_the_end(this: ThisRun, batch: Batch, *, settings: Settings, hold: 
     with _signals() as heard:
         async with machine(settings, rooms, hold=hold, served=served) as here:
             with screen(quiet=False) as shown:
-                follower = Follower(rooms, batch.id, shown, here, options.patience_s, rooms.clock.now())
+                follower = Follower(rooms, batch.id, shown, here, options.patience_s, rooms.clock.boottime())
                 code = await follower.follow(heard.first)
             if code is None:
                 return await _interrupted(this, batch, here, heard)

@@ -30,6 +30,14 @@ async def _batch(name: str, *, provider: bool = False) -> AsyncIterator[tuple[Ro
         yield rooms, await rooms.ledger.find(name)
 
 
+@asynccontextmanager
+async def _asking(name: str) -> AsyncIterator[tuple[Rooms, Batch]]:
+    """The same for who asks the provider, at the account's pace."""
+    settings = here()
+    async with wiring.redis(settings) as hold, wiring.rooms(settings, redis_url=hold.redis_url) as rooms:
+        yield rooms, await rooms.ledger.find(name)
+
+
 async def pause(name: str) -> Ending:
     """Pause one batch."""
     async with _batch(name) as (rooms, batch):
@@ -105,7 +113,7 @@ def _many(count: int, what: str) -> str:
 
 async def retry(name: str, *, classes: frozenset[str]) -> Ending:
     """Let failed rows wait for another attempt."""
-    async with _batch(name) as (rooms, batch):
+    async with _asking(name) if "unsure" in classes else _batch(name) as (rooms, batch):
         await _check_classes(rooms, batch, classes)
         fetched, bought = await control.retry(rooms, batch, classes=classes)
     said = [f"{fetched:,} rows wait to be fetched again; they were bought already"] if fetched else []

@@ -126,7 +126,7 @@ class StationLoop:
     async def _schedule(self, rooms: Rooms, ran: Wake, wakes: Sequence[Wake]) -> None:
         """Wakes into the ledger; while it is away, tried again until the message that `ran` counts as lost anyway."""
         own = [wake for wake in wakes if (wake.station, wake.key, wake.lane) == (ran.station, ran.key, ran.lane)]
-        until = rooms.clock.boottime() + (LONGEST_S if ran.station == "report" else rooms.tempo.hold_s)
+        until = rooms.clock.boottime() + rooms.tempo.hold_s
         while True:
             try:
                 await rooms.ledger.schedule([wake for wake in wakes if wake not in own], now=rooms.clock.now())

@@ -150,9 +150,9 @@ class SqlLedger:
 
     # What is out
 
-    async def expire_leases(self, *, now: datetime, owner_not: str | None) -> list[str]:
+    async def expire_leases(self, *, now: datetime, offset_s: float | None, owner_not: str | None) -> list[str]:
         """As the port says."""
-        return await self._db.read(sweeping.expire_leases, now=now, owner_not=owner_not)
+        return await self._db.read(sweeping.expire_leases, now=now, offset_s=offset_s, owner_not=owner_not)
 
     # Bringing home
 
@@ -285,6 +285,10 @@ class SqlLedger:
         """As the port says; writes only when something is due."""
         due = await self._db.read(steering.due, now=now)
         return await self._db.write(steering.take, due, now=now, hold_s=hold_s) if due else []
+
+    async def hasten(self, *, now: datetime, latest: datetime) -> None:
+        """As the port says."""
+        await self._db.write(steering.hasten, now=now, latest=latest)
 
     async def release_holds(self, *, now: datetime) -> None:
         """The only receiver died: wakes whose messages are out, and outputs it was fetching, are due now."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Delete, Select, and_, bindparam, delete, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from orchestrator.core.lifecycle import LIVE_BATCH, AttemptState, BatchState, Event, ItemState
+from orchestrator.core.lifecycle import GONE_ATTEMPT, LIVE_BATCH, AttemptState, BatchState, Event, ItemState
 from orchestrator.core.ports import Decide
 from orchestrator.core.prediction import parse
 from orchestrator.core.records import Change, Fact, Prediction, Rules, Standing
@@ -64,7 +64,8 @@ async def scene_of(connection: AsyncConnection, facts: Sequence[Fact]) -> Scene:
         "predictions": list({fact.prediction.id for fact in facts if fact.prediction is not None}),
         "named": list({fact.attempt_id for fact in facts if fact.attempt_id is not None})})
     found = rows.all()
-    rules = await _rules(connection, {row.batch_pk for row in found}) if found else {}
+    revives = any(_ATTEMPT_STATES[row.state] in GONE_ATTEMPT for row in found)
+    rules = await _rules(connection, {row.batch_pk for row in found}, stays=revives) if found else {}
     scene = Scene({}, await _leases(connection, facts), {}, {})
     for (attempt_id, state, prediction_id, item_pk, batch_pk, reserved, bound_by, surplus_at, item_state, current_id,
          failures, deaths, tries) in found:
@@ -94,8 +95,11 @@ _LEASES = {dialect: select(attempts.c.id, attempts.c.lease_until).where(among(at
            for dialect in ("sqlite", "postgresql")}
 
 
-async def _rules(connection: AsyncConnection, batch_pks: set[int]) -> dict[int, Rules]:
-    rows = await connection.execute(_RULES, {"pks": sorted(batch_pks)})
+async def _rules(connection: AsyncConnection, batch_pks: set[int], *, stays: bool) -> dict[int, Rules]:
+    """`stays`: nobody may end the batches meanwhile. What turns up gives a settled row its life back, and who ends a batch would
+    not see that before it is committed: a paid row was left in a finished batch."""
+    rows = await connection.execute(_RULES.with_for_update(read=True, key_share=True) if stays else _RULES,
+                                    {"pks": sorted(batch_pks)})
     return {pk: Rules(id_, state in LIVE_BATCH, state == BatchState.CANCELING, max_attempts, price_json, schema_json,
                       job_json)
             for pk, id_, state, max_attempts, price_json, schema_json, job_json in rows}

@@ -15,8 +15,8 @@ from orchestrator.gateways.ledger.tables import AGAIN_AT, FRESH_AT, PENDING, SUR
 from orchestrator.gateways.ledger.views import counts
 
 STEP_ROWS = 5000
-# Reopening these needs them named: the one cannot be bought at all, the other may have been bought already.
-NOT_BY_DEFAULT = ("invalid_input", "unsure")
+# Reopening these needs them named: the first cannot be bought at all, the second may have been bought, the third was.
+NOT_BY_DEFAULT = ("invalid_input", "unsure", "expired")
 _MOVING = [state.value for state in (ItemState.CLAIMED, ItemState.UNSURE, ItemState.RUNNING, ItemState.COLLECTING)]
 
 
@@ -126,11 +126,12 @@ async def end(connection: AsyncConnection, batch_pk: int, *, to: BatchState, of:
 
 async def dismiss(connection: AsyncConnection, wake: Wake, batch_pk: int, *, told: Counts) -> bool:
     """A wake whose work is done, if what was told is still so: who recorded a fact since then found the wake's message out, and
-    left it at that."""
+    left it at that. The wake is locked first, so that such a fact is counted, or waits and then wakes anew."""
+    of_wake = and_(work.c.station == wake.station, work.c.key == wake.key, work.c.lane == wake.lane)
+    await connection.execute(select(work.c.key).where(of_wake).with_for_update())
     if await counts(connection, batch_pk) != told:
         return False
-    await connection.execute(delete(work).where(
-        work.c.station == wake.station, work.c.key == wake.key, work.c.lane == wake.lane))
+    await connection.execute(delete(work).where(of_wake))
     return True
 
 
@@ -195,3 +196,12 @@ async def hold(connection: AsyncConnection, wake: Wake, *, until: datetime) -> b
 async def release_holds(connection: AsyncConnection, *, now: datetime) -> None:
     """Every wake comes due now."""
     await connection.execute(update(work).where(work.c.due_at > now).values(due_at=now, sent_at=None))
+
+
+async def hasten(connection: AsyncConnection, *, now: datetime, latest: datetime) -> None:
+    """Every wake comes due now, and rows that would wait beyond a moment wait no longer."""
+    await release_holds(connection, now=now)
+    live = select(batches.c.pk).where(batches.c.state.not_in([BatchState.FINISHED.value, BatchState.CANCELED.value]))
+    await connection.execute(
+        update(items).where(items.c.batch_pk.in_(live), items.c.due_at > latest,
+                            items.c.state.in_([ItemState.PENDING.value, ItemState.COLLECTING.value])).values(due_at=AGAIN_AT))

@@ -1,7 +1,7 @@
 """What is out at the provider: reads and notes for the sweep, for unsure attempts and for canceling."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from statistics import median
 from typing import Any
 
@@ -21,14 +21,20 @@ _OPEN, _UNSURE, _RUNNING = (state.value for state in (AttemptState.OPEN, Attempt
 _IS_ALIVE = alive("attempts")
 
 
-async def expire_leases(connection: AsyncConnection, *, now: datetime, owner_not: str | None) -> list[str]:
-    """Open attempts that nobody can still be sending."""
-    is_over = attempts.c.lease_until <= now
-    if owner_not is not None:
-        is_over = or_(is_over, attempts.c.owner != owner_not)
+async def expire_leases(connection: AsyncConnection, *, now: datetime, offset_s: float | None,
+                        owner_not: str | None) -> list[str]:
+    """Open attempts that nobody can still be sending. A lease is by the clock of who gave it, so both are brought to the
+    provider's time where that is known."""
     rows = await connection.execute(
-        select(attempts.c.id).where(_IS_ALIVE, attempts.c.state == _OPEN, is_over).order_by(attempts.c.created_at))
-    return [row.id for row in rows]
+        select(attempts.c.id, attempts.c.lease_until, attempts.c.owner, attempts.c.offset_s)
+        .where(_IS_ALIVE, attempts.c.state == _OPEN).order_by(attempts.c.created_at))
+    return [row.id for row in rows if (owner_not is not None and row.owner != owner_not)
+            or row.lease_until <= now + _ahead(offset_s, row.offset_s)]
+
+
+def _ahead(ours_s: float | None, theirs_s: float | None) -> timedelta:
+    """How much the clock of another machine is ahead of ours, by what each knew of the provider's."""
+    return timedelta(seconds=0.0 if ours_s is None or theirs_s is None else ours_s - theirs_s)
 
 
 async def open_window(connection: AsyncConnection, account: str) -> OpenWindow:

@@ -1,9 +1,11 @@
 """Files that appear whole or not at all, and are on the disk when they do."""
 
+import fcntl
 import json
 import os
 import re
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -11,9 +13,16 @@ from typing import Any, BinaryIO, Self
 _PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 
 
-def is_part(name: str) -> bool:
-    """Whether this is a hidden name of a file not yet in its place, as `DurableFile` gives them."""
-    return _PART.fullmatch(name) is not None
+def is_abandoned(path: Path) -> bool:
+    """Whether this is a hidden name as `DurableFile` gives them, of a file that nobody is writing any more. Raises OSError.
+
+    Who writes holds a lock on it, which ends with its process: two who swept by age took each other's files away for ever."""
+    if _PART.fullmatch(path.name) is None:
+        return False
+    with path.open("rb") as file, suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 class DurableFile:
@@ -31,21 +40,24 @@ class DurableFile:
     def __enter__(self) -> BinaryIO:
         """The file to write to; its folder is made where it is missing."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._part.open("xb")
-        return self._file
+        while True:
+            self._file = self._part.open("xb")
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            if os.fstat(self._file.fileno()).st_nlink:
+                return self._file
+            self._file.close()  # taken for abandoned before it was locked
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         """Put the file in its place, or remove it after an error."""
         assert self._file is not None
         try:
-            with self._file as file:
+            with self._file as file:  # locked until it is in its place
                 if kind is None:
                     file.flush()
                     os.fsync(file.fileno())
-            if kind is None:
-                self._part.replace(self.path)
-                _sync_folder(self.path.parent)
+                    self._part.replace(self.path)
+                    _sync_folder(self.path.parent)
         finally:
             self._part.unlink(missing_ok=True)
 
