@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -19,7 +20,7 @@ import pytest
 from orchestrator.gateways.local import redis_server
 from orchestrator.gateways.watchdog import ask_redis
 from orchestrator.simulator.serve import SimulatorConfig, running
-from tests.e2e.desk import QUICK, Desk, Provider, wait_until
+from tests.e2e.desk import QUICK, Desk, Done, Provider, wait_until
 
 ECHO = """\
 model: simulator/echo
@@ -69,6 +70,42 @@ def asked(desk: Desk, question: str) -> list[tuple[Any, ...]]:
     """What the ledger of the private home says."""
     with closing(sqlite3.connect(f"file:{desk.folder}/.orchestrator/ledger.db?mode=ro", uri=True)) as ledger:
         return ledger.execute(question).fetchall()
+
+
+def begun(desk: Desk, rows: int, *args: str, per_minute: int = 900, bought: int = 20, **env: str) -> subprocess.Popen[str]:
+    """A run of so many rows that has bought some of them already."""
+    desk.job(ECHO % per_minute, rows=texts(rows))
+    return gone_on(desk, *args, bought=bought, **env)
+
+
+def gone_on(desk: Desk, *args: str, bought: int, **env: str) -> subprocess.Popen[str]:
+    """A run of the job that is there, until so many purchases were made by all runs of it."""
+    process = desk.start("run", "shots", "--yes", "--json", *args, **env)
+    wait_until(lambda: len(desk.provider.purchases()) >= bought)
+    return process
+
+
+def ended(process: subprocess.Popen[str]) -> Done:
+    """How it ends."""
+    out, err = process.communicate(timeout=110)
+    return Done(process.returncode, out, err)
+
+
+def nothing_is_sent(desk: Desk, *, for_s: float, after_s: float = 1.0) -> int:
+    """Requests under way may still arrive; then there are none. How many there are."""
+    time.sleep(after_s)
+    before = len(desk.provider.purchases())
+    time.sleep(for_s)  # a time in which nothing may happen cannot be waited for in another way
+    assert len(desk.provider.purchases()) == before
+    return before
+
+
+def all_home(desk: Desk, done: Done, rows: int) -> None:
+    """Exit 0, every row succeeded and bought once, none with a second try."""
+    assert done.code == 0, f"{done}\n{desk.log()}"
+    assert done.json["items"]["succeeded"] == rows, f"{done}\n{desk.log()}"
+    bought_once(desk, rows)
+    assert {row["prediction_attempts"] for row in desk.results()} == {1}
 
 
 def worker_pids(desk: Desk) -> list[int]:

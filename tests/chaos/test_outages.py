@@ -1,9 +1,8 @@
 """Outages in mid-batch, on real processes: the batch waits, says why, buys nothing twice, and goes on when they are over."""
 
-import subprocess
+import sqlite3
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -12,58 +11,21 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from tests.chaos.outages import (
-    ECHO,
-    a_desk,
     a_postgresql,
     a_redis,
-    bought_once,
+    all_home,
+    begun,
+    ended,
     kill_private_redis,
     long,
+    nothing_is_sent,
     private_socket,
     tell_private_redis,
     texts,
 )
-from tests.e2e.desk import Desk, Done, wait_until
+from tests.e2e.desk import Desk, wait_until
 
 QUEUE = "orchestrator:celery:orchestrator"  # Celery's list of messages
-
-
-@pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    """A user's folder and a stand-in for Replicate."""
-    with a_desk(tmp_path) as one:
-        yield one
-
-
-def begun(desk: Desk, rows: int, *args: str, per_minute: int = 900, bought: int = 20) -> subprocess.Popen[str]:
-    """A run that has bought some rows already."""
-    desk.job(ECHO % per_minute, rows=texts(rows))
-    process = desk.start("run", "shots", "--yes", "--json", *args)
-    wait_until(lambda: len(desk.provider.purchases()) >= bought)
-    return process
-
-
-def ended(process: subprocess.Popen[str]) -> Done:
-    """How it ends."""
-    out, err = process.communicate(timeout=100)
-    return Done(process.returncode, out, err)
-
-
-def nothing_is_sent(desk: Desk, *, for_s: float, after_s: float = 1.0) -> int:
-    """Requests under way may still arrive; then there are none. How many there are."""
-    time.sleep(after_s)
-    before = len(desk.provider.purchases())
-    time.sleep(for_s)  # a time in which nothing may happen cannot be waited for in another way
-    assert len(desk.provider.purchases()) == before
-    return before
-
-
-def all_home(desk: Desk, done: Done, rows: int) -> None:
-    """Exit 0, every row succeeded and bought once, none with a second try."""
-    assert done.code == 0, f"{done}\n{desk.log()}"
-    assert done.json["items"]["succeeded"] == rows, f"{done}\n{desk.log()}"
-    bought_once(desk, rows)
-    assert {row["prediction_attempts"] for row in desk.results()} == {1}
 
 
 def test_the_private_redis_is_flushed_and_killed(desk: Desk):
@@ -215,8 +177,6 @@ def test_the_store_is_full_for_a_while(filling: Desk, tmp_path: Path):
 @long
 def test_the_ledger_is_locked_by_somebody_else(desk: Desk):
     """Another program holds SQLite's lock beyond every patience of a transaction: a wait with its reason, nothing lost."""
-    import sqlite3
-
     process = begun(desk, 120)
     with closing(sqlite3.connect(desk.folder / ".orchestrator" / "ledger.db", isolation_level=None, timeout=20)) as other:
         other.execute("BEGIN IMMEDIATE")

@@ -2,26 +2,12 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.outages import ECHO, a_desk, a_postgresql, a_redis, bought_once, long, texts
+from tests.chaos.outages import ECHO, a_desk, a_postgresql, a_redis, begun, bought_once, ended, gone_on, long, texts
 from tests.e2e.desk import Desk, Done, wait_until
-
-
-@pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    """A user's folder and a stand-in for Replicate."""
-    with a_desk(tmp_path) as one:
-        yield one
-
-
-def ended(process: subprocess.Popen[str]) -> Done:
-    """How it ends."""
-    out, err = process.communicate(timeout=100)
-    return Done(process.returncode, out, err)
 
 
 def both_home(desk: Desk, first: Done, second: Done, rows: int) -> None:
@@ -43,11 +29,8 @@ def test_the_same_command_twice_at_once(desk: Desk):
 @long
 def test_a_second_operator_comes_and_the_first_goes(desk: Desk):
     """The second one joins in mid-batch, the first one leaves by Ctrl-C: the second brings everything home."""
-    desk.job(ECHO % 600, rows=texts(150))
-    one = desk.start("run", "shots", "--yes", "--json")
-    wait_until(lambda: len(desk.provider.purchases()) >= 20)
-    two = desk.start("run", "shots", "--yes", "--json")
-    wait_until(lambda: len(desk.provider.purchases()) >= 80)
+    one = begun(desk, 150, per_minute=600)
+    two = gone_on(desk, bought=80)
     one.send_signal(2)
     assert ended(one).code == 130
     second = ended(two)
@@ -58,9 +41,7 @@ def test_a_second_operator_comes_and_the_first_goes(desk: Desk):
 @pytest.mark.parametrize("verb", ["pause", "cancel"])
 def test_another_terminal_steers(desk: Desk, verb: str):
     """Paused from elsewhere, the run waits and says so until it is resumed; canceled from elsewhere, it ends with exit 5."""
-    desk.job(ECHO % 600, rows=texts(150))
-    run = desk.start("run", "shots", "--yes", "--json")
-    wait_until(lambda: len(desk.provider.purchases()) >= 20)
+    run = begun(desk, 150, per_minute=600)
     assert desk(verb, "shots").code == 0
     if verb == "cancel":
         done = ended(run)

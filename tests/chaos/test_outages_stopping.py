@@ -2,48 +2,23 @@
 
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.chaos.outages import ECHO, a_desk, asked, bought_once, long, private_socket, texts, worker_pids
-from tests.e2e.desk import Desk, Done, interrupt, wait_until
-
-
-@pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    """A user's folder and a stand-in for Replicate."""
-    with a_desk(tmp_path) as one:
-        yield one
-
-
-def ended(process: subprocess.Popen[str]) -> Done:
-    """How it ends."""
-    out, err = process.communicate(timeout=110)
-    return Done(process.returncode, out, err)
-
-
-def run(desk: Desk, *, bought: int, **env: str) -> subprocess.Popen[str]:
-    """A run that has bought so many rows."""
-    process = desk.start("run", "shots", "--yes", "--json", **env)
-    wait_until(lambda: len(desk.provider.purchases()) >= bought)
-    return process
+from tests.chaos.outages import asked, begun, bought_once, ended, gone_on, long, private_socket, texts, worker_pids
+from tests.e2e.desk import Desk, interrupt, wait_until
 
 
 def test_stopping_burns_no_attempt(desk: Desk):
     """Ctrl-C, and a worker told to end as in a deploy: nothing more is sent, what was claimed is handed back, and in the end each
     row has one attempt and one purchase."""
-    desk.job(ECHO % 600, rows=texts(150))
-    stopped = interrupt(run(desk, bought=25))
+    stopped = interrupt(begun(desk, 150, per_minute=600, bought=25))
     assert stopped.code == 130 and "are still out" in stopped.err, f"{stopped}\n{desk.log()}"
     bought = len(desk.provider.purchases())
     assert asked(desk, "SELECT count(*) FROM attempts WHERE state IN ('open', 'unsure')") == [(0,)]
     rows = desk("items", "shots", "--state", "pending", "--json").json["items"]
     assert {row["attempts"] for row in rows} == {0}
-    process = run(desk, bought=bought + 30)
+    process = gone_on(desk, bought=bought + 30)
     (worker,) = worker_pids(desk)
     os.kill(worker, signal.SIGTERM)
     done = ended(process)
@@ -56,8 +31,7 @@ def test_stopping_burns_no_attempt(desk: Desk):
 @long
 def test_a_second_ctrl_c_leaves_at_once(desk: Desk):
     """It costs rows of which nobody knows yet whether they were bought: the next run finds out, and buys none twice."""
-    desk.job(ECHO % 600, rows=texts(80))
-    process = run(desk, bought=25)
+    process = begun(desk, 80, per_minute=600, bought=25)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     left = interrupt(process)
@@ -70,8 +44,7 @@ def test_a_second_ctrl_c_leaves_at_once(desk: Desk):
 
 def test_a_worker_that_was_stopped_beyond_its_lease(desk: Desk):
     """Frozen with rows in hand, it wakes when others have bought them: it sends nothing, and overwrites nothing."""
-    desk.job(ECHO % 600, rows=texts(60))
-    process = run(desk, bought=20)
+    process = begun(desk, 60, per_minute=600)
     (frozen,) = worker_pids(desk)
     wait_until(lambda: asked(desk, "SELECT count(*) FROM attempts WHERE state = 'open'")[0][0] >= 2)
     os.kill(frozen, signal.SIGSTOP)
