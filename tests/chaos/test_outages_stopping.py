@@ -2,10 +2,28 @@
 
 import os
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
-from tests.chaos.outages import asked, begun, bought_once, ended, gone_on, long, private_socket, texts, worker_pids
+import pytest
+
+from tests.chaos.outages import (
+    a_postgresql,
+    all_home,
+    asked,
+    begun,
+    bought_once,
+    ended,
+    free_port,
+    gone_on,
+    long,
+    nothing_is_sent,
+    private_socket,
+    texts,
+    worker_pids,
+)
 from tests.e2e.desk import Desk, interrupt, wait_until
 
 
@@ -40,6 +58,61 @@ def test_a_second_ctrl_c_leaves_at_once(desk: Desk):
     again = desk("run", "shots", "--yes", "--json")
     assert again.code == 0 and again.json["items"]["succeeded"] == 80, f"{again}\n{desk.log()}"
     bought_once(desk, 80)
+
+
+@long
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_ctrl_c_while_the_database_is_away(desk: Desk, mode: str):
+    """It ends with 130 all the same and says that nobody can tell what is out; no process is left, nothing is bought twice."""
+    with a_postgresql() as server:
+        desk.env["ORCHESTRATOR_DATABASE_URL"] = server.url
+        process = begun(desk, 80, per_minute=600)
+        server.stop(mode)
+        nothing_is_sent(desk, for_s=1.0, after_s=2.0)
+        stopped = interrupt(process)
+        assert stopped.code == 130, str(stopped)
+        assert "what is still out cannot be told. To go on: " in stopped.err, str(stopped)
+        wait_until(lambda: not desk.processes(), timeout_s=10)
+        server.start()
+        all_home(desk, desk("run", "shots", "--yes", "--json"), 80)
+
+
+@long
+def test_ctrl_c_while_the_database_is_away_and_others_work(desk: Desk):
+    """The command that only watched ends with 130 as well; those at work go on by themselves when the database is back."""
+    desk.env["ORCHESTRATOR_WEB_BIND"] = f"127.0.0.1:{free_port()}"
+    with a_postgresql() as server:
+        desk.env["ORCHESTRATOR_DATABASE_URL"] = server.url
+        up = desk.start("up")
+        try:
+            wait_until(lambda: all(f"{role}@" in desk("doctor", "--json").out for role in ("worker", "scheduler")))
+            process = begun(desk, 80, per_minute=600)
+            server.stop("fast")
+            nothing_is_sent(desk, for_s=1.0, after_s=2.0)
+            stopped = interrupt(process)
+            assert stopped.code == 130, str(stopped)
+            assert "the batch goes on without this command" in stopped.err, str(stopped)
+            server.start()
+            wait_until(lambda: len(desk.provider.purchases()) == 80)
+            all_home(desk, desk("run", "shots", "--yes", "--json"), 80)
+        finally:
+            interrupt(up, signal.SIGTERM)
+
+
+@long
+def test_ctrl_c_while_the_ledger_is_locked(desk: Desk):
+    """Another program holds SQLite's lock: it ends within the patience of one transaction, and nothing is bought twice."""
+    process = begun(desk, 80, per_minute=600)
+    with closing(sqlite3.connect(desk.folder / ".orchestrator" / "ledger.db", isolation_level=None, timeout=20)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        nothing_is_sent(desk, for_s=1.0, after_s=2.0)
+        process.send_signal(signal.SIGINT)
+        stopped = ended(process)
+        other.execute("COMMIT")
+    assert stopped.code == 130, str(stopped)
+    assert "o go on: " in stopped.err, str(stopped)
+    wait_until(lambda: not desk.processes(), timeout_s=10)
+    all_home(desk, desk("run", "shots", "--yes", "--json"), 80)
 
 
 def test_a_worker_that_was_stopped_beyond_its_lease(desk: Desk):

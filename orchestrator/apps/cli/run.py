@@ -286,13 +286,24 @@ def _signals() -> Iterator[_Heard]:
 
 
 async def _interrupted(this: ThisRun, batch: Batch, here: Machine, heard: _Heard) -> Ending:
-    """Finish what is in the air, or at a second signal leave at once; say what is still out and until when."""
-    rooms = this.rooms
-    if here.keeper is None:
+    """Say what is still out and until when, or that others go on with it; a ledger that is away changes no exit code."""
+    rooms, others = this.rooms, list[str]()
+    if here.keeper is not None:
+        await _wind_down(here, heard)
+    else:
+        others = [f"the batch goes on without this command; follow it with: orchestrator watch {batch.id}, "
+                  f"stop it with: orchestrator pause {batch.id}"]
+    try:
         counts = await rooms.ledger.counts(batch.pk)
-        return await close(this, await rooms.ledger.batch(batch.id) or batch, counts, code=heard.code, lines=[
-            f"the batch goes on without this command; follow it with: orchestrator watch {batch.id}, "
-            f"stop it with: orchestrator pause {batch.id}"])
+        latest = await rooms.ledger.batch(batch.id)
+        return await close(this, latest or batch, counts, code=heard.code, lines=others or await still_out(this, batch, counts))
+    except Unreachable as error:
+        untold = f"what is still out cannot be told. To go on: {this.options.again(batch)}"
+        return Ending(heard.code, {"batch": batch.id}, (f"interrupted: {error}; {(others or [untold])[0]}",))
+
+
+async def _wind_down(here: Machine, heard: _Heard) -> None:
+    """Finish what is in the air, or at a second signal leave at once."""
     say("stopping: nothing new is bought; requests and downloads under way are finished (again to leave at once)")
     good = asyncio.create_task(here.stop())
     quick = asyncio.create_task(heard.second.wait())
@@ -301,10 +312,3 @@ async def _interrupted(this: ThisRun, batch: Batch, here: Machine, heard: _Heard
         await here.stop(grace_s=0)
         await asyncio.gather(good, return_exceptions=True)
     quick.cancel()
-    try:
-        counts = await rooms.ledger.counts(batch.pk)
-        latest = await rooms.ledger.batch(batch.id)
-        return await close(this, latest or batch, counts, code=heard.code, lines=await still_out(this, batch, counts))
-    except Unreachable as error:
-        return Ending(heard.code, {"batch": batch.id}, (
-            f"interrupted: {error}; what is still out cannot be told. To go on: {this.options.again(batch)}",))
