@@ -13,6 +13,7 @@ import importlib
 import importlib.abc
 import importlib.util
 import inspect
+import json
 import os
 import re
 import signal
@@ -31,6 +32,7 @@ CLASSES = {
     "results": "orchestrator.gateways.rows.results:ResultsWriter",
 }
 LABELS = {  # of one call, by what it was given
+    "predictions.create": lambda _target, *, input_json, **_: set(map(str, json.loads(input_json).values())),
     "ledger.move": lambda facts, **_: {fact.event.value for fact in facts},
     "ledger.set_state": lambda _pk, *, to, **_: {to.value},
     "ledger.schedule": lambda wakes, **_: {wake.station for wake in wakes},
