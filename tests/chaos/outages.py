@@ -199,6 +199,22 @@ class PostgresServer:
         """Up, and ready."""
         self._server.ensure_postgres_running()
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """While the block runs its processes stand still: connections stay, and nothing is answered nor refused."""
+        postmaster = int((Path(self._server.pgdata) / "postmaster.pid").read_text("utf-8").split()[0])
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children")
+        os.kill(postmaster, signal.SIGSTOP)  # first, for it could make more
+        stopped = [postmaster, *map(int, children.read_text("utf-8").split())]
+        try:
+            for pid in stopped[1:]:
+                os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in stopped:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
     def cut_all(self) -> int:
         """Every connection to the database is cut; how many."""
         return len(self._tell("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'books'"))

@@ -3,6 +3,7 @@
 import os
 import signal
 import sqlite3
+import subprocess
 import time
 from contextlib import closing
 from pathlib import Path
@@ -112,6 +113,41 @@ def test_ctrl_c_while_the_ledger_is_locked(desk: Desk):
     assert stopped.code == 130, str(stopped)
     assert "o go on: " in stopped.err, str(stopped)
     wait_until(lambda: not desk.processes(), timeout_s=10)
+    all_home(desk, desk("run", "shots", "--yes", "--json"), 80)
+
+
+def leaves_at_once(desk: Desk, process: subprocess.Popen[str]) -> None:
+    """Two Ctrl-C, and it is gone with 130, and so is what it had started."""
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.0)  # as a person would: two at once are one
+    began = time.monotonic()
+    left = interrupt(process)
+    assert left.code == 130 and time.monotonic() - began < 15, str(left)
+    assert "the next run finds out what is still out" in left.err, str(left)
+    wait_until(lambda: not desk.processes(), timeout_s=10)
+
+
+@long
+def test_a_second_ctrl_c_while_the_database_hangs(desk: Desk):
+    """It answers nothing and refuses nothing: the second Ctrl-C leaves all the same, and the next run buys nothing twice."""
+    with a_postgresql() as server:
+        desk.env["ORCHESTRATOR_DATABASE_URL"] = server.url
+        process = begun(desk, 80, per_minute=600)
+        with server.frozen():
+            nothing_is_sent(desk, for_s=1.0, after_s=2.0)
+            leaves_at_once(desk, process)
+        all_home(desk, desk("run", "shots", "--yes", "--json"), 80)
+
+
+@long
+def test_a_second_ctrl_c_while_the_ledger_is_locked(desk: Desk):
+    """Nobody waits for another program's lock who wants to leave, and the next run buys nothing twice."""
+    process = begun(desk, 80, per_minute=600)
+    with closing(sqlite3.connect(desk.folder / ".orchestrator" / "ledger.db", isolation_level=None, timeout=20)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        nothing_is_sent(desk, for_s=1.0, after_s=2.0)
+        leaves_at_once(desk, process)
+        other.execute("COMMIT")
     all_home(desk, desk("run", "shots", "--yes", "--json"), 80)
 
 

@@ -1,12 +1,15 @@
 """`run` and `plan`: from a job file to results and an exit code."""
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from orchestrator import wiring
 from orchestrator.apps.cli.closing import ThisRun, close, still_out
@@ -265,14 +268,25 @@ class _Heard:
     code: Exit = Exit.INTERRUPTED
 
 
+LEAVES_WITHIN_S = 5.0
+
+
+def _leave(code: Exit) -> None:
+    """End this process at once. A database that hung, or one locked by another program, held whoever wanted to leave."""
+    Console(stderr=True).show_cursor()  # which the panel hides
+    say("left without its last words: something does not answer in time; the next run finds out what is still out")
+    os._exit(code)
+
+
 @contextmanager
 def _signals() -> Iterator[_Heard]:
-    """The first Ctrl-C or SIGTERM asks for a good end, the second for a quick one."""
+    """The first Ctrl-C or SIGTERM asks for a good end, the second for a quick one, which comes even where nothing answers."""
     loop, heard = asyncio.get_running_loop(), _Heard(asyncio.Event(), asyncio.Event())
 
     def on(code: Exit) -> None:
-        if heard.first.is_set():
+        if heard.first.is_set() and not heard.second.is_set():
             heard.second.set()
+            loop.call_later(LEAVES_WITHIN_S, _leave, code)
         heard.code = code
         heard.first.set()
 
