@@ -147,8 +147,8 @@ class Machine:
         await self._stack.enter_async_context(regularly({"tick": tick}, heard=self._heard))
 
     async def _free_its_work(self, name: str) -> None:
-        """The only worker died: what it held comes due at once. Beside another command's worker leases lapse as they do: freed, what
-        that one was fetching was begun again, and at the third time set aside as poison."""
+        """The only worker died: what it held comes due at once. Beside another command's worker leases lapse as they do: freed,
+        what that one was fetching was begun again, and at the third time set aside as poison."""
         workers = [role for role in await present(self.rooms) if role.role == "worker" and not wiring.is_gone(role.id)]
         if name == "worker" and not workers:
             await self.rooms.ledger.release_holds(now=self.rooms.clock.now())
