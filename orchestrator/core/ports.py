@@ -522,11 +522,12 @@ class Ledger(Protocol):
     async def beat(self, role: Role) -> None:
         """A process says that it is at work."""
 
-    async def present(self, *, since: datetime) -> list[Role]:
-        """The processes that were seen since then."""
+    async def present(self, *, now: datetime, within_s: float) -> list[Role]:
+        """The processes that were seen within the last seconds. A database that serves several machines has its own clock, and
+        goes by that."""
 
-    async def depart(self, role_ids: Sequence[str], *, before: datetime) -> None:
-        """These have ended, as has whoever was not seen since `before`."""
+    async def depart(self, role_ids: Sequence[str], *, now: datetime, within_s: float) -> None:
+        """These have ended, as has whoever was not seen within the last seconds."""
 
     async def schedule(self, wakes: Sequence[Wake], *, now: datetime, force: bool = False) -> None:
         """Set due times; a wake sooner than what is set wins, a later one replaces only a time that has passed.

@@ -5,7 +5,6 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from datetime import timedelta
 
 from orchestrator.core.errors import Unreachable
 from orchestrator.core.ports import Rooms
@@ -29,7 +28,7 @@ async def at_work(rooms: Rooms, *, role: str, version: str, place: str | None = 
         with suppress(asyncio.CancelledError):
             await beating
         with suppress(Unreachable):
-            await rooms.ledger.depart([me.id], before=rooms.clock.now() - timedelta(seconds=FORGOTTEN_S))
+            await rooms.ledger.depart([me.id], now=rooms.clock.now(), within_s=FORGOTTEN_S)
 
 
 async def _beat(rooms: Rooms, me: Role) -> None:
@@ -45,4 +44,4 @@ async def _beat(rooms: Rooms, me: Role) -> None:
 
 async def present(rooms: Rooms) -> list[Role]:
     """Who is at work for this ledger now."""
-    return await rooms.ledger.present(since=rooms.clock.now() - timedelta(seconds=rooms.tempo.alive_s))
+    return await rooms.ledger.present(now=rooms.clock.now(), within_s=rooms.tempo.alive_s)

@@ -157,7 +157,7 @@ class Presence:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
             raise answer
-        return [SimpleNamespace(role=name) for name in answer]
+        return [SimpleNamespace(role=name, id=f"{name}@here:1") for name in answer]
 
 
 def standing_by(presence: Presence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
@@ -194,3 +194,19 @@ async def test_the_stand_by_tries_again_to_start(nursery: Nursery, tmp_path: Pat
     await until(lambda: one.trouble is None)
     await one.stop()
     assert len(nursery.children) == 1
+
+
+@pytest.mark.parametrize(("died", "there", "freed"), [
+    ("worker", [], True), ("worker", ["web", "scheduler"], True), ("web", [], False), ("worker", ["worker"], False)])
+async def test_what_the_dead_one_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, died: str, there: list[str], freed: bool):
+    """Freed while another command's worker lives, what that one fetches is begun again, and at the third time set aside."""
+    released: list[bool] = []
+
+    async def release_holds(**_: Any) -> None:
+        released.append(True)
+
+    monkeypatch.setattr(wiring, "is_gone", lambda _: False)
+    one = Machine(rooms(present=Presence([there]).present, release_holds=release_holds),
+                  read_settings(tmp_path, api_token=None), wiring.Hold("redis://none", False, 0))
+    await one._free_its_work(died)
+    assert bool(released) is freed

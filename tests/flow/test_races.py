@@ -5,8 +5,11 @@ import errno
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +18,13 @@ from orchestrator.apps.machine import anybody_lives
 from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Decide
-from orchestrator.core.records import Batch, Change, Fact, Prediction, Role
+from orchestrator.core.records import REWRITE_LANE, Batch, Change, Fact, Prediction, Role, Wake
 from orchestrator.flow.control import cancel, resume, retry
 from orchestrator.flow.ending import SIDE_BY_SIDE, wind_up
 from orchestrator.flow.presence import at_work, present
 from orchestrator.flow.report import report
 from orchestrator.flow.submit import submit
-from tests.flow.conftest import Stage
+from tests.flow.conftest import QUICK, Stage
 from tests.flow.test_stations import Flaky, settle
 
 
@@ -76,6 +79,56 @@ async def test_results_on_a_full_disk(stage: Stage):
     assert wake.due_at is not None
     assert 0 < (wake.due_at - rooms.clock.now()).total_seconds() < 60
     assert "No space left on device" in ((await again(stage, batch)).reason or "")
+
+
+async def test_a_report_that_dies(stage: Stage):
+    """Killed while it wrote the results, it left the batch unended for half an hour: nobody began again."""
+    batch = await stage.load(1)
+    await settle(stage, batch)
+    await stage.rooms.ledger.schedule([Wake("report", batch.id)], now=stage.rooms.clock.now())
+    await stage.rooms.ledger.take_due(now=stage.rooms.clock.now(), hold_s=QUICK.hold_s)
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await report(replace(stage.rooms, tables=Flaky(stage.rooms.tables, results=killed)), batch.id)
+    soon = stage.rooms.clock.now() + timedelta(seconds=QUICK.hold_s + 1)
+    assert Wake("report", batch.id) in [replace(w, due_at=None) for w in await stage.rooms.ledger.take_due(now=soon, hold_s=40)]
+
+
+async def test_two_reports_at_once(stage: Stage):
+    """Woken again by a second `run`, each took away what the other one was writing, and the batch never ended."""
+    batch = await stage.load(3)
+    await settle(stage, batch)
+    writing, second = threading.Event(), threading.Event()
+
+    class Table:
+        """Waits in the midst of the rows until the other report has begun and ended."""
+
+        def __init__(self, real: Any) -> None:
+            self._real = real
+
+        def __enter__(self) -> Any:
+            self._table = self._real.__enter__()
+            return self
+
+        def __exit__(self, *exc: Any) -> Any:
+            return self._real.__exit__(*exc)
+
+        def write(self, *args: Any) -> None:
+            self._table.write(*args)
+            writing.set()
+            second.wait(20)
+
+    tables = Flaky(stage.rooms.tables, results=lambda *args, **more: Table(stage.rooms.tables.results(*args, **more)))
+    first = asyncio.create_task(report(replace(stage.rooms, tables=tables), batch.id))
+    await asyncio.to_thread(writing.wait, 20)
+    assert await report(stage.rooms, batch.id) == []
+    second.set()
+    assert await first == [Wake("report", batch.id, REWRITE_LANE)]  # what it wrote is older than what the other one knew
+    assert (await again(stage, batch)).state is BatchState.FINISHED
+    assert sorted(p.name for p in Path(batch.output_to).iterdir() if p.suffix == ".part") == []
 
 
 async def test_resume_while_a_sweep_winds_up(stage: Stage):

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -89,8 +88,8 @@ async def status(name: str | None) -> Ending:
 
 async def is_anybody_at_work(ledger: LedgerViews, settings: Settings) -> bool:
     """Whether a worker was seen of late that is not known to have ended."""
-    since = wiring.clock().now() - timedelta(seconds=settings.tempo.alive_s)
-    return any(role.role == "worker" and not wiring.is_gone(role.id) for role in await ledger.present(since=since))
+    there = await ledger.present(now=wiring.clock().now(), within_s=settings.tempo.alive_s)
+    return any(role.role == "worker" and not wiring.is_gone(role.id) for role in there)
 
 
 def expired_lines(batch: Batch, found: Sequence[dict[str, Any]]) -> list[str]:

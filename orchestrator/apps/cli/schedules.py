@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ async def kept(paths: Sequence[Path]) -> Kept:
             for path in paths:
                 for slot in await ledger.slots_of(job_key(path.resolve(), home=settings.home), limit=1):
                     last[path] = slot
-            since = wiring.clock().now() - timedelta(seconds=settings.tempo.alive_s)
-            roles = {role.role for role in await ledger.present(since=since)}
+            there = await ledger.present(now=wiring.clock().now(), within_s=settings.tempo.alive_s)
+            roles = {role.role for role in there}
     except Unreachable as error:
         return Kept({}, str(error))
     return Kept(last, None if "scheduler" in roles else idle)

@@ -301,13 +301,13 @@ class SqlLedger:
         """As the port says."""
         await self._db.write(presence.beat, role)
 
-    async def present(self, *, since: datetime) -> list[Role]:
+    async def present(self, *, now: datetime, within_s: float) -> list[Role]:
         """As the port says."""
-        return await self._db.read(presence.present, since=since)
+        return await self._db.read(presence.present, now=now, within_s=within_s)
 
-    async def depart(self, role_ids: Sequence[str], *, before: datetime) -> None:
+    async def depart(self, role_ids: Sequence[str], *, now: datetime, within_s: float) -> None:
         """As the port says."""
-        await self._db.write(presence.depart, role_ids, before=before)
+        await self._db.write(presence.depart, role_ids, now=now, within_s=within_s)
 
     # Schedules
 
