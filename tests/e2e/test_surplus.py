@@ -1,0 +1,31 @@
+"""What was proven never to have been bought, and then turns up all the same: later than anything that the protocol waits for."""
+
+from decimal import Decimal
+
+from tests.e2e.desk import Desk, Provider
+
+JOB = """\
+model: black-forest-labs/flux-schnell
+source: { path: rows.csv, id: name }
+input: { prompt: "{{ prompt }}" }
+limits: { per_minute: 300 }
+price: { per_output_usd: 0.003 }
+output: { to: "out" }
+"""
+
+
+def test_surplus_is_canceled_told_and_paid_for(desk: Desk, provider: Provider):
+    """Two purchases are made seven seconds after their POST, when their rows have been bought again: the surplus is known as such,
+    its money is in the sum, each row has one picture, and nobody has to find out by the provider's bill."""
+    provider.put("faults", {"late_creation": {"next": 2, "seconds": 7}})
+    desk.job(JOB, rows=[{"name": f"n{i:02}", "prompt": f"a teapot of kind {i}"} for i in range(60)])
+    done = desk("run", "shots", "--yes", "--json")
+    assert done.code == 0, f"{done}\n{desk.log()}"
+    assert done.json["items"]["succeeded"] == 60
+    purchases = provider.purchases()
+    assert len(purchases) == 62, f"{len(purchases)} purchases\n{desk.log()}"
+    assert len({purchase["input"]["prompt"] for purchase in purchases}) == 60
+    billed = sum((Decimal(purchase["billed_usd"] or 0) for purchase in purchases), Decimal(0))
+    assert Decimal(done.json["cost_usd"]) == billed
+    assert "2 predictions were bought beyond need" in done.err
+    assert len(list((desk.folder / "out" / "files").iterdir())) == 60
