@@ -15,8 +15,8 @@ output: { to: "out" }
 
 
 def test_surplus_is_canceled_told_and_paid_for(desk: Desk, provider: Provider):
-    """Two purchases are made seven seconds after their POST, when their rows have been bought again: the surplus is known as such,
-    its money is in the sum, each row has one picture, and nobody has to find out by the provider's bill."""
+    """Two purchases are made seven seconds after their POST, when their rows were bought again: the surplus is known as such,
+    its money is in the sum, each row has one picture, and nobody finds out by the provider's bill."""
     provider.put("faults", {"late_creation": {"next": 2, "seconds": 7}})
     desk.job(JOB, rows=[{"name": f"n{i:02}", "prompt": f"a teapot of kind {i}"} for i in range(60)])
     done = desk("run", "shots", "--yes", "--json")
