@@ -178,7 +178,7 @@ def judge_row(row: HomeRow, *, outputs: int) -> Finding | None:
 
 
 def kept_until(row: HomeRow, *, now: datetime, retention_s: float) -> datetime | None:
-    """Until when the provider keeps this row's outputs; None: it has deleted them by now."""
+    """Until when the provider keeps this row's outputs, by its own clock, as `now` is; None: it has deleted them by now."""
     if row.completed_at is None:
         return None
     until = row.completed_at + timedelta(seconds=retention_s)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from orchestrator.core import poison
 from orchestrator.core.errors import CollectError, OutputForbidden, Unreachable
@@ -21,6 +21,7 @@ from orchestrator.core.records import Batch, Fact, OutputName, StoredOutput, ToC
 from orchestrator.core.retry import backoff_s
 from orchestrator.core.template import OutputNamer
 from orchestrator.flow.expiry import buy_expired_again
+from orchestrator.flow.listing import ask_clock, provider_now
 from orchestrator.flow.record import record
 
 log = logging.getLogger("orchestrator.flow")
@@ -248,17 +249,38 @@ async def _pulse(rooms: Rooms, batch: Batch, home: _Home, over: asyncio.Event) -
 
 
 async def _note(rooms: Rooms, batch: Batch, trips: list[_Trip]) -> list[Wake]:
-    """Files first, then the items that they complete: a death in between only fetches again."""
+    """Files first, then the items that they complete: a death in between only fetches again. What failed comes last, as the
+    provider may be asked about it."""
     await rooms.ledger.store_outputs([output for trip in trips for output in trip.stored])
-    facts = [fact for trip in trips if (fact := _fact(rooms, trip)) is not None]
-    wakes = await record(rooms, facts)
-    waiting = [trip for trip in trips if trip.error is not None and _fact(rooms, trip) is None]
+    home = [Fact(Event.COLLECTED, rooms.clock.now(), trip.item.attempt_id) for trip in trips if trip.error is None]
+    wakes = await record(rooms, home)
+    if failed := [trip for trip in trips if trip.error is not None]:
+        wakes += await _note_failed(rooms, batch, failed)
+    return wakes
+
+
+async def _note_failed(rooms: Rooms, batch: Batch, trips: list[_Trip]) -> list[Wake]:
+    """Those that are hopeless end, the others are tried again."""
+    there = await _time_there(rooms, batch, trips)
+    hopeless = {trip.item.item_pk: fact for trip in trips if (fact := _hopeless(rooms, trip, there=there)) is not None}
+    wakes = await record(rooms, list(hopeless.values()))
+    waiting = [trip for trip in trips if trip.item.item_pk not in hopeless]
     for trip in waiting:
         due_at = rooms.clock.now() + timedelta(seconds=_wait_s(rooms, trip))
         await rooms.ledger.delay_collect([trip.item.item_pk], due_at=due_at, error=str(trip.error))
     await _heed_store(rooms, batch, waiting)
     await _heed_refusal(rooms, batch, trips)
     return wakes
+
+
+async def _time_there(rooms: Rooms, batch: Batch, trips: list[_Trip]) -> datetime:
+    """The provider's time, asked for anew where an hour seems to be over: that ends what was paid for, and a machine's clock
+    that was set meanwhile must not."""
+    there = await provider_now(rooms, batch.account)
+    if not any(_is_over(rooms, trip, there=there) for trip in trips):
+        return there
+    await ask_clock(rooms)
+    return await provider_now(rooms, batch.account)
 
 
 async def _heed_store(rooms: Rooms, batch: Batch, waiting: Sequence[_Trip]) -> None:
@@ -290,17 +312,20 @@ async def _heed_refusal(rooms: Rooms, batch: Batch, trips: list[_Trip]) -> None:
                                  now=rooms.clock.now())
 
 
-def _fact(rooms: Rooms, trip: _Trip) -> Fact | None:
-    """Home, hopeless, or (None) worth another try while the hour lasts."""
+def _hopeless(rooms: Rooms, trip: _Trip, *, there: datetime) -> Fact | None:
+    """Why a row's outputs never come home; None: worth another try while the hour lasts. `there`: the provider's time."""
     now, item = rooms.clock.now(), trip.item
-    if trip.error is None:
-        return Fact(Event.COLLECTED, now, item.attempt_id)
     if isinstance(trip.error, _Poisonous):
         return Fact(Event.UNCOLLECTABLE, now, item.attempt_id, error=str(trip.error), error_class=poison.CLASS)
     if isinstance(trip.error, OutputForbidden):
         return Fact(Event.UNCOLLECTABLE, now, item.attempt_id, error=str(trip.error), error_class="output_forbidden")
-    if not isinstance(trip.error, OSError) and now > item.completed_at + timedelta(seconds=rooms.tempo.retention_s):
+    if _is_over(rooms, trip, there=there):
         return Fact(Event.UNCOLLECTABLE, now, item.attempt_id, error=str(trip.error), error_class="expired")
     return None
+
+
+def _is_over(rooms: Rooms, trip: _Trip, *, there: datetime) -> bool:
+    """Whether the provider deletes what this row bought, if it has not yet. A folder that takes nothing is another matter."""
+    return not isinstance(trip.error, OSError) and there > trip.item.completed_at + timedelta(seconds=rooms.tempo.retention_s)
 
 

@@ -8,6 +8,7 @@ from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Wake
 from orchestrator.flow.ending import AT_ONCE, wind_up
+from orchestrator.flow.listing import learn_clock, provider_now
 from orchestrator.flow.unsure import look_for_all
 
 BY_OPERATOR = "paused by an operator"
@@ -78,7 +79,8 @@ async def retry(rooms: Rooms, batch: Batch, *, classes: frozenset[str]) -> tuple
         raise BadInput(f"batch {batch.id} is still {batch.state.value}: try again when that is over")
     if "unsure" in classes:  # nobody may have looked since the batch ended: what is there is fetched, and not bought again
         await look_for_all(rooms, batch.account)
-    kept_since = rooms.clock.now() - timedelta(seconds=rooms.tempo.retention_s)
+    await learn_clock(rooms)
+    kept_since = await provider_now(rooms, batch.account) - timedelta(seconds=rooms.tempo.retention_s)
     fetched, bought = await _never_set_going(rooms, batch)
     fetched += await rooms.ledger.refetch(batch.pk, classes=classes, after=kept_since)
     fetched += await rooms.ledger.rejoin(batch.pk, classes=classes)

@@ -1,13 +1,15 @@
 """The provider's list, page by page, within the budget for reads. Shared by who sweeps and who verifies."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.ports import Budget, Rooms
 from orchestrator.core.records import Prediction
 
+CLOCK_ANSWER_S = 5.0  # for how long the provider is waited for that is asked for the time only
 CLOCK_MARGIN_S = 60.0  # around every window in the provider's time
 
 
@@ -31,6 +33,22 @@ async def learn_clock(rooms: Rooms) -> None:
     if rooms.predictions.offset_s is None:
         with suppress(OrchestratorError):
             await rooms.predictions.account()
+
+
+async def ask_clock(rooms: Rooms) -> None:
+    """The provider's time as it is now, where it answers soon: this machine's own clock may have jumped since its last answer."""
+    with suppress(OrchestratorError, TimeoutError):
+        async with asyncio.timeout(CLOCK_ANSWER_S):
+            await rooms.predictions.account()
+
+
+async def provider_now(rooms: Rooms, account: str) -> datetime:
+    """What time it is at the provider, by its newest answer to this process, else to any process of this ledger, else by this
+    machine: what it says of its own doings (`completed_at`) is to be compared with nothing else."""
+    offset_s = rooms.predictions.offset_s
+    if offset_s is None:
+        offset_s = await rooms.ledger.offset(account)
+    return rooms.clock.now() + timedelta(seconds=offset_s or 0.0)
 
 
 async def permit(rooms: Rooms, account: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from orchestrator.core.verify import (
     line_of,
     result_line,
 )
+from orchestrator.flow.listing import provider_now
 from orchestrator.flow.report import results_path
 
 T = TypeVar("T")
@@ -69,12 +71,12 @@ def _outputs(shape: OutputShape, row: HomeRow) -> int:
 async def _files(rooms: Rooms, batch: Batch, storage: Storage, rows: Sequence[HomeRow], report: Report, *, fetch: bool) -> None:
     """The files of these rows, some errands at once; what is wrong is noted in their order."""
     groups = list(_groups((row, file) for row in rows for file in row.files))
-    threads = asyncio.Semaphore(THREADS)
+    threads, there = asyncio.Semaphore(THREADS), await provider_now(rooms, batch.account)
 
     async def judged(group: list[Errand]) -> list[Finding | None]:
         async with threads:
             seen = await storage.measure([(file.path, file.bytes) for _, file in group])
-        return [judge_file(row, file, found, remedy=_remedy(rooms, batch, row, file))
+        return [judge_file(row, file, found, remedy=_remedy(rooms, batch, row, file, there=there))
                 for (row, file), found in zip(group, seen, strict=True)]
 
     for group, findings in zip(groups, await asyncio.gather(*(judged(group) for group in groups)), strict=True):
@@ -99,13 +101,13 @@ def _groups(errands: Iterable[Errand]) -> Iterator[list[Errand]]:
         yield group
 
 
-def _remedy(rooms: Rooms, batch: Batch, row: HomeRow, file: HomeFile) -> str:
-    """What brings a lost file back."""
+def _remedy(rooms: Rooms, batch: Batch, row: HomeRow, file: HomeFile, *, there: datetime) -> str:
+    """What brings a lost file back. `there`: the provider's time."""
     if row.state not in FINAL_ITEM and batch.state in LIVE_BATCH:
         return "its row is still on its way, and brings it"
     if row.state is not ItemState.SUCCEEDED:
         return f"its row failed, and comes back with: orchestrator retry {batch.id}"
-    until = kept_until(row, now=rooms.clock.now(), retention_s=rooms.tempo.retention_s)
+    until = kept_until(row, now=there, retention_s=rooms.tempo.retention_s)
     if until is not None and file.source_url.startswith("http"):
         return f"orchestrator verify {batch.id} --fetch brings it back until {until:%H:%M} UTC, when the provider deletes it"
     return "the provider has deleted it: only buying this row again, in a new batch, brings such a file"
