@@ -1,7 +1,7 @@
 """What flow asks of the outside: one Protocol per room of `gateways/`. A port exists only where a double or a second
 implementation does."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -34,7 +34,7 @@ from orchestrator.core.records import (
 )
 from orchestrator.core.schedule import NewSlot, Slot, SlotsStanding, SlotState
 from orchestrator.core.tempo import Tempo
-from orchestrator.core.verify import Bought, HomeRow, Owner, Seen
+from orchestrator.core.verify import Bought, HomeFile, HomeRow, Owner, Seen
 
 
 class Proof(StrEnum):
@@ -184,6 +184,9 @@ class Storage(Protocol):
 
     async def measure(self, wanted: Sequence[tuple[str, int]]) -> list[Seen | None]:
         """What lies at each path, of which this size is expected; None: nothing. A file of another size is not read."""
+
+    async def remove(self, told: Sequence[tuple[str, int, str]]) -> int:
+        """Remove the files at these paths that have this size and sha256, and no others; how many. Raises OSError."""
 
     async def clean(self, *, older_than_s: float) -> int:
         """Remove temporary files that dead processes left, by their age; how many."""
@@ -413,20 +416,25 @@ class Ledger(Protocol):
     async def to_collect(self, batch_pk: int, *, count: int, now: datetime, lease_until: datetime) -> list[ToCollect]:
         """Collecting items that are due, oldest completion first, leased to the caller."""
 
-    async def grant_names(self, names: Sequence[OutputName]) -> list[str]:
-        """A stem for each, unique in its batch: as asked, or with `~row` behind it. Asking again answers the same."""
+    async def grant_names(self, names: Sequence[OutputName]) -> list[str | None]:
+        """A stem for each, unique in its batch, and never given to another purchase, not even of the same row: as asked, or with
+        `~row` behind it. Asking again answers the same. None: its row has been bought again since."""
 
-    async def store_outputs(self, outputs: Sequence[StoredOutput]) -> None:
-        """Note files that are home."""
+    async def store_outputs(self, outputs: Sequence[StoredOutput]) -> list[StoredOutput]:
+        """Note files that are home; those that nobody wants, as their rows have been bought again since."""
 
-    async def lease_collect(self, item_pks: Sequence[int], *, until: datetime) -> None:
-        """Collecting items stay with who holds them until then."""
+    async def superseded(self, item_pks: Sequence[int]) -> list[HomeFile]:
+        """Files that came home from earlier purchases of these rows, and count no longer."""
 
-    async def hand_back(self, item_pks: Sequence[int], *, now: datetime) -> None:
-        """Leased collecting items are anybody's again. One that is not handed back, delayed or ended counts as a death."""
+    async def lease_collect(self, leases: Mapping[int, datetime], *, until: datetime) -> set[int]:
+        """Collecting items, each with the end of the caller's lease, stay with him until then; which of them he still held."""
 
-    async def delay_collect(self, item_pks: Sequence[int], *, due_at: datetime, error: str) -> None:
-        """Try these again later."""
+    async def hand_back(self, leases: Mapping[int, datetime], *, now: datetime) -> None:
+        """Collecting items that the caller still holds are anybody's again. One that is not handed back, delayed or ended counts
+        as a death."""
+
+    async def delay_collect(self, leases: Mapping[int, datetime], *, due_at: datetime, error: str) -> None:
+        """Try these again later, where the caller still holds them."""
 
     async def open_window(self, account: str) -> OpenWindow:
         """How much is out, and since when."""

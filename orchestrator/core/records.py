@@ -284,6 +284,7 @@ class ToCollect:
     completed_at: datetime
     tries: int
     deaths: int = 0  # of workers that held it, in a row
+    purchase: int = 1  # the row's first, second, … attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +311,7 @@ class StoredOutput:
     media_type: str
     source_url: str  # `data:` for inline values
     stored_at: datetime
+    attempt_id: str  # whose it is: noted only while that is the item's latest
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,9 @@ from orchestrator.core.ports import Rooms, Storage
 from orchestrator.core.records import Batch, Fact, OutputName, StoredOutput, ToCollect, Wake
 from orchestrator.core.retry import backoff_s
 from orchestrator.core.template import OutputNamer
+from orchestrator.core.verify import HomeFile
 from orchestrator.flow.expiry import buy_expired_again
+from orchestrator.flow.leases import Leases
 from orchestrator.flow.listing import ask_clock, provider_now
 from orchestrator.flow.record import record
 
@@ -57,9 +59,10 @@ class _Package:
 
 @dataclass(frozen=True, slots=True)
 class _Trip:
-    """How one item's errands ended."""
+    """How one item's errands ended, and where its files are."""
 
     item: ToCollect
+    storage: Storage
     stored: list[StoredOutput]
     error: BaseException | None = None
 
@@ -69,7 +72,7 @@ async def collect(rooms: Rooms, batch_id: str, lane: int) -> list[Wake]:
     batch = await rooms.ledger.batch(batch_id)
     if batch is None or batch.state in (BatchState.FINISHED, BatchState.CANCELED):
         return []
-    async with _noted(rooms, batch) as home:
+    async with _noted(rooms, batch, Leases(rooms)) as home:
         drained = await _slice(rooms, batch, home, lane=lane)
     after = rooms.clock.now() + timedelta(seconds=rooms.tempo.idle_s) if drained else None
     return [*home.wakes, *await buy_expired_again(rooms, batch), Wake("collect", batch_id, lane, after)]
@@ -100,24 +103,24 @@ async def _slice(rooms: Rooms, batch: Batch, home: "_Home", *, lane: int) -> boo
             for porter in done:
                 porter.result()
             if porters:
-                await _hold(rooms, haul, Wake("collect", batch.id, lane))
+                await _hold(rooms, haul, home.leases, Wake("collect", batch.id, lane))
     finally:
         for porter in porters:
             porter.cancel()
         await asyncio.gather(*porters, return_exceptions=True)
-        await _hand_back(rooms, haul)
+        await _hand_back(rooms, haul, home.leases)
     if haul.outage is not None:
         raise haul.outage
     return haul.drained
 
 
-async def _hand_back(rooms: Rooms, haul: _Haul) -> None:
+async def _hand_back(rooms: Rooms, haul: _Haul, leases: Leases) -> None:
     """What was not brought home is anybody's again at once. With the ledger away that waits for it: leases outlast most outages,
     and nobody could have fetched anything meanwhile. A process that stops leaves them to lapse."""
     until_s = rooms.clock.boottime() + rooms.tempo.collect_lease_s
     while haul.leased:
         try:
-            await rooms.ledger.hand_back(sorted(haul.leased), now=rooms.clock.now())
+            await leases.give_back(sorted(haul.leased))
             break
         except Unreachable:
             if rooms.stopping() or rooms.clock.boottime() > until_s:
@@ -130,7 +133,7 @@ async def _porter(rooms: Rooms, batch: Batch, haul: _Haul, home: "_Home") -> Non
     while rooms.clock.boottime() < haul.ends_at and not rooms.stopping():
         async with haul.claiming:
             if not haul.in_hand and not haul.drained:
-                await _refill(rooms, batch, haul)
+                await _refill(rooms, batch, haul, home.leases)
         if not haul.in_hand:
             return
         package = haul.in_hand.popleft()
@@ -141,38 +144,49 @@ async def _porter(rooms: Rooms, batch: Batch, haul: _Haul, home: "_Home") -> Non
         haul.leased.discard(package.item.item_pk)  # from here on whoever notes the trip sees to it
 
 
-async def _refill(rooms: Rooms, batch: Batch, haul: _Haul) -> None:
+async def _refill(rooms: Rooms, batch: Batch, haul: _Haul, leases: Leases) -> None:
     try:
-        haul.in_hand.extend(await _claimed(rooms, batch, haul.leased))
+        haul.in_hand.extend(await _claimed(rooms, batch, leases, haul.leased))
     except Unreachable as error:
         haul.outage = error
     haul.drained = not haul.in_hand
 
 
-async def _claimed(rooms: Rooms, batch: Batch, leased: set[int]) -> list[_Package]:
+async def _claimed(rooms: Rooms, batch: Batch, leases: Leases, leased: set[int]) -> list[_Package]:
     """The next items, oldest completion first, and what is to be fetched for each; added to `leased` as soon as they are."""
-    now = rooms.clock.now()
-    items = await rooms.ledger.to_collect(batch.pk, count=rooms.tempo.collect_chunk, now=now,
-                                          lease_until=now + timedelta(seconds=rooms.tempo.collect_lease_s))
+    items = await leases.take(batch.pk, count=rooms.tempo.collect_chunk)
     leased.update(item.item_pk for item in items)
     by_item: dict[int, list[_Errand]] = {item.item_pk: [] for item in items}
-    for errand in await _errands(rooms, batch, items):
-        by_item[errand.item.item_pk].append(errand)
+    for item, errand in await _errands(rooms, batch, items):
+        if errand is not None:
+            by_item[item.item_pk].append(errand)
+        else:
+            by_item.pop(item.item_pk, None)
     now_known = await rooms.ledger.batch(batch.id) or batch  # asked after the names were given: from then on the folder stays
     storage = rooms.storage(now_known.output_to)
-    return [_Package(item, by_item[item.item_pk], storage) for item in items]
+    if again := [item.item_pk for item in items if item.purchase > 1]:
+        await _take_away(storage, await rooms.ledger.superseded(again))
+    return [_Package(item, by_item[item.item_pk], storage) for item in items if item.item_pk in by_item]
 
 
-async def _hold(rooms: Rooms, haul: _Haul, wake: Wake) -> None:
+async def _take_away(storage: Storage, files: Sequence[StoredOutput | HomeFile]) -> None:
+    """Files of purchases that count no longer: nobody would know them. Nothing depends on it."""
+    try:
+        await storage.remove([(file.path, file.bytes, file.sha256) for file in files])
+    except OSError as error:
+        log.warning("files of earlier purchases could not be removed: %s", error)
+
+
+async def _hold(rooms: Rooms, haul: _Haul, leases: Leases, wake: Wake) -> None:
     """Still at work: nobody else is to begin it."""
     now = rooms.clock.now()
     with suppress(Unreachable):  # the downloads under way need no ledger, and a lease outlasts many of these looks
         await rooms.ledger.hold(wake, until=now + timedelta(seconds=rooms.tempo.hold_s))
-        await rooms.ledger.lease_collect(sorted(haul.under_way), until=now + timedelta(seconds=rooms.tempo.collect_lease_s))
+        await leases.renew(haul.under_way)
 
 
-async def _errands(rooms: Rooms, batch: Batch, items: list[ToCollect]) -> list[_Errand]:
-    """Which files there are, each with a name that no other row has."""
+async def _errands(rooms: Rooms, batch: Batch, items: list[ToCollect]) -> list[tuple[ToCollect, _Errand | None]]:
+    """Which files there are, each with a name that no other row has; None: its row was bought again since it was leased."""
     shape = shape_of(batch.schema_json)
     namer = OutputNamer(Job.model_validate_json(batch.job_json).output.name)
     wanted = [(item, ref) for item in items for ref in shape.files(json.loads(item.output_json))]
@@ -180,13 +194,14 @@ async def _errands(rooms: Rooms, batch: Batch, items: list[ToCollect]) -> list[_
                         stem(namer.stem(id=item.row_id, index=ref.index, row=item.index, batch=batch.id)))
              for item, ref in wanted]
     granted = await rooms.ledger.grant_names(names) if names else []
-    return [_Errand(item, ref, name) for (item, ref), name in zip(wanted, granted, strict=True)]
+    return [(item, None if name is None else _Errand(item, ref, name))
+            for (item, ref), name in zip(wanted, granted, strict=True)]
 
 
 async def _trip(rooms: Rooms, package: _Package) -> _Trip:
     item, stored = package.item, list[StoredOutput]()
     if item.deaths >= poison.POISON:
-        return _Trip(item, stored, _Poisonous(poison.reason("fetched")))
+        return _Trip(item, package.storage, stored, _Poisonous(poison.reason("fetched")))
     try:
         for errand in package.errands:
             output = await _bring(rooms, errand, package.storage)
@@ -194,8 +209,8 @@ async def _trip(rooms: Rooms, package: _Package) -> _Trip:
     except Exception as error:  # the address is a text that a model made up: whatever it provokes is this row's own
         if not isinstance(error, CollectError | OSError):
             log.exception("an output of row %s could not be fetched", item.row_id)
-        return _Trip(item, stored, error)
-    return _Trip(item, stored)
+        return _Trip(item, package.storage, stored, error)
+    return _Trip(item, package.storage, stored)
 
 
 async def _bring(rooms: Rooms, errand: _Errand, storage: Storage) -> StoredOutput:
@@ -205,22 +220,24 @@ async def _bring(rooms: Rooms, errand: _Errand, storage: Storage) -> StoredOutpu
         size, sha256 = await storage.put(path, fetched.chunks, length=fetched.length)
     media_type = fetched.media_type or "application/octet-stream"
     url = "data:" if errand.ref.url.startswith("data:") else errand.ref.url
-    return StoredOutput(errand.item.item_pk, errand.ref.index, path, size, sha256, media_type, url, rooms.clock.now())
+    return StoredOutput(errand.item.item_pk, errand.ref.index, path, size, sha256, media_type, url, rooms.clock.now(),
+                        errand.item.attempt_id)
 
 
 @dataclass(slots=True)
 class _Home:
     """Trips that ended and are not noted yet, and the wakes that followed from those that are."""
 
+    leases: Leases
     trips: list[_Trip] = field(default_factory=list)
     wakes: list[Wake] = field(default_factory=list)
 
 
 @asynccontextmanager
-async def _noted(rooms: Rooms, batch: Batch) -> AsyncIterator[_Home]:
+async def _noted(rooms: Rooms, batch: Batch, leases: Leases) -> AsyncIterator[_Home]:
     """What comes home while the block runs is noted every quarter second, and at its end, whatever ends it: a file that is home
     must not be fetched again because its neighbours were slow."""
-    home, over = _Home(), asyncio.Event()
+    home, over = _Home(leases), asyncio.Event()
     noting = asyncio.create_task(_pulse(rooms, batch, home, over))
     try:
         yield home
@@ -238,7 +255,7 @@ async def _pulse(rooms: Rooms, batch: Batch, home: _Home, over: asyncio.Event) -
         if not trips:
             continue
         try:
-            home.wakes += await _note(rooms, batch, trips)
+            home.wakes += await _note(rooms, batch, home.leases, trips)
             failing_since = None
         except Unreachable:
             home.trips, failing_since = trips + home.trips, failing_since or rooms.clock.boottime()
@@ -248,26 +265,41 @@ async def _pulse(rooms: Rooms, batch: Batch, home: _Home, over: asyncio.Event) -
             await rooms.clock.sleep(AGAIN_S)
 
 
-async def _note(rooms: Rooms, batch: Batch, trips: list[_Trip]) -> list[Wake]:
+async def _note(rooms: Rooms, batch: Batch, leases: Leases, trips: list[_Trip]) -> list[Wake]:
     """Files first, then the items that they complete: a death in between only fetches again. What failed comes last, as the
     provider may be asked about it."""
-    await rooms.ledger.store_outputs([output for trip in trips for output in trip.stored])
-    home = [Fact(Event.COLLECTED, rooms.clock.now(), trip.item.attempt_id) for trip in trips if trip.error is None]
-    wakes = await record(rooms, home)
+    trips = await _stored(rooms, trips)
+    home = [trip.item for trip in trips if trip.error is None]
+    wakes = await record(rooms, [Fact(Event.COLLECTED, rooms.clock.now(), item.attempt_id) for item in home])
+    leases.forget(item.item_pk for item in home)
     if failed := [trip for trip in trips if trip.error is not None]:
-        wakes += await _note_failed(rooms, batch, failed)
+        wakes += await _note_failed(rooms, batch, leases, failed)
     return wakes
 
 
-async def _note_failed(rooms: Rooms, batch: Batch, trips: list[_Trip]) -> list[Wake]:
-    """Those that are hopeless end, the others are tried again."""
+async def _stored(rooms: Rooms, trips: list[_Trip]) -> list[_Trip]:
+    """The trips whose row has not been bought again since they began. Of the others nothing is left, and nothing is said."""
+    unwanted = await rooms.ledger.store_outputs([output for trip in trips for output in trip.stored])
+    late = {output.attempt_id for output in unwanted}
+    for trip in trips:
+        if trip.item.attempt_id in late:
+            log.warning("a file of row %s came home after the row had been bought again; it is removed", trip.item.row_id)
+            await _take_away(trip.storage, trip.stored)
+    return [trip for trip in trips if trip.item.attempt_id not in late]
+
+
+async def _note_failed(rooms: Rooms, batch: Batch, leases: Leases, trips: list[_Trip]) -> list[Wake]:
+    """Those that are hopeless end, the others are tried again. Nothing is said of what somebody else holds by now."""
+    held = await leases.renew({trip.item.item_pk for trip in trips})
+    trips = [trip for trip in trips if trip.item.item_pk in held]
     there = await _time_there(rooms, batch, trips)
     hopeless = {trip.item.item_pk: fact for trip in trips if (fact := _hopeless(rooms, trip, there=there)) is not None}
     wakes = await record(rooms, list(hopeless.values()))
+    leases.forget(hopeless)
     waiting = [trip for trip in trips if trip.item.item_pk not in hopeless]
     for trip in waiting:
         due_at = rooms.clock.now() + timedelta(seconds=_wait_s(rooms, trip))
-        await rooms.ledger.delay_collect([trip.item.item_pk], due_at=due_at, error=str(trip.error))
+        await leases.delay(trip.item.item_pk, due_at=due_at, error=str(trip.error))
     await _heed_store(rooms, batch, waiting)
     await _heed_refusal(rooms, batch, trips)
     return wakes

@@ -61,6 +61,12 @@ class LocalFolder:
         """As the port says."""
         return await stored.measure(self._root, wanted)
 
+    async def remove(self, told: Sequence[tuple[str, int, str]]) -> int:
+        """As the port says. Raises OSError (EINVAL) for a path that leaves the folder, before any is removed."""
+        for path, _, _ in told:
+            _parts(path)
+        return await _in_thread(partial(stored.remove, self._root, told))
+
     def names(self) -> AsyncIterator[list[str]]:
         """As the port says."""
         return stored.names(self._root)

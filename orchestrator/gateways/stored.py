@@ -1,4 +1,4 @@
-"""Looking at an output folder without changing it: what lies at a path, and which names there are."""
+"""Looking at an output folder: what lies at a path, and which names there are; and removing what is still as it is told."""
 
 import asyncio
 import hashlib
@@ -45,6 +45,17 @@ def _sha256(path: Path, ended: threading.Event) -> str:
         while (count := file.readinto(buffer)) and not ended.is_set():
             found.update(view[:count])
     return found.hexdigest()
+
+
+def remove(root: Path, told: Sequence[tuple[str, int, str]]) -> int:
+    """Remove those of these files (path, size, sha256) that are still what is told of them; how many."""
+    removed, never = 0, threading.Event()
+    for name, size, sha256 in told:
+        seen = _measured(root / name, size, never)
+        if seen is not None and seen.sha256 == sha256:
+            (root / name).unlink(missing_ok=True)
+            removed += 1
+    return removed
 
 
 async def names(root: Path) -> AsyncIterator[list[str]]:

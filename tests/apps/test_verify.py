@@ -48,7 +48,7 @@ async def at_home(acts: Acts, folder: Path, rows: int = 1) -> Batch:
         await acts.ledger.grant_names([OutputName(claim.item_pk, batch.pk, claim.attempt_id, claim.index, 0, f"s{claim.index}")])
         await acts.ledger.store_outputs([StoredOutput(
             claim.item_pk, 0, f"files/s{claim.index}.png", len(blob), hashlib.sha256(blob).hexdigest(), "image/png",
-            "https://x/1.png", NOW)])
+            "https://x/1.png", NOW, claim.attempt_id)])
         await acts.tell(acts.said(Event.COLLECTED, claim.attempt_id))
     return batch
 

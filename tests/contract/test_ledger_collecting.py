@@ -26,7 +26,8 @@ def _name(batch: Batch, pk: int, stem: str, *, row: int = 0, index: int = 0, att
 
 
 def _stored(pk: int, path: str, index: int = 0, **values: Any) -> StoredOutput:
-    settings = {"bytes": 3, "sha256": "ff", "media_type": "image/png", "source_url": "https://x/1.png", "stored_at": NOW}
+    settings = {"bytes": 3, "sha256": "ff", "media_type": "image/png", "source_url": "https://x/1.png", "stored_at": NOW,
+                "attempt_id": "a0"}
     return StoredOutput(item_pk=pk, index=index, path=path, **settings | values)
 
 
@@ -48,7 +49,7 @@ async def test_delayed(acts: Any) -> None:
     batch = await _done(acts, [1])
     (item,) = await acts.ledger.to_collect(batch.pk, count=1, now=NOW, lease_until=SOON)
     assert item.tries == 0
-    await acts.ledger.delay_collect([item.item_pk], due_at=LATER, error="connection reset")
+    await acts.ledger.delay_collect({item.item_pk: SOON}, due_at=LATER, error="connection reset")
     assert (await acts.results(batch))[0].error == "connection reset"
     assert await acts.ledger.to_collect(batch.pk, count=1, now=SOON, lease_until=LATER) == []
     (again,) = await acts.ledger.to_collect(batch.pk, count=1, now=LATER, lease_until=LATER)
@@ -146,6 +147,63 @@ async def test_bought_again_after_loss(acts: Any, outputs_again: int) -> None:
     await acts.tell(acts.ended("q0", attempt_id="b0"))
     assert (await acts.results(batch))[0].files == ()
     names = [_name(batch, item.item_pk, "dog", attempt="b0", index=n) for n in range(outputs_again)]
-    assert await acts.ledger.grant_names(names) == ["dog", "dog~0"][:outputs_again]
-    await acts.ledger.store_outputs([_stored(item.item_pk, "files/dog.jpg")])
-    assert (await acts.results(batch))[0].files == ("files/dog.jpg",)
+    assert await acts.ledger.grant_names(names) == ["dog~0-0", "dog~0-1"][:outputs_again]
+    await acts.ledger.store_outputs([_stored(item.item_pk, "files/dog~0-0.jpg", attempt_id="b0")])
+    assert (await acts.results(batch))[0].files == ("files/dog~0-0.jpg",)
+    left = sorted((file.path, file.bytes, file.sha256) for file in await acts.ledger.superseded([item.item_pk]))
+    assert left == [("files/dog.png", 3, "ff"), ("files/dog~0.png", 3, "ff")]
+
+
+async def _bought(acts: Any, batch: Batch, prefix: str) -> None:
+    """The first row bought once more, after what it bought before could not be fetched."""
+    before = chr(ord(prefix) - 1)
+    await acts.tell(acts.said(Event.UNCOLLECTABLE, f"{before}0", error="gone", error_class="expired"))
+    await acts.ledger.reopen_failed(batch.pk, classes=frozenset({"expired"}))
+    await acts.claim(batch, 1, prefix=prefix)
+    await acts.tell(acts.ended(f"{prefix}-there", attempt_id=f"{prefix}0"))
+
+
+async def test_each_purchase_its_names(acts: Any) -> None:
+    """However often a row is bought, no purchase gets a name that another one had, nor does another row. The latest one may ask
+    again; an earlier one gets nothing any more."""
+    batch = await _done(acts, [1])
+    (item,) = await acts.ledger.to_collect(batch.pk, count=1, now=NOW, lease_until=SOON)
+    stems = list(await acts.ledger.grant_names([_name(batch, item.item_pk, "dog")]))
+    for prefix in "bcdefgh":
+        await _bought(acts, batch, prefix)
+        for _ in range(2):
+            (stem,) = await acts.ledger.grant_names([_name(batch, item.item_pk, "dog", attempt=f"{prefix}0")])
+        stems.append(stem)
+        assert await acts.ledger.grant_names([_name(batch, item.item_pk, "dog")]) == [None]
+    assert stems[:3] == ["dog", "dog~0", "dog~0-0"]
+    assert len(set(stems)) == 8
+    assert await acts.ledger.grant_names([_name(batch, 99, "dog", row=99)]) == ["dog~99"]
+
+
+async def test_a_late_file_is_not_noted(acts: Any) -> None:
+    """What an earlier purchase brings home after the row was bought again changes nothing, before and after the names are given,
+    and is told back, to be removed."""
+    batch = await _done(acts, [1])
+    (item,) = await acts.ledger.to_collect(batch.pk, count=1, now=NOW, lease_until=SOON)
+    await acts.ledger.grant_names([_name(batch, item.item_pk, "dog")])
+    await _bought(acts, batch, "b")
+    late, own = _stored(item.item_pk, "files/dog.png"), _stored(item.item_pk, "files/dog~0.png", attempt_id="b0", sha256="ee")
+    assert await acts.ledger.store_outputs([late]) == [late]
+    await acts.ledger.grant_names([_name(batch, item.item_pk, "dog", attempt="b0")])
+    assert await acts.ledger.store_outputs([late, own]) == [late]
+    assert [(line["path"], line["sha256"]) async for line in acts.ledger.manifest(batch.pk)] == [("files/dog~0.png", "ee")]
+
+
+async def test_a_lease_that_lapsed_and_is_somebody_else_s(acts: Any) -> None:
+    """Its first holder can neither keep, free nor delay the item; the second one can."""
+    batch = await _done(acts, [1])
+    (item,) = await acts.ledger.to_collect(batch.pk, count=1, now=NOW, lease_until=SOON)
+    assert len(await acts.ledger.to_collect(batch.pk, count=1, now=SOON, lease_until=LATER)) == 1
+    lapsed, held = {item.item_pk: SOON}, {item.item_pk: LATER}
+    assert await acts.ledger.lease_collect(lapsed, until=NOW) == set()
+    await acts.ledger.hand_back(lapsed, now=NOW)
+    await acts.ledger.delay_collect(lapsed, due_at=NOW, error="late")
+    assert await acts.ledger.to_collect(batch.pk, count=1, now=SOON, lease_until=LATER) == []
+    assert await acts.ledger.lease_collect(held, until=SOON) == {item.item_pk}
+    await acts.ledger.hand_back({item.item_pk: SOON}, now=NOW)
+    assert len(await acts.ledger.to_collect(batch.pk, count=1, now=NOW, lease_until=LATER)) == 1

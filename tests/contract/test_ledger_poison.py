@@ -49,13 +49,13 @@ async def test_collecting_counts_leases_that_nobody_gave_back(acts: Any) -> None
         return [(one.index, one.deaths) for one in found]
 
     (first, second) = await ledger.to_collect(batch.pk, count=9, now=NOW + DAY, lease_until=NOW + DAY)
-    await ledger.hand_back([first.item_pk], now=NOW + DAY)
-    await ledger.delay_collect([second.item_pk], due_at=NOW + DAY, error="slow")
+    await ledger.hand_back({first.item_pk: NOW + DAY}, now=NOW + DAY)
+    await ledger.delay_collect({second.item_pk: NOW + DAY}, due_at=NOW + DAY, error="slow")
     assert await leased(NOW + 2 * DAY) == [(0, 0), (1, 0)]
     assert await leased(NOW + 3 * DAY) == [(0, 1), (1, 1)]
     assert await leased(NOW + 4 * DAY) == [(0, 2)]
     assert await leased(NOW + 4 * DAY) == []
     assert await leased(NOW + 5 * DAY) == [(0, POISON)]
-    await ledger.hand_back([first.item_pk], now=NOW + 5 * DAY)
+    await ledger.hand_back({first.item_pk: NOW + 5 * DAY + timedelta(minutes=3)}, now=NOW + 5 * DAY)
     await acts.tell(acts.said(Event.UNCOLLECTABLE, "a0", error="x", error_class="poison"))
     assert await leased(NOW + 6 * DAY) == [(1, 2)]

@@ -17,7 +17,7 @@ async def stored(acts: Acts, item_pk: int, batch_pk: int, attempt_id: str, *, ro
     """A file of a row, at home."""
     (granted,) = await acts.ledger.grant_names([OutputName(item_pk, batch_pk, attempt_id, row, index, stem)])
     await acts.ledger.store_outputs([
-        StoredOutput(item_pk, index, f"files/{granted}.png", 3, "ab" * 32, "image/png", "https://x/1.png", NOW)])
+        StoredOutput(item_pk, index, f"files/{granted}.png", 3, "ab" * 32, "image/png", "https://x/1.png", NOW, attempt_id)])
 
 
 async def test_rows_at_home(acts: Acts) -> None:

@@ -91,3 +91,16 @@ def test_results_that_are_none(tmp_path: Path, name: str, content: bytes, said: 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadInput, match=said):
         list(written.cells(tmp_path / name, ["prediction_id"]))
+
+
+async def test_removed_only_as_told(tmp_path: Path):
+    """A file goes if it is still the one that is told of; another one stays, of any size; what is not there is no trouble."""
+    folder = LocalFolder(tmp_path)
+    for name, blob in (("a", b"old"), ("b", b"new"), ("c", b"longer")):
+        (tmp_path / name).write_bytes(blob)
+    told = [(name, 3, hashlib.sha256(b"old").hexdigest()) for name in ("a", "b", "c", "none")]
+    assert await folder.remove(told) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c"]
+    with pytest.raises(OSError, match="not a path inside"):
+        await folder.remove([("b", 3, hashlib.sha256(b"new").hexdigest()), ("../x", 3, "ff")])
+    assert (tmp_path / "b").exists()

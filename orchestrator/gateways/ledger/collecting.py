@@ -1,21 +1,17 @@
-"""Outputs on their way home: which are due, under which names, and what has arrived."""
+"""Outputs on their way home: which are due, who holds them, and which were deleted before."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from datetime import datetime
-from itertools import count, islice
-from typing import Any
 
 from sqlalchemy import ColumnElement, and_, bindparam, exists, func, null, or_, select, text, update
-from sqlalchemy import insert as plain_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import RETRY, AttemptState, BatchState, ItemState
 from orchestrator.core.poison import SUSPECT
-from orchestrator.core.records import OutputName, StoredOutput, ToCollect
+from orchestrator.core.records import ToCollect
 from orchestrator.gateways.ledger.bulk import write_many
-from orchestrator.gateways.ledger.tables import AGAIN_AT, COLLECTING, attempts, batches, items, outputs
-from orchestrator.gateways.ledger.text import URL_KEPT, clean
+from orchestrator.gateways.ledger.tables import AGAIN_AT, COLLECTING, attempts, batches, items
+from orchestrator.gateways.ledger.text import clean
 
 _COLLECTING = ItemState.COLLECTING.value
 
@@ -34,11 +30,12 @@ async def to_collect(connection: AsyncConnection, batch_pk: int, *, count: int, 
         return []
     await write_many(connection, _LEASE, [
         {"b_pk": row.pk, "b_due_at": lease_until, "b_deaths": (row.deaths or 0) + 1, "b_state": _COLLECTING} for row in rows])
-    bought = await connection.execute(select(attempts.c.id, attempts.c.prediction_id, attempts.c.output_json).where(
+    bought = await connection.execute(select(attempts.c.id, attempts.c.n, attempts.c.prediction_id, attempts.c.output_json).where(
         attempts.c.id.in_([row.attempt_id for row in rows])))
     found = {row.id: row for row in bought}
     return [ToCollect(row.attempt_id, row.pk, row.batch_pk, row.idx, row.row_id, found[row.attempt_id].prediction_id,
-                      found[row.attempt_id].output_json or "null", row.completed_at, row.tries, row.deaths or 0) for row in rows]
+                      found[row.attempt_id].output_json or "null", row.completed_at, row.tries, row.deaths or 0,
+                      found[row.attempt_id].n) for row in rows]
 
 
 def _is_next_suspect(batch_pk: int, *, now: datetime) -> ColumnElement[bool]:
@@ -53,124 +50,47 @@ def _is_next_suspect(batch_pk: int, *, now: datetime) -> ColumnElement[bool]:
 
 _LEASE = (update(items).where(items.c.pk == bindparam("b_pk"), items.c.state == bindparam("b_state"))
           .values(due_at=bindparam("b_due_at"), deaths=bindparam("b_deaths"), error=null()))
-_HAND_BACK = (update(items).where(items.c.pk == bindparam("b_pk"), items.c.state == bindparam("b_state"))
+# A word about a lease counts while it is the one that was given, or renewed: it may have lapsed, and be somebody else's.
+_MINE = and_(items.c.state == bindparam("b_state"), items.c.due_at == bindparam("b_was"))
+_HAND_BACK = (update(items).where(items.c.pk == bindparam("b_pk"), _MINE)
               .values(due_at=bindparam("b_due_at"), deaths=items.c.deaths - bindparam("b_one"), error=null()))
-_HOLD = (update(items).where(items.c.pk == bindparam("b_pk"), items.c.state == bindparam("b_state"))
-         .values(due_at=bindparam("b_due_at")))
-_DELAY = (update(items).where(items.c.pk == bindparam("b_pk"), items.c.state == bindparam("b_state"))
+_DELAY = (update(items).where(items.c.pk == bindparam("b_pk"), _MINE)
           .values(due_at=bindparam("b_due_at"), deaths=bindparam("b_deaths"), tries=items.c.tries + bindparam("b_more"),
                   error=bindparam("b_error")))
+_HOLD = (update(items).where(items.c.pk.in_(bindparam("b_pks", expanding=True)), _MINE)
+         .values(due_at=bindparam("b_due_at")).returning(items.c.pk))
+_AT_ONCE = 400
 
 
-async def lease_collect(connection: AsyncConnection, item_pks: Sequence[int], *, until: datetime) -> None:
-    """Whoever holds these rows holds them until then."""
-    await write_many(connection, _HOLD, [
-        {"b_pk": pk, "b_due_at": until, "b_state": _COLLECTING} for pk in sorted(item_pks)])
+async def lease_collect(connection: AsyncConnection, leases: Mapping[int, datetime], *, until: datetime) -> set[int]:
+    """Whoever holds these rows, each until the time that he knows of, holds them until then; which of them he still held."""
+    held: set[int] = set()
+    for was in sorted(set(leases.values())):
+        pks = sorted(pk for pk, end in leases.items() if end == was)
+        for start in range(0, len(pks), _AT_ONCE):
+            found = await connection.execute(_HOLD, {
+                "b_pks": pks[start:start + _AT_ONCE], "b_was": was, "b_state": _COLLECTING, "b_due_at": until})
+            held |= {row.pk for row in found}
+    return held
 
 
-async def hand_back(connection: AsyncConnection, item_pks: Sequence[int], *, now: datetime) -> None:
+async def hand_back(connection: AsyncConnection, leases: Mapping[int, datetime], *, now: datetime) -> None:
     """Anybody's again, and nobody died of them."""
     await write_many(connection, _HAND_BACK, [
-        {"b_pk": pk, "b_due_at": now, "b_one": 1, "b_state": _COLLECTING} for pk in sorted(item_pks)])
+        {"b_pk": pk, "b_was": was, "b_due_at": now, "b_one": 1, "b_state": _COLLECTING} for pk, was in sorted(leases.items())])
 
 
-async def delay_collect(connection: AsyncConnection, item_pks: Sequence[int], *, due_at: datetime, error: str) -> None:
+async def delay_collect(connection: AsyncConnection, leases: Mapping[int, datetime], *, due_at: datetime, error: str) -> None:
     """One more failed try, and when to try again. Whoever tried lives."""
     await write_many(connection, _DELAY, [
-        {"b_pk": pk, "b_due_at": due_at, "b_more": 1, "b_deaths": 0, "b_error": clean(error), "b_state": _COLLECTING}
-        for pk in sorted(item_pks)])
+        {"b_pk": pk, "b_was": was, "b_due_at": due_at, "b_more": 1, "b_deaths": 0, "b_error": clean(error),
+         "b_state": _COLLECTING} for pk, was in sorted(leases.items())])
 
 
 async def release_leases(connection: AsyncConnection) -> None:
     """Every collecting item is due now: whoever held some of them is gone."""
     await connection.execute(
         update(items).where(text(f"items.{COLLECTING}"), items.c.due_at > AGAIN_AT).values(due_at=AGAIN_AT))
-
-
-async def grant_names(connection: AsyncConnection, names: Sequence[OutputName]) -> list[str]:
-    """A stem for each, in their order. A name that another row has gets `~row` behind it, then further marks."""
-    if not names:
-        return []
-    of_batches = select(batches.c.pk).where(batches.c.pk.in_({name.batch_pk for name in names}))
-    await connection.execute(of_batches.with_for_update(read=True, key_share=True))  # from now on the folder stays: see `amend`
-    granted = await _granted(connection, names)
-    taken = await _taken(connection, names)
-    new: list[dict[str, Any]] = []
-    for name in names:
-        at = (name.item_pk, name.index)
-        if at not in granted:
-            stem = next(stem for stem in _variants(name) if (name.batch_pk, _key(stem)) not in taken)
-            taken.add((name.batch_pk, _key(stem)))
-            granted[at] = stem
-            new.append({"item_pk": name.item_pk, "idx": name.index, "batch_pk": name.batch_pk, "attempt_id": name.attempt_id,
-                        "stem": stem, "name_key": _key(stem)})
-    await write_many(connection, _GRANT, new)
-    return [granted[(name.item_pk, name.index)] for name in names]
-
-
-async def _granted(connection: AsyncConnection, names: Sequence[OutputName]) -> dict[tuple[int, int], str]:
-    """Names these outputs have from before. What an earlier attempt stored under them counts no longer."""
-    wanted = {(name.item_pk, name.index): name.attempt_id for name in names}
-    pks = sorted({pk for pk, _ in wanted})
-    rows = (await connection.execute(select(outputs.c.item_pk, outputs.c.idx, outputs.c.stem, outputs.c.attempt_id)
-                                     .where(outputs.c.item_pk.in_(pks)))).all()
-    stale = [{"b_pk": row.item_pk, "b_idx": row.idx, "b_attempt": wanted[(row.item_pk, row.idx)]}
-             for row in rows if wanted.get((row.item_pk, row.idx), row.attempt_id) != row.attempt_id]
-    if stale:
-        await connection.execute(
-            update(outputs).where(outputs.c.item_pk == bindparam("b_pk"), outputs.c.idx == bindparam("b_idx"))
-            .values(attempt_id=bindparam("b_attempt"), stored_at=None), stale)
-    return {(row.item_pk, row.idx): row.stem for row in rows}
-
-
-_GRANT = plain_insert(outputs)
-
-
-async def _taken(connection: AsyncConnection, names: Sequence[OutputName]) -> set[tuple[int, str]]:
-    """Names that are given away: of all as they were asked for, and of further marks only where one has to be moved."""
-    asked = Counter((name.batch_pk, _key(name.stem)) for name in names)
-    taken = await _found(connection, set(asked))
-    moved = [name for name in names if (name.batch_pk, _key(name.stem)) in taken or asked[name.batch_pk, _key(name.stem)] > 1]
-    marked = {(name.batch_pk, _key(stem)) for name in moved for stem in islice(_variants(name), 1, 4)}
-    return taken | await _found(connection, marked)
-
-
-async def _found(connection: AsyncConnection, keys: set[tuple[int, str]]) -> set[tuple[int, str]]:
-    found: set[tuple[int, str]] = set()
-    for batch_pk in sorted({batch_pk for batch_pk, _ in keys}):
-        wanted = sorted(key for of, key in keys if of == batch_pk)
-        for start in range(0, len(wanted), 400):
-            rows = await connection.execute(_NAMES, {"batch_pk": batch_pk, "keys": wanted[start:start + 400]})
-            found |= {(batch_pk, row.name_key) for row in rows}
-    return found
-
-
-_NAMES = select(outputs.c.name_key).where(
-    outputs.c.batch_pk == bindparam("batch_pk"), outputs.c.name_key.in_(bindparam("keys", expanding=True)))
-
-
-def _variants(name: OutputName) -> Iterator[str]:
-    """`dog`, `dog~7`, `dog~7-0`, `dog~7-0-2`, … The later ones are for rows that spell such names themselves."""
-    own = f"{name.stem}~{name.row_index}"
-    yield from (name.stem, own, f"{own}-{name.index}")
-    yield from (f"{own}-{name.index}-{n}" for n in count(2))
-
-
-def _key(stem: str) -> str:
-    return stem.casefold()
-
-
-async def store_outputs(connection: AsyncConnection, stored: Sequence[StoredOutput]) -> None:
-    """Files that are home, under names granted before."""
-    rows = [{"b_pk": one.item_pk, "b_idx": one.index, "b_path": one.path, "b_bytes": one.bytes, "b_sha256": one.sha256,
-             "b_media_type": clean(one.media_type), "b_source_url": clean(one.source_url[:URL_KEPT]),
-             "b_stored_at": one.stored_at} for one in stored]
-    await write_many(connection, _STORE, rows)
-
-
-_STORE = (update(outputs).where(outputs.c.item_pk == bindparam("b_pk"), outputs.c.idx == bindparam("b_idx"))
-          .values(**{name: bindparam(f"b_{name}") for name in
-                     ("path", "bytes", "sha256", "media_type", "source_url", "stored_at")}))
 
 
 EXPIRED = "expired"

@@ -1,6 +1,6 @@
 """The ledger as flow and apps meet it: `core.ports.Ledger`, a transaction around each function of this room."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -25,12 +25,13 @@ from orchestrator.core.records import (
     Wake,
 )
 from orchestrator.core.schedule import NewSlot, Slot, SlotsStanding, SlotState
-from orchestrator.core.verify import Bought, HomeRow, Owner
+from orchestrator.core.verify import Bought, HomeFile, HomeRow, Owner
 from orchestrator.gateways.ledger import (
     claims,
     collecting,
     loading,
     moves,
+    naming,
     presence,
     receiving,
     slots,
@@ -160,25 +161,29 @@ class SqlLedger:
         """As the port says."""
         return await self._db.write(collecting.to_collect, batch_pk, count=count, now=now, lease_until=lease_until)
 
-    async def grant_names(self, names: Sequence[OutputName]) -> list[str]:
+    async def grant_names(self, names: Sequence[OutputName]) -> list[str | None]:
         """As the port says."""
-        return await self._db.write(collecting.grant_names, names)
+        return await self._db.write(naming.grant_names, names)
 
-    async def store_outputs(self, outputs: Sequence[StoredOutput]) -> None:
+    async def store_outputs(self, outputs: Sequence[StoredOutput]) -> list[StoredOutput]:
         """As the port says."""
-        await self._db.write(collecting.store_outputs, outputs)
+        return await self._db.write(naming.store_outputs, outputs)
 
-    async def lease_collect(self, item_pks: Sequence[int], *, until: datetime) -> None:
+    async def superseded(self, item_pks: Sequence[int]) -> list[HomeFile]:
         """As the port says."""
-        await self._db.write(collecting.lease_collect, item_pks, until=until)
+        return await self._db.read(naming.superseded, item_pks)
 
-    async def hand_back(self, item_pks: Sequence[int], *, now: datetime) -> None:
+    async def lease_collect(self, leases: Mapping[int, datetime], *, until: datetime) -> set[int]:
         """As the port says."""
-        await self._db.write(collecting.hand_back, item_pks, now=now)
+        return await self._db.write(collecting.lease_collect, leases, until=until)
 
-    async def delay_collect(self, item_pks: Sequence[int], *, due_at: datetime, error: str) -> None:
+    async def hand_back(self, leases: Mapping[int, datetime], *, now: datetime) -> None:
         """As the port says."""
-        await self._db.write(collecting.delay_collect, item_pks, due_at=due_at, error=error)
+        await self._db.write(collecting.hand_back, leases, now=now)
+
+    async def delay_collect(self, leases: Mapping[int, datetime], *, due_at: datetime, error: str) -> None:
+        """As the port says."""
+        await self._db.write(collecting.delay_collect, leases, due_at=due_at, error=error)
 
     async def open_window(self, account: str) -> OpenWindow:
         """As the port says."""
