@@ -90,6 +90,10 @@ class _Haul:
     outage: Unreachable | None = None  # why nothing more could be claimed; downloads under way went on meanwhile
     claiming: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    def is_over(self, rooms: Rooms) -> bool:
+        """Whether no trip begins any more."""
+        return rooms.clock.boottime() >= self.ends_at or rooms.stopping()
+
 
 async def _slice(rooms: Rooms, batch: Batch, home: "_Home", *, lane: int) -> bool:
     """Porters side by side, so that a slow trip holds up nobody; whether nothing is left that is due.
@@ -130,18 +134,31 @@ async def _hand_back(rooms: Rooms, haul: _Haul, leases: Leases) -> None:
 
 async def _porter(rooms: Rooms, batch: Batch, haul: _Haul, home: "_Home") -> None:
     """One trip after the other, until the slice ends or nothing is due."""
-    while rooms.clock.boottime() < haul.ends_at and not rooms.stopping():
-        async with haul.claiming:
-            if not haul.in_hand and not haul.drained:
-                await _refill(rooms, batch, haul, home.leases)
-        if not haul.in_hand:
-            return
-        package = haul.in_hand.popleft()
-        haul.under_way.add(package.item.item_pk)
+    while (package := await _next(rooms, batch, haul, home.leases)) is not None:
         trip = await _trip(rooms, package)
         home.trips.append(trip)  # not in one line: the list may be another one by the time the trip has ended
         haul.under_way.remove(package.item.item_pk)
         haul.leased.discard(package.item.item_pk)  # from here on whoever notes the trip sees to it
+
+
+async def _next(rooms: Rooms, batch: Batch, haul: _Haul, leases: Leases) -> _Package | None:
+    """What to fetch next, under way from now on. Who finds the slice over hands back at once what is in hand: a trip that began
+    before may still take minutes."""
+    package: _Package | None = None
+    if not haul.is_over(rooms):
+        async with haul.claiming:
+            if not haul.in_hand and not haul.drained:
+                await _refill(rooms, batch, haul, leases)
+        if haul.in_hand:
+            package = haul.in_hand.popleft()
+            haul.under_way.add(package.item.item_pk)
+    if haul.in_hand and haul.is_over(rooms):
+        in_hand = [waiting.item.item_pk for waiting in haul.in_hand]
+        haul.in_hand.clear()
+        with suppress(Unreachable):  # tried again when the last trip has ended
+            await leases.give_back(in_hand)
+            haul.leased.difference_update(in_hand)
+    return package
 
 
 async def _refill(rooms: Rooms, batch: Batch, haul: _Haul, leases: Leases) -> None:

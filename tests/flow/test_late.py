@@ -1,7 +1,7 @@
 """Outputs by the provider's clock, whatever this machine's says; and porters that come late, or meet what nobody foresaw."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -20,7 +20,7 @@ from orchestrator.flow.submit import submit
 from orchestrator.flow.verify import verify_home
 from orchestrator.gateways.clock import SystemClock
 from tests.flow.conftest import Stage
-from tests.flow.test_money import PICTURES, completed
+from tests.flow.test_money import PICTURES, Outputs, completed
 from tests.flow.test_races import again
 from tests.flow.test_stations import Flaky, settle
 
@@ -246,3 +246,44 @@ async def test_files_of_an_earlier_purchase_go(stage: Stage, wall: Wall):
     assert await settle(stage, batch) == {"succeeded": 1}
     (new,) = (stage.folder / "out" / "files").iterdir()
     assert (old.name, new.name) == ("0-0.webp", "0-0~0.webp")
+
+
+async def test_a_slow_download_keeps_nothing_in_hand(stage: Stage):
+    """When the slice is over, what nobody has begun to fetch is anybody's, however long a neighbour's download takes."""
+    batch = await completed(stage, 12)
+    slow, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: str) -> None:
+        if slow.is_set():
+            await asyncio.sleep(0.3)
+        else:
+            slow.set()
+            await go_on.wait()
+
+    rooms = replace(stage.rooms, outputs=Outputs(stage.rooms.outputs, wait),
+                    tempo=replace(stage.rooms.tempo, slice_s=0.5, collect_concurrency=2))
+    first = asyncio.create_task(collect(rooms, batch.id, 0))
+    await slow.wait()
+    try:
+        assert await comes_true(lambda: collected(stage, batch, 11))
+        assert not first.done()
+    finally:
+        go_on.set()
+        await first
+    assert await settle(stage, batch) == {"succeeded": 12}
+
+
+async def collected(stage: Stage, batch: Batch, rows: int) -> bool:
+    """Whether another task brings home so many rows."""
+    await collect(stage.rooms, batch.id, 1)
+    return (await stage.states(batch)).get("succeeded") == rows
+
+
+async def comes_true(asked: Callable[[], Awaitable[bool]], *, within_s: float = 10.0) -> bool:
+    """Whether it is so within this time."""
+    until = asyncio.get_running_loop().time() + within_s
+    while not await asked():
+        if asyncio.get_running_loop().time() > until:
+            return False
+        await asyncio.sleep(0.05)
+    return True
