@@ -280,6 +280,24 @@ async def _pulse(rooms: Rooms, batch: Batch, home: _Home, over: asyncio.Event) -
             if over.is_set() and rooms.clock.boottime() - failing_since > patience_s:
                 raise  # their leases lapse, and they are fetched again
             await rooms.clock.sleep(AGAIN_S)
+        except Exception:
+            log.exception("%d rows could not be noted together; now one by one", len(trips))
+            await _one_by_one(rooms, batch, home, trips)
+
+
+async def _one_by_one(rooms: Rooms, batch: Batch, home: _Home, trips: list[_Trip]) -> None:
+    """A row that cannot be noted must not cost its neighbours: it is tried again later, like one that could not be fetched."""
+    for place, trip in enumerate(trips):
+        try:
+            home.wakes += await _note(rooms, batch, home.leases, [trip])
+        except Unreachable:
+            home.trips = trips[place:] + home.trips
+            return
+        except Exception as error:
+            log.exception("what became of row %s could not be noted; it is tried again", trip.item.row_id)
+            due_at = rooms.clock.now() + timedelta(seconds=_wait_s(rooms, trip))
+            with suppress(Exception):  # its lease lapses, and says the same
+                await home.leases.delay(trip.item.item_pk, due_at=due_at, error=f"could not be noted: {error}")
 
 
 async def _note(rooms: Rooms, batch: Batch, leases: Leases, trips: list[_Trip]) -> list[Wake]:

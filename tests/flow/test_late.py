@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from orchestrator.core.errors import OutputForbidden, OutputGone
+from orchestrator.core.errors import OutputForbidden, OutputGone, Unreachable
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import Decide, Fetched
-from orchestrator.core.records import Batch, Change, Fact, OutputName
+from orchestrator.core.records import Batch, Change, Fact, OutputName, StoredOutput
 from orchestrator.flow.collect import collect
 from orchestrator.flow.control import retry
 from orchestrator.flow.reconcile import sweep
@@ -287,3 +287,43 @@ async def comes_true(asked: Callable[[], Awaitable[bool]], *, within_s: float = 
             return False
         await asyncio.sleep(0.05)
     return True
+
+
+@pytest.mark.parametrize("goes_on", [False, True], ids=["once", "for-one-row"])
+async def test_a_strange_error_while_files_are_noted(stage: Stage, goes_on: bool):
+    """What the database has against one row's file costs at most that row another try: its neighbours are home at once."""
+    batch = await completed(stage, 12)
+    real, refusals = stage.rooms.ledger.store_outputs, 0
+
+    async def store(outputs: Sequence[StoredOutput]) -> list[StoredOutput]:
+        nonlocal refusals
+        if (goes_on or not refusals) and any(output.path == "files/3-0.webp" for output in outputs):
+            refusals += 1
+            raise RuntimeError("an odd answer")
+        return await real(outputs)
+
+    rooms = replace(stage.rooms, ledger=Flaky(stage.rooms.ledger, store_outputs=store))
+    await collect(rooms, batch.id, 0)
+    assert refusals == 1 + goes_on
+    assert await stage.states(batch) == ({"collecting": 1, "succeeded": 11} if goes_on else {"succeeded": 12})
+    (row,) = [item async for _, some in stage.rooms.ledger.results(batch.pk) for item in some if item.index == 3]
+    assert row.error == ("could not be noted: an odd answer" if goes_on else None)
+    assert await settle(stage, batch) == {"succeeded": 12}
+
+
+async def test_an_outage_while_rows_are_noted_one_by_one(stage: Stage):
+    """Away in the middle of it: the rest is kept, and noted when the ledger is back."""
+    batch = await completed(stage, 6)
+    real, errors = stage.rooms.ledger.store_outputs, iter([RuntimeError("odd"), None, Unreachable("away")])
+
+    async def store(outputs: Sequence[StoredOutput]) -> list[StoredOutput]:
+        if (error := next(errors, None)) is not None:
+            raise error
+        return await real(outputs)
+
+    outputs = Outputs(stage.rooms.outputs, lambda _: asyncio.sleep(0))
+    tempo = replace(stage.rooms.tempo, record_every_s=0.5)
+    await collect(replace(stage.rooms, outputs=outputs, tempo=tempo, ledger=Flaky(stage.rooms.ledger, store_outputs=store)),
+                  batch.id, 0)
+    assert await stage.states(batch) == {"succeeded": 6}
+    assert len(outputs.fetched) == 6
