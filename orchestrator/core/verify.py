@@ -1,14 +1,14 @@
 """Does everything agree: files, documents, ledger and the provider's list? Pure: what was seen goes in, findings come out."""
 
 import json
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 from orchestrator.core.callback import attempt_of
-from orchestrator.core.lifecycle import AttemptState, ItemState
+from orchestrator.core.lifecycle import FINAL_ITEM, AttemptState, ItemState
 from orchestrator.core.prediction import TERMINAL
 from orchestrator.core.records import Prediction, ResultRow
 
@@ -23,6 +23,7 @@ class Kind(StrEnum):
     CHANGED = "changed"  # it is there, and is not what came home
     UNREADABLE = "unreadable"  # it is there, and nobody can say
     INCOMPLETE = "incomplete"  # a row succeeded with fewer files than outputs
+    UNFINISHED = "unfinished"  # a row on its way in a batch that has ended: nobody looks after it any more
     MANIFEST = "manifest"  # manifest.jsonl says something else than the ledger
     RESULTS = "results"  # so does the results file
     UNRECORDED = "unrecorded"  # the provider shows a prediction of this batch that no attempt owns
@@ -175,6 +176,14 @@ def judge_row(row: HomeRow, *, outputs: int) -> Finding | None:
         return None
     text = f"gave {outputs} outputs, and the ledger has {len(row.files)} files of it"
     return Finding(Kind.INCOMPLETE, text, row.row, row.row_id, prediction_id=row.prediction_id)
+
+
+def judge_open(by_state: Mapping[ItemState, int], *, remedy: str) -> Iterator[Finding]:
+    """Rows of a batch that has ended, by state: each of them should have an end too."""
+    for state, rows in by_state.items():
+        if rows and state not in FINAL_ITEM:
+            text = f"{rows:,} rows are {state.value}, and the batch has ended"
+            yield Finding(Kind.UNFINISHED, text if rows > 1 else text.replace("rows are", "row is"), remedy=remedy)
 
 
 def kept_until(row: HomeRow, *, now: datetime, retention_s: float) -> datetime | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from orchestrator.core import poison
-from orchestrator.core.errors import CollectError, OutputForbidden, Unreachable
+from orchestrator.core.errors import CollectError, OutputForbidden, OutputGone, Unreachable
 from orchestrator.core.inputs import FileRef, shape_of
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event, ItemState
@@ -391,8 +391,15 @@ def _hopeless(rooms: Rooms, trip: _Trip, *, there: datetime) -> Fact | None:
     return None
 
 
+LONGER = 13 / 12  # of the hour
+
+
 def _is_over(rooms: Rooms, trip: _Trip, *, there: datetime) -> bool:
-    """Whether the provider deletes what this row bought, if it has not yet. A folder that takes nothing is another matter."""
-    return not isinstance(trip.error, OSError) and there > trip.item.completed_at + timedelta(seconds=rooms.tempo.retention_s)
+    """Whether the provider has deleted what this row bought. A folder that takes nothing is another matter; an answer that only
+    failed (a 500, a cut one) says nothing of it, and gets five minutes more."""
+    if isinstance(trip.error, OSError):
+        return False
+    kept_s = rooms.tempo.retention_s * (1 if isinstance(trip.error, OutputGone) else LONGER)
+    return there > trip.item.completed_at + timedelta(seconds=kept_s)
 
 

@@ -25,6 +25,7 @@ from orchestrator.core.verify import (
     Pairing,
     Report,
     judge_file,
+    judge_open,
     judge_row,
     kept_until,
     line_of,
@@ -59,6 +60,10 @@ async def verify_home(rooms: Rooms, batch: Batch, *, fetch: bool = False, told: 
             report.findings.add(judge_row(row, outputs=_outputs(shape, row)))
         await _files(rooms, batch, storage, rows, report, fetch=fetch)
         told(report)
+    if batch.state not in LIVE_BATCH:
+        by_state = (await rooms.ledger.counts(batch.pk)).by_state
+        for finding in judge_open(by_state, remedy=f"orchestrator retry {batch.id}"):
+            report.findings.add(finding)
     await _strangers(rooms, batch, storage, report)
     await _documents(rooms, batch, report)
     return report

@@ -55,6 +55,16 @@ async def test_a_running_batch_that_nobody_runs(acts: Acts, tmp_path: Path):
     assert "nobody" not in " ".join((*(await look.status(None)).lines, *(await look.status("b")).lines))
 
 
+async def test_retry_says_what_it_leaves_out(acts: Acts, tmp_path: Path):
+    """Rows that were paid for once are not bought again by a plain `retry`: how many, why, and the command for them."""
+    batch = await shots(acts, tmp_path)
+    await acts.claim(batch, 1)
+    await acts.tell(acts.ended("p0", attempt_id="a0"), acts.said(Event.UNCOLLECTABLE, "a0", error="gone", error_class="expired"))
+    assert (await steer.retry("b", classes=frozenset())).lines == (
+        "no such failed rows",
+        "  left out 1 × expired: they were paid for once; to try them again all the same: orchestrator retry b --class expired")
+
+
 async def test_retry_of_a_class_that_is_none(acts: Acts, tmp_path: Path):
     """A typo is refused with the nearest class and those that occur; a class that no row has is nothing to do."""
     await shots(acts, tmp_path, failed=True)

@@ -49,6 +49,15 @@ def test_a_row_that_lacks_files():
     assert core.judge_row(failed, outputs=2) is None
 
 
+def test_rows_without_an_end():
+    """Rows still on their way in a batch that has ended were passed over: paid, and nobody looks after them."""
+    found = list(core.judge_open({ItemState.COLLECTING: 3, ItemState.RUNNING: 1, ItemState.SUCCEEDED: 5, ItemState.PENDING: 0},
+                                 remedy="orchestrator retry b"))
+    assert [(f.kind, f.text) for f in found] == [
+        (Kind.UNFINISHED, "3 rows are collecting, and the batch has ended"),
+        (Kind.UNFINISHED, "1 row is running, and the batch has ended")]
+
+
 def test_until_when_it_is_kept():
     """To the second when the provider deletes it, and not a moment longer."""
     assert core.kept_until(ROW, now=NOW, retention_s=60) == NOW + timedelta(seconds=60)

@@ -333,3 +333,14 @@ async def test_an_answer_that_is_recorded_meanwhile(stage: Stage):
     report = await whole(stage, batch)
     assert (report.findings.kept, report.there.others) == ([], 0)
     assert asked > 1
+
+
+async def test_a_row_left_behind(stage: Stage):
+    """A batch that ended over a row on its way is not well: its picture is paid for, and its hour runs."""
+    batch = await finished(stage, 1)
+    assert (await verify_home(stage.rooms, batch)).findings.total == 0
+    left = await stage.load(2, model=PICTURES)
+    await stage.rooms.ledger.set_state(left.pk, to=BatchState.FINISHED, allowed=frozenset(BatchState), reason=None,
+                                       now=stage.rooms.clock.now())
+    found = (await verify_home(stage.rooms, await again(stage, left))).findings
+    assert (found.of(Kind.UNFINISHED), found.kept[0].remedy) == (1, f"orchestrator retry {left.id}")

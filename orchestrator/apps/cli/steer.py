@@ -116,10 +116,22 @@ async def retry(name: str, *, classes: frozenset[str]) -> Ending:
     async with _asking(name) if "unsure" in classes else _batch(name) as (rooms, batch):
         await _check_classes(rooms, batch, classes)
         fetched, bought = await control.retry(rooms, batch, classes=classes)
+        left = [] if classes else await _left_out(rooms, batch)
     said = [f"{fetched:,} rows wait to be fetched again; they were bought already"] if fetched else []
     said += [f"{bought:,} rows wait to be bought again"] if bought else []
     return Ending(Exit.DONE, {"batch": batch.id, "rows": fetched + bought, "to_fetch": fetched, "to_buy": bought},
-                  (f"{'; '.join(said)}: {again(batch)}" if said else "no such failed rows",))
+                  (f"{'; '.join(said)}: {again(batch)}" if said else "no such failed rows", *left))
+
+
+_WHY_NAMED = {"invalid_input": "were refused for their input", "unsure": "may have been bought already",
+              "expired": "were paid for once"}
+
+
+async def _left_out(rooms: Rooms, batch: Batch) -> list[str]:
+    """Failed rows that are tried again only by the name of their class."""
+    found = {failure.error_class: failure.count for failure in await wiring.views(rooms).failures(batch.pk)}
+    return [f"  left out {found[name]:,} × {name}: they {why}; to try them again all the same: orchestrator retry {batch.id} "
+            f"--class {name}" for name, why in _WHY_NAMED.items() if name in found]
 
 
 async def _check_classes(rooms: Rooms, batch: Batch, classes: frozenset[str]) -> None:

@@ -20,10 +20,11 @@ from orchestrator.wiring import Settings
 
 SHOWN = 10  # findings of a kind, and names; --json has a thousand
 TELL_EVERY_S = 5.0
-_FILES = (Kind.MISSING, Kind.CHANGED, Kind.UNREADABLE, Kind.INCOMPLETE)
+_FILES = (Kind.MISSING, Kind.CHANGED, Kind.UNREADABLE, Kind.INCOMPLETE, Kind.UNFINISHED)
 _THERE = (Kind.UNRECORDED, Kind.UNKNOWN_THERE, Kind.ENDED_OTHERWISE)
 _WORDS = {
     Kind.MISSING: "missing", Kind.CHANGED: "changed", Kind.UNREADABLE: "not readable", Kind.INCOMPLETE: "rows without all files",
+    Kind.UNFINISHED: "kinds of rows without an end",
     Kind.UNRECORDED: "more that the ledger never recorded", Kind.UNKNOWN_THERE: "that the provider does not know",
     Kind.ENDED_OTHERWISE: "with another end than recorded"}
 
