@@ -17,8 +17,9 @@ from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import ClaimTerms, Fetched, Page
 from orchestrator.core.records import Batch, Fact, Prediction
 from orchestrator.core.tempo import Tempo
-from orchestrator.flow.collect import OUTPUTS_REFUSED, collect
+from orchestrator.flow.collect import collect
 from orchestrator.flow.control import retry
+from orchestrator.flow.homecoming import OUTPUTS_REFUSED
 from orchestrator.flow.ingest import Order, load, prepare
 from orchestrator.flow.reconcile import sweep
 from orchestrator.flow.record import fact_of, record

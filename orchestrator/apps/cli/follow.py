@@ -15,8 +15,8 @@ from orchestrator.core.lifecycle import IN_AIR_ITEM, BatchState, ItemState
 from orchestrator.core.matching import last_moment
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Counts
-from orchestrator.flow.collect import OUTPUTS_REFUSED
 from orchestrator.flow.control import BY_OPERATOR, START_LIMIT
+from orchestrator.flow.homecoming import OUTPUTS_REFUSED
 from orchestrator.flow.report import write_all
 
 LOOK_S = 0.5
