@@ -412,16 +412,16 @@ async def test_an_ended_batch_tells_what_was_learned_since(stage: Stage):
     await loss.lost("a")
     loss.succeeded(claim)
     await loss.given_up("a")
-    assert await report(loss.rooms, batch.id) == []
+    assert await report(stage.rooms, batch.id) == []
     assert _summary(batch) == ("finished", "0", 1)
     loss.clock.advance(900)
     await loss.look(1)
-    assert await report(loss.rooms, batch.id) == []
+    assert await report(stage.rooms, batch.id) == []
     assert _summary(batch) == ("finished", "0", 1)
-    assert await report(loss.rooms, batch.id, REWRITE_LANE) == []
+    assert await report(stage.rooms, batch.id, REWRITE_LANE) == []
     assert _summary(batch) == ("finished", "0.25", 0)
     (Path(batch.output_to) / "summary.json").unlink()
-    assert await report(loss.rooms, batch.id, REWRITE_LANE) == []  # a doubled message
+    assert await report(stage.rooms, batch.id, REWRITE_LANE) == []  # a doubled message
     assert not (Path(batch.output_to) / "summary.json").exists()
 
 
