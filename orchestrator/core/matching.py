@@ -47,6 +47,7 @@ class Verdicts:
     absent_once: list[str] = field(default_factory=list)  # look again after the confirmation time
     absent: list[str] = field(default_factory=list)
     give_up: list[str] = field(default_factory=list)
+    contested: list[str] = field(default_factory=list)  # gone; what is there may be theirs, or that of an equal row in the air
 
 
 def resolve(attempts: Sequence[OpenAttempt], listing: Listing, *, now: datetime, offset_s: float | None, tempo: Tempo,
@@ -68,7 +69,7 @@ def resolve(attempts: Sequence[OpenAttempt], listing: Listing, *, now: datetime,
     verdicts = Verdicts(adopt=named + _adopt(waiting, fits))
     settled = {bound.attempt_id for bound in verdicts.adopt}
     missed = [a for a in gone if a.attempt_id not in known]
-    verdicts.adopt.extend(_turned_up(missed, fits, wanted=waiting, now=now, offset_s=offset_s, tempo=tempo))
+    _turned_up(missed, fits, wanted=waiting, now=now, offset_s=offset_s, tempo=tempo, verdicts=verdicts)
     taken = {bound.prediction.id for bound in verdicts.adopt}
     left = [a for a in unsure if a.attempt_id not in settled]
     doubted = _Suspects(left, tempo=tempo).of_all([p for p in free if p.id not in taken])
@@ -176,22 +177,24 @@ def _adopt(attempts: Sequence[OpenAttempt], fits: _Fits) -> list[Bound]:
     return adopted
 
 
-def _turned_up(gone: Sequence[OpenAttempt], fits: _Fits, *, wanted: Sequence[OpenAttempt], now: datetime, offset_s: float | None,
-               tempo: Tempo) -> list[Bound]:
+def _turned_up(gone: Sequence[OpenAttempt], fits: _Fits, *, wanted: Sequence[OpenAttempt], now: datetime,
+               offset_s: float | None, tempo: Tempo, verdicts: Verdicts) -> None:
     """Predictions of attempts that were found absent or given up.
 
-    Stricter than adopting, for what is left over is canceled: nobody else with this input may be waiting, the provider's clock
-    must be known, and the prediction be too old to be one whose answer is just on its way."""
+    Stricter than adopting, for what is left over is canceled: it must not have been created in the time of anybody with this
+    input who waits, the provider's clock must be known, and it be too old to be one whose answer is just on its way."""
     if offset_s is None:
-        return []
+        return
     until = now + timedelta(seconds=offset_s - tempo.request_timeout_s - tempo.unsure_margin_s)
-    contested = fits.groups(wanted).keys()
-    bound: list[Bound] = []
+    rivals = fits.groups(wanted)
     for group, attempts in fits.groups(gone).items():
-        for attempt, prediction in [] if group in contested else fits.pairs(group, attempts, until=until):
-            bound.append(Bound(attempt.attempt_id, prediction, "input"))
+        windows = [_window(rival, tempo=tempo) for rival in rivals.get(group, ())]
+        for attempt, prediction in fits.pairs(group, attempts, until=until):
+            if any(_is_within(prediction, window) for window in windows):
+                verdicts.contested.append(attempt.attempt_id)
+                continue
+            verdicts.adopt.append(Bound(attempt.attempt_id, prediction, "input"))
             fits.taken.add(prediction.id)
-    return bound
 
 
 CLOCKS_DIFFER_S = 60.0  # grace between the provider's clock and ours, once the known difference is taken off

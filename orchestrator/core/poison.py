@@ -5,7 +5,7 @@ says little, for a worker that is killed takes a hundred innocent rows with it. 
 a time, and only one whose turn ends in a third death is set aside.
 """
 
-from orchestrator.core.lifecycle import Event
+from orchestrator.core.lifecycle import AttemptState, Event
 from orchestrator.core.records import Fact, Standing
 
 SUSPECT = 2  # deaths in a row after which at most one of such rows is in hand at a time
@@ -24,8 +24,11 @@ def reason(doing: str) -> str:
             f"another reason to end (killed, out of memory), `orchestrator retry --class {CLASS}` tries the row again")
 
 
-def deaths_after(deaths: int, fact: Fact) -> int | None:
+def deaths_after(standing: Standing, fact: Fact) -> int | None:
     """The item's new count of deaths in a row, or None where the fact says nothing about it."""
+    deaths = standing.deaths
+    if fact.event is Event.NOT_SENT and standing.attempt_state is AttemptState.UNSURE:
+        return max(0, deaths - 1)  # its lease had run out, and its holder lives
     if fact.event is Event.ANSWER_LOST and fact.via == VIA_LEASE:
         return deaths + 1
     return 0 if deaths and fact.event not in _SAYS_NOTHING else None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from orchestrator.core.cost import NOT_BOUGHT, Charge, Price, charge, to_units
-from orchestrator.core.lifecycle import BY_EVENT, GONE_ATTEMPT, AttemptState, Event, ItemState, Move, advance, alone
+from orchestrator.core.lifecycle import BY_EVENT, FINAL_ITEM, GONE_ATTEMPT, AttemptState, Event, ItemState, Move, advance, alone
 from orchestrator.core.poison import deaths_after, set_aside
 from orchestrator.core.prediction import classify
 from orchestrator.core.records import REWRITE_LANE, Change, Fact, Prediction, Standing, Wake
@@ -13,7 +13,7 @@ from orchestrator.core.records import REWRITE_LANE, Change, Fact, Prediction, St
 LONGEST_BACKOFF_S = 600.0
 # The classes a failed row can be of: those of `classify`, of refusals, and of what became of a prediction or its outputs.
 FAILURE_CLASSES = ("invalid_input", "safety", "memory", "infrastructure", "timeout", "model", "not_found", "refused",
-                   "aborted", "canceled", "expired", "output_forbidden", "unsure", "poison")
+                   "aborted", "canceled", "expired", "output_forbidden", "unsure", "poison", "vanished")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,8 @@ def decide(standing: Standing, fact: Fact, *, policy: Policy, jitter: float) -> 
         return _change(standing, fact, alone(fact.event, attempt=standing.attempt_state), policy=policy)
     refined, failures = _refine(standing, set_aside(standing, fact), policy)
     move = advance(refined.event, attempt=standing.attempt_state, item=standing.item_state)
-    if move is None and (fact.prediction is not None or fact.event is Event.EVICTED):
+    is_over = standing.item_state in FINAL_ITEM  # its row has ended without it: what was in doubt must not be so for ever
+    if move is None and (fact.prediction is not None or fact.event is Event.EVICTED or is_over):
         return _change(standing, fact, alone(fact.event, attempt=standing.attempt_state), policy=policy)
     return _change(standing, refined, move, policy=policy, failures=failures, jitter=jitter)
 
@@ -87,7 +88,7 @@ def _change(standing: Standing, fact: Fact, move: Move | None, *, policy: Policy
         error=fact.error, error_class=fact.error_class, prediction=fact.prediction,
         charge_units=None if cost is None or cost.usd is None else to_units(cost.usd),
         charge_basis=None if cost is None else cost.basis, final_charge=cost is not None, via=fact.via,
-        bound_by=fact.bound_by, deaths=deaths_after(standing.deaths, fact))
+        bound_by=fact.bound_by, deaths=deaths_after(standing, fact))
 
 
 STRONG = frozenset({"post", "url"})

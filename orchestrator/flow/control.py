@@ -77,11 +77,11 @@ async def retry(rooms: Rooms, batch: Batch, *, classes: frozenset[str]) -> tuple
     still kept, and how many wait for another attempt. Raises ProviderAway where unsure ones cannot be looked for."""
     if batch.state in (BatchState.LOADING, BatchState.CANCELING):
         raise BadInput(f"batch {batch.id} is still {batch.state.value}: try again when that is over")
-    if "unsure" in classes:  # nobody may have looked since the batch ended: what is there is fetched, and not bought again
-        await look_for_all(rooms, batch.account)
+    found = await _found(rooms, batch) if "unsure" in classes else 0
     await learn_clock(rooms)
     kept_since = await provider_now(rooms, batch.account) - timedelta(seconds=rooms.tempo.retention_s)
     fetched, bought = await _never_set_going(rooms, batch)
+    fetched += found
     fetched += await rooms.ledger.refetch(batch.pk, classes=classes, after=kept_since)
     fetched += await rooms.ledger.rejoin(batch.pk, classes=classes)
     bought += await rooms.ledger.reopen_failed(batch.pk, classes=classes)
@@ -90,6 +90,14 @@ async def retry(rooms: Rooms, batch: Batch, *, classes: frozenset[str]) -> tuple
         if not await _set_going(rooms, batch, allowed=ended):  # it runs already
             await wake_all(rooms, batch)
     return fetched, bought
+
+
+async def _found(rooms: Rooms, batch: Batch) -> int:
+    """Nobody may have looked since the batch ended: what is there is fetched, and not bought again. How many rows of a batch that
+    goes on have taken what was found by that."""
+    before = (await rooms.ledger.counts(batch.pk)).by_state.get(ItemState.FAILED, 0)
+    await look_for_all(rooms, batch.account)
+    return max(0, before - (await rooms.ledger.counts(batch.pk)).by_state.get(ItemState.FAILED, 0))
 
 
 async def _never_set_going(rooms: Rooms, batch: Batch) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from orchestrator.core.prediction import TERMINAL
 from orchestrator.core.records import Fact, Wake
 from orchestrator.core.tempo import Tempo
 from orchestrator.flow.ending import wind_up
-from orchestrator.flow.listing import CLOCK_MARGIN_S, pages, permit
+from orchestrator.flow.listing import CLOCK_MARGIN_S, learn_clock, pages, permit, provider_now
 from orchestrator.flow.record import fact_of, news_of, record
 from orchestrator.flow.unsure import cancel_surplus, resolve_unsure
 
@@ -39,6 +39,7 @@ async def sweep(rooms: Rooms, account: str, lane: int = 0) -> list[Wake]:
 
 async def _look(rooms: Rooms, account: str) -> list[Wake]:
     now = rooms.clock.now()
+    await learn_clock(rooms)
     wakes = await _lapse(rooms, now)
     wakes += await _early(rooms, account, now)
     window = await rooms.ledger.open_window(account)
@@ -59,6 +60,7 @@ async def _look(rooms: Rooms, account: str) -> list[Wake]:
 async def _unsure_look(rooms: Rooms, account: str) -> list[Wake]:
     now, tempo = rooms.clock.now(), rooms.tempo
     await rooms.ledger.hold(Wake("sweep", account, UNSURE_LANE), until=now + timedelta(seconds=LONGEST_S))
+    await learn_clock(rooms)
     wakes = await _lapse(rooms, now)  # first: what a dead worker sent is unsure, before anything like it is taken for surplus
     wakes += await resolve_unsure(rooms, account, now)
     wakes += await cancel_surplus(rooms, account)
@@ -119,8 +121,8 @@ async def _stragglers(rooms: Rooms, account: str, window: OpenWindow, now: datet
     """Single GETs for what is out much longer than usual, each less and less often."""
     tempo = rooms.tempo
     age_s = max(tempo.straggler_min_s, 4 * window.median_s) if window.median_s else 10 * tempo.straggler_min_s
-    late = await rooms.ledger.stragglers(account, older_than=now - timedelta(seconds=age_s), now=now,
-                                         count=tempo.straggler_gets)
+    older_than = await provider_now(rooms, account) - timedelta(seconds=age_s)
+    late = await rooms.ledger.stragglers(account, older_than=older_than, now=now, count=tempo.straggler_gets)
     wakes: list[Wake] = []
     for attempt in late:
         await permit(rooms, account)
@@ -136,7 +138,7 @@ async def _ask(rooms: Rooms, attempt: OpenAttempt) -> list[Fact]:
         prediction = await rooms.predictions.get(attempt.prediction_id)
     except NotFound:  # intermittent 404s for valid ids have been reported; the next look decides, but not for ever
         age = rooms.clock.now() - attempt.created_at
-        return [Fact(Event.VANISHED, rooms.clock.now(), attempt.attempt_id, error=VANISHED, error_class="not_found")] \
+        return [Fact(Event.VANISHED, rooms.clock.now(), attempt.attempt_id, error=VANISHED, error_class="vanished")] \
             if age > UNKNOWN_FOR * timedelta(seconds=rooms.tempo.retention_s) else []
     except ProviderRefusal:
         return []

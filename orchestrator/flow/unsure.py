@@ -13,7 +13,7 @@ from orchestrator.core.lifecycle import Event
 from orchestrator.core.matching import Listing, Verdicts, doubts, resolve
 from orchestrator.core.ports import OpenAttempt, Rooms
 from orchestrator.core.records import Fact, Prediction, Wake
-from orchestrator.flow.listing import CLOCK_MARGIN_S, learn_clock, pages, permit
+from orchestrator.flow.listing import CLOCK_MARGIN_S, learn_clock, pages, permit, provider_now
 from orchestrator.flow.record import fact_of, record
 
 log = logging.getLogger("orchestrator.flow")
@@ -29,10 +29,12 @@ async def look_for_all(rooms: Rooms, account: str) -> None:
 
     Raises ProviderAway where the list could not be read to its end, or a doubt not be asked about: what was not seen may be
     there."""
-    is_whole, _ = await _looked(rooms, account, rooms.clock.now(), looks_at_all=True)
+    is_whole, wakes = await _looked(rooms, account, rooms.clock.now(), looks_at_all=True)
+    await rooms.ledger.schedule(wakes, now=rooms.clock.now())
     if not is_whole:
-        raise ProviderAway("the provider's list of predictions could not be read to its end, so a purchase that was given up may "
-                           "be there all the same; nothing is bought again. Try again when the provider answers")
+        raise ProviderAway("the provider's list of predictions could not be read to its end, or what it shows may be that of an "
+                           "equal row which is being bought just now: a purchase that was given up may be there all the same, so "
+                           "nothing is bought again. Try again in some minutes")
 
 
 async def _looked(rooms: Rooms, account: str, now: datetime, *, looks_at_all: bool) -> tuple[bool, list[Wake]]:
@@ -53,7 +55,7 @@ async def _looked(rooms: Rooms, account: str, now: datetime, *, looks_at_all: bo
         again_at = now + timedelta(seconds=rooms.tempo.unsure_confirm_s)
         await rooms.ledger.checked(verdicts.absent_once, next_check_at=again_at)
     await _look_later(rooms, gone, now)
-    is_whole = listing.complete and not listing.unasked and rooms.predictions.offset_s is not None
+    is_whole = (listing.complete and not listing.unasked and not verdicts.contested and rooms.predictions.offset_s is not None)
     return is_whole, await record(rooms, _facts(verdicts, now))
 
 
@@ -88,12 +90,19 @@ MOST_ASKED = 200  # in one look
 REMEMBERED = 10_000
 
 
+CLOCKS_AT_MOST = timedelta(days=1)  # how far those of two machines are apart
+
+
 async def _due(rooms: Rooms, account: str, unsure: Sequence[OpenAttempt], *, now: datetime,
                looks_at_all: bool) -> list[OpenAttempt]:
-    """What is gone and to be looked for now. While something is unsure only what its window shows anyway: what may be bought
-    again must not wait for an hour of pages."""
-    ahead = now + timedelta(seconds=rooms.tempo.retention_s) if looks_at_all else now
-    gone = await rooms.ledger.gone(account, since=now - timedelta(seconds=rooms.tempo.retention_s), now=ahead)
+    """What is gone and to be looked for now, as long as the provider keeps it by its own clock. While something is unsure only
+    what its window shows anyway: what may be bought again must not wait for an hour of pages."""
+    if looks_at_all:
+        await learn_clock(rooms)
+    kept_s = timedelta(seconds=rooms.tempo.retention_s)
+    since = await provider_now(rooms, account) - kept_s
+    found = await rooms.ledger.gone(account, since=now - kept_s - CLOCKS_AT_MOST, now=now + kept_s if looks_at_all else now)
+    gone = [attempt for attempt in found if attempt.created_at + timedelta(seconds=attempt.offset_s or 0.0) > since]
     if looks_at_all or not unsure:
         return gone
     oldest_at = min(attempt.created_at for attempt in unsure)

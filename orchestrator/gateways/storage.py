@@ -17,7 +17,7 @@ from typing import TypeVar
 from orchestrator.core.errors import OutputBroken
 from orchestrator.core.verify import Seen
 from orchestrator.gateways import stored
-from orchestrator.gateways.rows.durable import is_abandoned
+from orchestrator.gateways.rows.durable import remove_abandoned
 
 T = TypeVar("T")
 BLOCK_BYTES = 1024 * 1024  # what is gathered before a thread is asked to write it
@@ -306,7 +306,11 @@ def _sweep(root: Path, *, before_s: float) -> int:
     removed = 0
     for temp in chain(root.rglob(f"{_TEMP_PREFIX}*{_TEMP_SUFFIX}"), root.glob(f".*{_TEMP_SUFFIX}")):
         with suppress(OSError):
-            if temp.lstat().st_mtime < before_s and (temp.name.startswith(_TEMP_PREFIX) or is_abandoned(temp)):
+            if temp.lstat().st_mtime >= before_s:
+                continue
+            if temp.name.startswith(_TEMP_PREFIX):
                 temp.unlink()
-                removed += 1
+            elif not remove_abandoned(temp):
+                continue
+            removed += 1
     return removed

@@ -214,6 +214,33 @@ async def test_wakes_of_what_is_over(acts: Any) -> None:
     assert {w.key for w in await acts.ledger.take_due(now=at(99), hold_s=40)} == {"live", "acme"}
 
 
+async def test_a_verb_beside_a_tick(acts: Any, database: Database, ledger_url: str) -> None:
+    """A tick sweeps up after a batch that had ended, as somebody sets it going: it waits for the wakes, and must not take the new
+    ones for the old."""
+    if ledger_url.startswith("sqlite"):
+        pytest.skip("SQLite writes one at a time")
+    batch = await acts.loaded(1)
+    wake = Wake("submit", batch.id)
+    await acts.ledger.schedule([wake], now=NOW)
+    await _to(acts, batch, BatchState.FINISHED)
+    set_going, committed = asyncio.Event(), asyncio.Event()
+
+    async def slowly(connection: AsyncConnection) -> None:
+        await steering.steer(connection, batch.pk, to=BatchState.RUNNING, allowed=frozenset(BatchState), reason=None, now=at(1),
+                             wakes=[wake])
+        set_going.set()
+        await committed.wait()
+
+    going = asyncio.create_task(database.write(slowly))
+    await set_going.wait()
+    ticking = asyncio.create_task(acts.ledger.take_due(now=at(2), hold_s=40))
+    await asyncio.wait({ticking}, timeout=0.5)
+    committed.set()
+    await going
+    taken = await ticking
+    assert taken or await acts.ledger.take_due(now=at(3), hold_s=40)
+
+
 async def test_a_pause_keeps_its_reason(acts: Any) -> None:
     """A worker that notes why it waits does not talk over the reason of a pause."""
     batch = await acts.loaded(1)

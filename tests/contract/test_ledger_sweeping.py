@@ -56,6 +56,19 @@ async def test_stragglers(acts: Any) -> None:
     await acts.ledger.checked([], next_check_at=LATER)
 
 
+async def test_a_clock_set_back_beside_what_is_out(acts: Any) -> None:
+    """What was bought before the step has a later time of ours than what was bought after it, and an earlier one over there."""
+    batch = await acts.loaded(2)
+    await acts.claim(batch, 1, now=LATER)
+    await acts.claim(batch, 1, prefix="b", now=NOW + timedelta(seconds=60))
+    new = acts.answered("b0", "p1")
+    new = new._replace(prediction=new.prediction._replace(created_at=NOW + timedelta(seconds=60)))
+    await acts.tell(acts.answered("a0", "p0"), new)
+    assert (await acts.ledger.open_window("acme")).oldest_created_at == NOW
+    late = await acts.ledger.stragglers("acme", older_than=NOW + timedelta(seconds=1), now=LATER, count=9)
+    assert [attempt.attempt_id for attempt in late] == ["a0"]
+
+
 async def test_unsure_and_being_sent(acts: Any) -> None:
     """Attempts in doubt and attempts in the air are told apart, oldest first, whatever their batch, and of one account."""
     one, two = await acts.loaded(3, "one"), await acts.loaded(3, "two")

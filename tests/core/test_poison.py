@@ -23,12 +23,18 @@ def standing(attempt: AttemptState, item: ItemState, *, deaths: int) -> Standing
     (Event.NOT_SENT, None, None), (Event.ABSENT, None, None), (Event.GIVEN_UP, None, None)])
 def test_what_counts_as_a_death(event: Event, via: str | None, expected: int | None):
     """Only a lease that ran out; any word about the row proves that its holder lived, and a hand-back says nothing."""
-    assert deaths_after(2, Fact(event, NOW, "a1", via=via)) == expected
+    assert deaths_after(standing(AttemptState.OPEN, ItemState.CLAIMED, deaths=2), Fact(event, NOW, "a1", via=via)) == expected
+
+
+def test_a_death_that_was_none():
+    """A lease ran out on a slow machine, and then its holder says that nothing was sent."""
+    held = standing(AttemptState.UNSURE, ItemState.UNSURE, deaths=2)
+    assert deaths_after(held, Fact(Event.NOT_SENT, NOW, "a1")) == 1
 
 
 def test_nothing_is_written_for_a_row_without_deaths():
     """Nearly all rows: their update sets no further column."""
-    assert deaths_after(0, Fact(Event.ANSWERED, NOW, "a1")) is None
+    assert deaths_after(standing(AttemptState.OPEN, ItemState.CLAIMED, deaths=0), Fact(Event.ANSWERED, NOW, "a1")) is None
 
 
 def test_set_aside_only_where_it_was_never_bought():

@@ -323,6 +323,22 @@ async def test_a_failed_row_gives_back_what_is_not_its_own(stage: Stage, state: 
     assert await stage.states(batch) == {"failed": 1, "running": 1}
 
 
+async def test_a_doubt_whose_row_has_failed_has_an_end(stage: Stage):
+    """Given back what was not its own, the attempt of a failed row was in doubt for ever, and each look reached back to it."""
+    batch = await loaded(stage, EQUAL_ROWS, rows=2)
+    loss = Loss(stage, batch)
+    await loss.claim("a")
+    await loss.lost("a")
+    prediction = loss.made(await loss.claim("b"))
+    await loss.given_up("a")
+    await loss.ended(BatchState.FINISHED)
+    await record(loss.rooms, [loss.adoption("a", prediction), loss.answer("b", prediction)])
+    assert len(await loss.rooms.ledger.unsure(batch.account)) == 1
+    await loss.look(1, times=20, every_s=60)
+    assert await loss.rooms.ledger.unsure(batch.account) == []
+    assert await stage.states(batch) == {"failed": 1, "running": 1}
+
+
 async def test_a_prediction_that_nobody_knows_any_more(stage: Stage):
     """Neither the list nor a GET knows a prediction that was running: asked about for ever, its row and its batch would never
     end. One 404 says little, so within the hour nothing is decided."""
@@ -336,7 +352,7 @@ async def test_a_prediction_that_nobody_knows_any_more(stage: Stage):
     assert await stage.states(batch) == {"running": 1}
     await loss.look(0, 1, times=20, every_s=3600)
     assert await stage.states(batch) == {"failed": 1}
-    assert await loss.classes() == ["not_found"]
+    assert await loss.classes() == ["vanished"]
     assert loss.shelf.asked == [prediction.id] * 3
     assert not await loss.rooms.ledger.unsettled(batch.pk)
 
@@ -450,6 +466,44 @@ async def test_retry_that_cannot_look_buys_nothing(stage: Stage, fault: str):
     loss.shelf.failure, loss.shelf.is_listed = None, True
     assert await retry(loss.rooms, ended, classes=frozenset({"unsure"})) == (1, 0)
     assert await loss.owned("a") == {"a": bought.id}
+
+
+@pytest.mark.parametrize("later_s", [5, 900])
+async def test_retry_beside_an_equal_row_that_is_being_bought(stage: Stage, later_s: int):
+    """Of two equal rows one is being sent, the other was given up: what is there is the latter's, unless it was created in the
+    time of the former; then nobody can say, and nothing is bought again."""
+    batch = await loaded(stage, EQUAL_ROWS, rows=2)
+    loss = Loss(stage, batch)
+    claim = await loss.claim("a")
+    await loss.lost("a")
+    bought = loss.succeeded(claim)
+    await loss.given_up("a")
+    loss.clock.advance(later_s)
+    await loss.claim("b")
+    loss.clock.advance(155)
+    ask = retry(loss.rooms, batch, classes=frozenset({"unsure"}))
+    if later_s == 900:
+        assert await ask == (1, 0)  # by the look itself, as the batch goes on
+    else:
+        with pytest.raises(ProviderAway, match="equal row"):
+            await ask
+    assert (await loss.owned("a"))["a"] == (bought.id if later_s == 900 else None)
+    assert await stage.states(batch) == ({"claimed": 1, "collecting": 1} if later_s == 900 else {"claimed": 1, "failed": 1})
+
+
+@pytest.mark.parametrize("fast_s", [0, 3700])
+async def test_retry_on_a_machine_that_is_fast(stage: Stage, fast_s: int):
+    """By its clock the hour in which lost purchases are looked for was over: nothing was looked for, and the row bought again."""
+    batch = await stage.load(1)
+    loss = Loss(stage, batch)
+    claim = await loss.claim("a")
+    await loss.lost("a")
+    loss.succeeded(claim)
+    await loss.given_up("a")
+    ended = await loss.ended(BatchState.FINISHED)
+    loss.clock.advance(900 + fast_s)
+    loss.shelf.offset_s = float(-fast_s)
+    assert await retry(loss.rooms, ended, classes=frozenset({"unsure"})) == (1, 0)
 
 
 async def test_retry_as_it_is_typed(stage: Stage):

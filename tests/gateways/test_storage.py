@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.errors import OutputBroken
+from orchestrator.gateways.rows.durable import DurableFile
 from orchestrator.gateways.storage import BLOCK_BYTES, LocalFolder
 
 BIG = bytes(range(256)) * (BLOCK_BYTES // 64)  # four blocks
@@ -175,3 +176,27 @@ async def test_clean_removes_documents_that_were_never_finished(tmp_path: Path) 
         (tmp_path / name).touch()
     assert await LocalFolder(tmp_path).clean(older_than_s=-1) == 2
     assert everything(tmp_path) == [".mine.part", "results.parquet"]
+
+
+async def test_clean_leaves_documents_that_somebody_writes(tmp_path: Path) -> None:
+    """Two who write results at once took each other's away."""
+    with DurableFile(tmp_path / "results.parquet") as file:
+        file.write(b"rows")
+        assert await LocalFolder(tmp_path).clean(older_than_s=-1) == 0
+    assert everything(tmp_path) == ["results.parquet"]
+
+
+async def test_documents_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems have none: documents are written all the same, and what is left half-written goes by age."""
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with DurableFile(tmp_path / "results.parquet") as file:
+        file.write(b"rows")
+        assert await LocalFolder(tmp_path).clean(older_than_s=-1) == 0
+    old = tmp_path / ".results.parquet.0123abcd.part"
+    old.touch()
+    os.utime(old, (old.stat().st_mtime - 7200,) * 2)
+    assert await LocalFolder(tmp_path).clean(older_than_s=-1) == 1
+    assert everything(tmp_path) == ["results.parquet"]

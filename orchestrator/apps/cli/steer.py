@@ -51,6 +51,7 @@ async def resume(name: str) -> Ending:
     """Resume one batch."""
     async with _batch(name) as (rooms, batch):
         if not await control.resume(rooms, batch):
+            await control.wake_all(rooms, batch)  # should nobody have been called for it
             raise BadInput(f"batch {batch.id} is {batch.state.value}: only a paused or canceled one can be resumed")
     return Ending(Exit.DONE, {"batch": batch.id, "state": "running"},
                   (f"{batch.id} goes on wherever it is being run; if nothing runs it: {again(batch)}",))
@@ -124,7 +125,7 @@ async def retry(name: str, *, classes: frozenset[str]) -> Ending:
 
 
 _WHY_NAMED = {"invalid_input": "were refused for their input", "unsure": "may have been bought already",
-              "expired": "were paid for once"}
+              "expired": "were paid for once", "vanished": "ran, and may have been paid for"}
 
 
 async def _left_out(rooms: Rooms, batch: Batch) -> list[str]:

@@ -15,8 +15,8 @@ from orchestrator.gateways.ledger.tables import AGAIN_AT, FRESH_AT, PENDING, SUR
 from orchestrator.gateways.ledger.views import counts
 
 STEP_ROWS = 5000
-# Reopening these needs them named: the first cannot be bought at all, the second may have been bought, the third was.
-NOT_BY_DEFAULT = ("invalid_input", "unsure", "expired")
+# Reopening these needs them named: the first cannot be bought at all, the second may have been bought, the others were.
+NOT_BY_DEFAULT = ("invalid_input", "unsure", "expired", "vanished")
 _MOVING = [state.value for state in (ItemState.CLAIMED, ItemState.UNSURE, ItemState.RUNNING, ItemState.COLLECTING)]
 
 
@@ -106,11 +106,16 @@ async def unsettled(connection: AsyncConnection, batch_pk: int) -> bool:
 async def steer(connection: AsyncConnection, batch_pk: int, *, to: BatchState, allowed: frozenset[BatchState],
                 reason: str | None, now: datetime, wakes: Sequence[Wake]) -> bool:
     """A guarded move of the batch, and its wakes in the same transaction: a batch set going that nobody is called for would
-    stand still for ever."""
+    stand still for ever. Wakes from before are replaced, not moved: a tick that was about to sweep them up, as the batch had
+    ended, waits for their rows, and on PostgreSQL would go on to delete what they have become."""
     moved = await set_state(connection, batch_pk, to=to, allowed=allowed, reason=reason, now=now)
-    if moved:
+    if moved and wakes:
+        await connection.execute(delete(work).where(work.c.key.in_({wake.key for wake in wakes}), not_(_IS_REWRITE)))
         await schedule(connection, wakes, now=now, force=True)
     return moved
+
+
+_IS_REWRITE = and_(work.c.station == "report", work.c.lane == REWRITE_LANE)
 
 
 async def end(connection: AsyncConnection, batch_pk: int, *, to: BatchState, of: BatchState, reason: str | None,
@@ -182,7 +187,7 @@ _HOLD = (update(work)
 
 
 _SWEEP = delete(work).where(
-    work.c.due_at <= bindparam("b_now"), not_(and_(work.c.station == "report", work.c.lane == REWRITE_LANE)),
+    work.c.due_at <= bindparam("b_now"), not_(_IS_REWRITE),
     exists().where(batches.c.id == work.c.key, batches.c.state.in_([BatchState.FINISHED.value, BatchState.CANCELED.value])))
 
 

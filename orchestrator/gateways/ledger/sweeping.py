@@ -37,6 +37,11 @@ def _ahead(ours_s: float | None, theirs_s: float | None) -> timedelta:
     return timedelta(seconds=0.0 if ours_s is None or theirs_s is None else ours_s - theirs_s)
 
 
+# By the provider's clock where it said so. By our own, the oldest one out was a new one after a clock had been set back, and
+# what had been bought before was not looked for.
+_CREATED_AT = func.coalesce(attempts.c.provider_created_at, attempts.c.created_at)
+
+
 async def open_window(connection: AsyncConnection, account: str) -> OpenWindow:
     """How much is out, since when, and how long the latest ones took."""
     mine = (_IS_ALIVE, attempts.c.account == account)
@@ -44,9 +49,7 @@ async def open_window(connection: AsyncConnection, account: str) -> OpenWindow:
         select(attempts.c.state, func.count().label("many")).where(*mine).group_by(attempts.c.state))
     counts = {row.state: int(row.many) for row in states}
     oldest = (await connection.execute(
-        select(func.coalesce(attempts.c.provider_created_at, attempts.c.created_at))
-        .where(*mine, attempts.c.state == _RUNNING, attempts.c.next_check_at.is_(None))
-        .order_by(attempts.c.created_at).limit(1))).scalar()
+        select(func.min(_CREATED_AT)).where(*mine, attempts.c.state == _RUNNING, attempts.c.next_check_at.is_(None)))).scalar()
     ended = await connection.execute(
         select(attempts.c.completed_at, attempts.c.provider_created_at)
         .where(attempts.c.account == account, attempts.c.completed_at.is_not(None))
@@ -57,10 +60,10 @@ async def open_window(connection: AsyncConnection, account: str) -> OpenWindow:
 
 async def stragglers(connection: AsyncConnection, account: str, *, older_than: datetime, now: datetime,
                      count: int) -> list[OpenAttempt]:
-    """Running attempts that have been out for long, those asked about longest ago first."""
+    """Running attempts that have been out since before `older_than`, by the provider's clock; the oldest first."""
     due = or_(attempts.c.next_check_at.is_(None), attempts.c.next_check_at <= now)
     query = _open_attempts().where(_IS_ALIVE, attempts.c.account == account, attempts.c.state == _RUNNING,
-                                   attempts.c.created_at < older_than, due)
+                                   older_than > _CREATED_AT, due)
     rows = await connection.execute(query.order_by(attempts.c.created_at, attempts.c.id).limit(count))
     return [_open_attempt(row) for row in rows]
 

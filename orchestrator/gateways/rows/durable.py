@@ -1,11 +1,12 @@
 """Files that appear whole or not at all, and are on the disk when they do."""
 
+import errno
 import fcntl
 import json
 import os
 import re
 import secrets
-from contextlib import suppress
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -13,16 +14,35 @@ from typing import Any, BinaryIO, Self
 _PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 
 
-def is_abandoned(path: Path) -> bool:
-    """Whether this is a hidden name as `DurableFile` gives them, of a file that nobody is writing any more. Raises OSError.
+def remove_abandoned(path: Path) -> bool:
+    """Remove a hidden file as `DurableFile` names them, if nobody is writing it any more. Raises OSError, also if somebody is.
 
-    Who writes holds a lock on it, which ends with its process: two who swept by age took each other's files away for ever."""
+    Who writes holds a lock on it, which ends with its process: two who swept by age took each other's files away for ever. On a
+    file system without locks age is all there is."""
     if _PART.fullmatch(path.name) is None:
         return False
-    with path.open("rb") as file, suppress(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
+    with path.open("r+b") as file:
+        if not _locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB) and time.time() - os.fstat(file.fileno()).st_mtime < UNLOCKED_S:
+            return False
+        path.unlink()  # while it is locked: who waits for the lock sees that the file has gone
+    return True
+
+
+def _locked(file: BinaryIO, how: int) -> bool:
+    """Whether the lock was given; False as well where the file system has none."""
+    try:
+        fcntl.flock(file, how)
+    except OSError as error:
+        if isinstance(error, BlockingIOError):
+            raise
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True
+
+
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
+UNLOCKED_S = 1800.0  # nobody writes one document for longer
 
 
 class DurableFile:
@@ -42,7 +62,7 @@ class DurableFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             self._file = self._part.open("xb")
-            fcntl.flock(self._file, fcntl.LOCK_EX)
+            _locked(self._file, fcntl.LOCK_EX)
             if os.fstat(self._file.fileno()).st_nlink:
                 return self._file
             self._file.close()  # taken for abandoned before it was locked
