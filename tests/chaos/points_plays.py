@@ -153,9 +153,10 @@ def _under(faults: dict[str, Any]) -> Callable[[Stage], None]:
 
 
 def credit(stage: Stage) -> None:
-    """The account runs dry after ten rows; with more credit the same command goes on."""
+    """The account runs dry after three rows (an account with little credit buys six a minute); with more credit the same command
+    goes on."""
     stage.desk.job(JOB, rows=ROWS)
-    stage.desk.provider.put("credit", {"usd": "0.03"})
+    stage.desk.provider.put("credit", {"usd": "0.009"})
     stage.ended(stage.insist(*BUY), 3)
     stage.desk.provider.put("credit", {"usd": None})
     stage.whole(stage.desk(*BUY))
