@@ -65,8 +65,8 @@ RECONCILE = [
     *_cases("reset", "worker everything", "ledger.checked:before ledger.checked:after ledger.move(absent):before "
             "ledger.move(absent):after"),
     Case("run", ("worker predictions.create:after:3", "worker ledger.move(answer_lost):before:1")),
-    Case("run", ("worker predictions.create:after:3", "command sql.release_leases:before:1")),
-    Case("run", ("worker predictions.create:after:3", "command ledger.release_holds:after:1")),
+    Case("run", ("everything predictions.create:after:3", "command sql.release_leases:before:1")),
+    Case("run", ("everything predictions.create:after:3", "command ledger.release_holds:after:1")),
 ]
 COLLECT = [
     *_cases("run", "worker everything", """
