@@ -2,23 +2,27 @@
 
 All times are whole microseconds on one clock. A bucket is one number, its *theoretical arrival time* (TAT): the moment
 at which it will be full again. One permit moves it by one interval; a permit may be used as soon as it lies no further
-than `burst` intervals ahead. The Lua script beside `gateways/limiter.py` computes the same with the same names; one
-contract suite holds both to it.
+than `burst` intervals ahead. `gateways/limiter/reserve.lua` computes the same with the same names; one contract suite
+holds both to it.
 
 What is kept, whatever is asked and in whatever order: no window of 60 s holds more than per_minute + burst permits.
 A bucket that nobody remembers counts as emptied by permits reserved up to the horizon, so forgetting never grants more.
+What the provider says (`core/heeding.py`) can only make a bucket slower.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from orchestrator.core.ports import Budget, Grant
+from orchestrator.core.permits import Budget, Grant
 
 MICROSECONDS = 1_000_000
 MINUTE_US = 60 * MICROSECONDS
 HORIZON_S = 0.5  # a permit reserved by a worker that dies is lost, so nobody reserves further ahead
 LIMIT_REASON = "limit"
+LOW_CREDIT_US = 10 * MICROSECONDS  # Replicate docs, rate limits: 6 per minute and no burst while credit is low
+BREAKS_AFTER = 5  # purchases in a row without a word: a single lost answer is nothing, this is an outage
+PROBED_FOR_S = 35.0  # for so long a probe is waited for: a little longer than its request can take
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,12 @@ class Bucket:
     tat_us: int | None = None
     until_us: int = 0
     reason: str = ""
+    served: int = 0  # permits granted so far: the serial number of the last
+    steered: int = 0  # permits up to this serial were granted before the provider's last word was heeded
+    full: int = 0  # the most permits that the provider ever said were left
+    slow_us: int = 0  # the interval that the provider's words brought about; 0: the budget's own
+    low_until_us: int = 0  # low on credit until then, unless the provider says otherwise before
+    missed: int = 0  # purchases in a row of which nothing was heard
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,13 @@ def rate_of(budget: Budget) -> Rate:
     if not (per_minute > 0 and math.isfinite(per_minute)):
         return Rate(0, 1)
     return Rate(max(1, math.ceil(MINUTE_US / per_minute)), max(1, budget.burst))
+
+
+def effective(rate: Rate, bucket: Bucket, *, now_us: int) -> Rate:
+    """The rate at which a bucket is spent now: its own, or the slower one that the provider's words brought about."""
+    if bucket.low_until_us > now_us:
+        return Rate(max(rate.interval_us, LOW_CREDIT_US), 1)
+    return Rate(max(rate.interval_us, bucket.slow_us), rate.burst)
 
 
 def standing_tat(bucket: Bucket, rate: Rate, *, now_us: int, horizon_us: int) -> int:
@@ -68,10 +85,15 @@ class Reservation:
     every_us: int
     reason: str | None
     buckets: tuple[Bucket, ...]
+    shared_us: int = 0  # the interval at which the first bucket is spent; 0: without a limit
+    is_low_credit: bool = False
+    is_probe: bool = False
 
     def grant(self) -> Grant:
         """The same in seconds, as the port says it."""
-        return Grant(self.count, self.first_in_us / MICROSECONDS, self.every_us / MICROSECONDS, self.reason)
+        return Grant(self.count, self.first_in_us / MICROSECONDS, self.every_us / MICROSECONDS, self.reason,
+                     self.buckets[0].served, MINUTE_US / self.shared_us if self.shared_us else 0.0, self.is_low_credit,
+                     self.is_probe)
 
 
 def reserve(rates: Sequence[Rate], buckets: Sequence[Bucket], *, count: int, now_us: int,
@@ -79,20 +101,42 @@ def reserve(rates: Sequence[Rate], buckets: Sequence[Bucket], *, count: int, now
     """Up to `count` permits that every budget allows, evenly spaced, none beyond the horizon.
 
     Count 0: come back in `first_in_us`. That is the end of the longest pause, or the moment when what was asked for, or
-    half a horizon of it, is within the horizon: several permits for one call, and none of them due already."""
-    paused = max(buckets, key=lambda bucket: bucket.until_us, default=Bucket())
+    half a horizon of it, is within the horizon: several permits for one call, and none of them due already.
+    Where purchases of the first budget were not heard of, one permit is given, and then a pause until it was."""
+    rates = [effective(rate, bucket, now_us=now_us) for rate, bucket in zip(rates, buckets, strict=True)]
+    shared_us, is_low = rates[0].interval_us, buckets[0].low_until_us > now_us
+    paused = max(buckets, key=lambda bucket: bucket.until_us)
     if paused.until_us > now_us:
-        return Reservation(0, paused.until_us - now_us, 0, paused.reason, tuple(buckets))
+        return Reservation(0, paused.until_us - now_us, 0, paused.reason, tuple(buckets), shared_us, is_low)
+    is_probe = buckets[0].missed >= BREAKS_AFTER
     limited = [(rate, standing_tat(bucket, rate, now_us=now_us, horizon_us=horizon_us))
                for rate, bucket in zip(rates, buckets, strict=True) if rate.interval_us]
     first_us = max([now_us, *(tat - (rate.burst - 1) * rate.interval_us for rate, tat in limited)])
-    room_us = now_us + horizon_us - first_us
-    granted, every_us = (0, 0) if room_us < 0 or count < 1 else _spread(limited, count, first_us, room_us)
-    remembered = _remember(rates, buckets, [_advance(rate, tat, granted, first_us, every_us) for rate, tat in limited])
+    room_us, wanted = now_us + horizon_us - first_us, min(count, 1) if is_probe else count
+    granted, every_us = (0, 0) if room_us < 0 or wanted < 1 else _spread(limited, wanted, first_us, room_us)
+    tats = [_advance(rate, tat, granted, first_us, every_us) for rate, tat in limited]
+    remembered = _remember(rates, buckets, tats, granted)
     if granted:
-        return Reservation(granted, first_us - now_us, every_us, None, remembered)
-    gather_us = min(horizon_us // 2, max(0, count - 1) * max((rate.interval_us for rate, _ in limited), default=0))
-    return Reservation(0, max(0, gather_us - room_us), 0, LIMIT_REASON, remembered)
+        if is_probe:
+            remembered = (replace(remembered[0], until_us=first_us + int(PROBED_FOR_S * MICROSECONDS)), *remembered[1:])
+        return Reservation(granted, first_us - now_us, every_us, None, remembered, shared_us, is_low, is_probe)
+    gather_us = min(horizon_us // 2, max(0, wanted - 1) * max((rate.interval_us for rate, _ in limited), default=0))
+    return Reservation(0, max(0, gather_us - room_us), 0, LIMIT_REASON, remembered, shared_us, is_low)
+
+
+def most(rates: Sequence[Rate], buckets: Sequence[Bucket], *, now_us: int, horizon_us: int) -> int | None:
+    """How many permits all of these would give by the horizon, if they were the only ones; None: as many as wanted."""
+    least: int | None = None
+    for bucket, own in zip(buckets, rates, strict=True):
+        rate = effective(own, bucket, now_us=now_us)
+        if bucket.until_us > now_us:
+            return 0
+        if rate.interval_us:
+            tat = standing_tat(bucket, rate, now_us=now_us, horizon_us=horizon_us)
+            room_us = now_us + horizon_us - (max(tat, now_us) - (rate.burst - 1) * rate.interval_us)
+            few = max(0, 1 + room_us // rate.interval_us)
+            least = few if least is None else min(least, few)
+    return least
 
 
 def _spread(limited: Sequence[tuple[Rate, int]], count: int, first_us: int, room_us: int) -> tuple[int, int]:
@@ -115,14 +159,17 @@ def _advance(rate: Rate, tat: int, granted: int, first_us: int, every_us: int) -
     return max(max(tat, first_us) + granted * rate.interval_us, last_us + rate.interval_us)
 
 
-def _remember(rates: Sequence[Rate], buckets: Sequence[Bucket], tats: Sequence[int]) -> tuple[Bucket, ...]:
+def _remember(rates: Sequence[Rate], buckets: Sequence[Bucket], tats: Sequence[int], granted: int) -> tuple[Bucket, ...]:
+    """What is new is remembered at once, or its wait would never end; else only what was given."""
     moved = iter(tats)
-    return tuple(Bucket(next(moved), bucket.until_us, bucket.reason) if rate.interval_us else bucket
-                 for rate, bucket in zip(rates, buckets, strict=True))
+    after = [next(moved) if rate.interval_us else bucket.tat_us for rate, bucket in zip(rates, buckets, strict=True)]
+    return tuple(replace(bucket, tat_us=tat if granted or bucket.tat_us is None else bucket.tat_us,
+                         served=bucket.served + granted)
+                 for bucket, tat in zip(buckets, after, strict=True))
 
 
 def longer_pause(bucket: Bucket, *, now_us: int, for_us: int, reason: str) -> Bucket:
     """The bucket, paused for so long from now on; a pause that already lasts longer stands, reason and all."""
     if now_us + for_us <= bucket.until_us:
         return bucket
-    return Bucket(bucket.tat_us, now_us + for_us, reason)
+    return replace(bucket, until_us=now_us + for_us, reason=reason)

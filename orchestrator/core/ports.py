@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from orchestrator.core.lifecycle import BatchState
+from orchestrator.core.permits import Budget, Flow, Grant, Heard
 from orchestrator.core.records import (
     Batch,
     Change,
@@ -118,37 +119,25 @@ class Predictions(Protocol):
         Raises Throttled, Unreachable, TokenRefused."""
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """One rate to be kept: at most `per_minute` in the long run, `burst` at once."""
-
-    key: str
-    per_minute: float
-    burst: int
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """Permits: `count` of them, the first usable in `first_in_s`, then one every `every_s`. Count 0: come back in
-    `first_in_s`, because of `reason`."""
-
-    count: int
-    first_in_s: float
-    every_s: float
-    reason: str | None = None  # limit, or what the pause was given for
-
-
 class Limiter(Protocol):
-    """One rate for everybody who shares the account, on one clock."""
+    """One rate for everybody who shares the account, on one clock. Every call raises Unreachable where that cannot be asked."""
 
-    async def reserve(self, budgets: Sequence[Budget], *, count: int) -> Grant:
-        """Up to `count` permits from all budgets at once, none further than half a second ahead. Raises Unreachable."""
+    async def reserve(self, budgets: Sequence[Budget], *, count: int, flow: Flow | None = None) -> Grant:
+        """Up to `count` permits from all budgets at once, none further than half a second ahead.
+
+        `flow`: who asks, where the first budget is shared by weight."""
+
+    async def hear(self, budget: Budget, heard: Heard) -> None:
+        """What the provider's answers tell of this budget, or that it does not answer."""
+
+    async def throttle(self, budget: Budget, *, serial: int, seconds: float, reason: str, is_low_credit: bool) -> None:
+        """The provider refused a request of this budget for being too fast: nobody sends for so long, and then slower."""
 
     async def pause(self, key: str, *, seconds: float, reason: str) -> None:
-        """Nobody gets a permit of this budget for so long (a longer pause already set stands). Raises Unreachable."""
+        """Nobody gets a permit of this budget for so long (a longer pause already set stands)."""
 
     async def paused(self, key: str) -> tuple[float, str] | None:
-        """Seconds left and reason, or None. Raises Unreachable."""
+        """Seconds left and reason, or None."""
 
 
 class Queue(Protocol):

@@ -6,7 +6,8 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 
 from orchestrator.core.errors import OrchestratorError
-from orchestrator.core.ports import Budget, Rooms
+from orchestrator.core.permits import Budget
+from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Prediction
 
 CLOCK_ANSWER_S = 5.0  # for how long the provider is waited for that is asked for the time only

@@ -11,7 +11,8 @@ from orchestrator.core.cost import Pricing, to_units
 from orchestrator.core.errors import Unreachable
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event
-from orchestrator.core.ports import Budget, ClaimTerms, CreateAnswer, Grant, Proof, Rooms
+from orchestrator.core.permits import Budget, Grant
+from orchestrator.core.ports import ClaimTerms, CreateAnswer, Proof, Rooms
 from orchestrator.core.records import Batch, Claim, Fact, Wake
 from orchestrator.core.refusals import Kind, is_low_credit, judge
 from orchestrator.flow.listing import learn_clock

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from orchestrator.core import heeding
 from orchestrator.core.errors import Unreachable
 from orchestrator.core.pacing import HORIZON_S, MICROSECONDS, Bucket, longer_pause, rate_of, reserve
-from orchestrator.core.ports import Budget, Clock, Grant
+from orchestrator.core.permits import Budget, Flow, Grant, Heard
+from orchestrator.core.ports import Clock
 from orchestrator.core.records import Wake
+from orchestrator.core.turns import Turn, reserve_in_turn
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -63,35 +66,57 @@ class MemoryLimiter:
         self._clock = clock
         self._horizon_us = round(horizon_s * MICROSECONDS)
         self._buckets: dict[str, Bucket] = {}
+        self._turns: dict[str, dict[str, Turn]] = {}
         self.away = False
 
-    async def reserve(self, budgets: Sequence[Budget], *, count: int) -> Grant:
+    async def reserve(self, budgets: Sequence[Budget], *, count: int, flow: Flow | None = None) -> Grant:
         """As the port says."""
-        now_us = self._now_us()
-        answer = reserve([rate_of(budget) for budget in budgets],
-                         [self._buckets.get(budget.key, Bucket()) for budget in budgets],
-                         count=count, now_us=now_us, horizon_us=self._horizon_us)
+        now_us, rates = self._now_us(), [rate_of(budget) for budget in budgets]
+        buckets = [self._bucket(budget.key) for budget in budgets]
+        if flow is None:
+            answer = reserve(rates, buckets, count=count, now_us=now_us, horizon_us=self._horizon_us)
+        else:
+            turns = self._turns.setdefault(budgets[0].key, {})
+            shared = reserve_in_turn(rates, buckets, turns, flow, count=count, now_us=now_us, horizon_us=self._horizon_us)
+            answer, turns[flow.key] = shared.reservation, shared.turn
         self._buckets.update(zip((budget.key for budget in budgets), answer.buckets, strict=True))
         return answer.grant()
 
+    async def hear(self, budget: Budget, heard: Heard) -> None:
+        """As the port says."""
+        self._buckets[budget.key] = heeding.heard(self._bucket(budget.key), rate_of(budget), heard, now_us=self._now_us())
+
+    async def throttle(self, budget: Budget, *, serial: int, seconds: float, reason: str, is_low_credit: bool) -> None:
+        """As the port says."""
+        self._buckets[budget.key] = heeding.throttled(
+            self._bucket(budget.key), rate_of(budget), serial=serial, for_us=_microseconds(seconds), reason=reason,
+            is_low_credit=is_low_credit, now_us=self._now_us())
+
     async def pause(self, key: str, *, seconds: float, reason: str) -> None:
         """As the port says."""
-        self._buckets[key] = longer_pause(self._buckets.get(key, Bucket()), now_us=self._now_us(),
-                                          for_us=max(0, round(seconds * MICROSECONDS)), reason=reason)
+        self._buckets[key] = longer_pause(self._bucket(key), now_us=self._now_us(), for_us=_microseconds(seconds), reason=reason)
 
     async def paused(self, key: str) -> tuple[float, str] | None:
         """As the port says."""
-        left_us = (bucket := self._buckets.get(key, Bucket())).until_us - self._now_us()
+        left_us = (bucket := self._bucket(key)).until_us - self._now_us()
         return (left_us / MICROSECONDS, bucket.reason) if left_us > 0 else None
 
     def flush(self) -> None:
         """Forget everything, as FLUSHALL would."""
         self._buckets.clear()
+        self._turns.clear()
+
+    def _bucket(self, key: str) -> Bucket:
+        return self._buckets.get(key, Bucket())
 
     def _now_us(self) -> int:
         if self.away:
             raise Unreachable("the limiter was told to be away")
         return round(self._clock.boottime() * MICROSECONDS)
+
+
+def _microseconds(seconds: float) -> int:
+    return max(0, round(seconds * MICROSECONDS))
 
 
 class MemoryQueue:

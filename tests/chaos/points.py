@@ -151,5 +151,7 @@ NO_POINT = {
     "storage.clean": "takes away what nobody needs: undone, the next report or run does it",
     "ledger.hasten": "one write, made again by whoever sees the clock set back",
     "ledger.dismiss": "the wake stays, and the documents of an ended batch are written once more",
+    "limiter.hear": "what the provider says of its limits: undone, its next answer says it again",
+    "limiter.throttle": "a pause: undone, whoever sends next is told again",
     "ledger.hold_slot": "a lease made longer: to die there is to die after claim_slot",
 }

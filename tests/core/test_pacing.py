@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core.pacing import MICROSECONDS, MINUTE_US, Bucket, Rate, longer_pause, rate_of, reserve
-from orchestrator.core.ports import Budget
+from orchestrator.core.permits import Budget
 
 SECOND = MICROSECONDS
 TEN_A_SECOND = Rate(100_000, 10)
@@ -65,11 +65,11 @@ def test_the_tightest_budget_decides() -> None:
 
 
 def test_no_limit() -> None:
-    """A rate of zero, below zero or infinite grants all at once and remembers nothing."""
+    """A rate of zero, below zero or infinite grants all at once and remembers no time."""
     for per_minute in (0, -1, math.inf, math.nan):
         rate = rate_of(Budget("x", per_minute, 1))
         answer = reserve([rate], [Bucket()], count=777, now_us=5)
-        assert (answer.count, answer.first_in_us, answer.every_us, answer.buckets) == (777, 0, 0, (Bucket(),))
+        assert (answer.count, answer.first_in_us, answer.every_us, answer.buckets) == (777, 0, 0, (Bucket(served=777),))
 
 
 def test_interval_is_rounded_up() -> None:

@@ -1,12 +1,13 @@
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from orchestrator.core.errors import Unreachable
-from orchestrator.core.ports import Budget
+from orchestrator.core.permits import Budget, Flow, Heard
+from orchestrator.core.ports import Limiter
 from orchestrator.gateways.limiter import RedisLimiter, redis_client, redis_place
 from orchestrator.gateways.local import private_redis
 from orchestrator.gateways.testing import HandClock, MemoryLimiter
@@ -19,27 +20,47 @@ async def redis_url(tmp_path: Path) -> AsyncIterator[str]:
         yield redis.url
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(12))
 async def test_script_and_model_agree(redis_url: str, seed: int) -> None:
-    """Script and model give the same answer to every question, over random rates, waits, pauses and flushes."""
+    """Scripts and model give the same answer to every question, over random rates, waits, pauses, flushes, turns, and
+    whatever the provider says."""
     dice, clock = random.Random(seed), HandClock()
     clock.advance(1_700_000_000)  # as large as a real clock's number
     model, real = MemoryLimiter(clock), RedisLimiter(redis_url, clock_us=clock.boottime_us)
     client = redis_client(redis_url)
-    budgets = [Budget("a", dice.choice([6, 7, 600, 971.3]), dice.randint(1, 12)),
+    budgets = [Budget("a", dice.choice([6, 7, 600, 971.3, 30_000]), dice.randint(1, 12)),
                Budget("b", dice.choice([600, 3000, 7001]), dice.randint(1, 40)), Budget("c", 0, 1)]
-    for _ in range(300):
+    flows = [None, Flow("x", 50), Flow("y", 90), Flow("z", 1)]
+    for _ in range(400):
         clock.advance(dice.choice([0, 0.05, 0.3, 1.0, dice.uniform(0, 30)]))
-        move = dice.random()
-        if move < 0.02:
+        if dice.random() < 0.02:
             model.flush()
             await client.flushall()
-        elif move < 0.06:
-            pause = {"key": dice.choice("abc"), "seconds": dice.uniform(0, 4), "reason": f"é{move}"}
-            await asyncio.gather(model.pause(**pause), real.pause(**pause))
+        about, tell = dice.choice(budgets), _something(dice)
+        await asyncio.gather(tell(model, about), tell(real, about))
         asked, count = dice.sample(budgets, dice.randint(1, 3)), dice.randint(0, 60)
-        assert await real.reserve(asked, count=count) == await model.reserve(asked, count=count)
+        flow = dice.choice(flows)
+        assert await real.reserve(asked, count=count, flow=flow) == await model.reserve(asked, count=count, flow=flow)
+        assert await real.paused(about.key) == await model.paused(about.key)
     await asyncio.gather(real.aclose(), client.aclose())
+
+
+def _something(dice: random.Random) -> Callable[[Limiter, Budget], Awaitable[None]]:
+    """A word of the provider, or none."""
+    serial, seconds, reason = dice.randint(0, 4000), dice.uniform(0, 4), f"é{dice.random()}"
+    told = Heard(serial, answered=dice.random() < 0.6, remaining=dice.choice([None, 0, 1, 4, 9, 599]),
+                 missed=dice.choice([0, 0, 1, 3, 7]), trouble=reason)
+    is_low, which = dice.random() < 0.2, dice.random()
+
+    async def tell(limiter: Limiter, about: Budget) -> None:
+        if which < 0.05:
+            await limiter.pause(about.key, seconds=seconds, reason=reason)
+        elif which < 0.15:
+            await limiter.throttle(about, serial=serial, seconds=seconds, reason=reason, is_low_credit=is_low)
+        elif which < 0.7:
+            await limiter.hear(about, told)
+
+    return tell
 
 
 async def test_no_minute_above_the_allowance(redis_url: str) -> None:
@@ -83,7 +104,8 @@ async def test_away_means_unreachable(tmp_path: Path) -> None:
     """Every call without Redis raises Unreachable, naming the place and not the password."""
     limiter = RedisLimiter("redis://user:hunter2@127.0.0.1:1/0")
     for call in (limiter.reserve([Budget("a", 1, 1)], count=1), limiter.pause("a", seconds=1, reason="x"),
-                 limiter.paused("a")):
+                 limiter.paused("a"), limiter.hear(Budget("a", 1, 1), Heard(1)),
+                 limiter.throttle(Budget("a", 1, 1), serial=1, seconds=1, reason="x", is_low_credit=False)):
         with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1 ") as caught:
             await call
         assert "hunter2" not in str(caught.value)

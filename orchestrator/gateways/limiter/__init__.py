@@ -1,4 +1,4 @@
-"""The shared rate: one Lua script in Redis, so that every worker of an account spends from the same buckets.
+"""The shared rate: Lua scripts in Redis, so that every worker of an account spends from the same buckets.
 
 Redis's own clock decides (all workers agree on it); a worker reserves permits in bulk, at most half a second ahead, and
 spends them on the schedule of the grant. When Redis cannot be asked, nothing is granted: the error is `Unreachable`.
@@ -7,17 +7,18 @@ Measured on 2 shared cores: 13,000 calls/s from one process over a socket.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
 from orchestrator.core.errors import Unreachable
-from orchestrator.core.pacing import HORIZON_S, MICROSECONDS, rate_of
-from orchestrator.core.ports import Budget, Grant
+from orchestrator.core.pacing import HORIZON_S, MICROSECONDS, MINUTE_US, rate_of
+from orchestrator.core.permits import Budget, Flow, Grant, Heard
 
 # A forgotten bucket is an empty one: remembering for an hour saves a batch of the same hour its half second of start.
 MEMORY_MS = 3_600_000
@@ -53,38 +54,53 @@ class RedisLimiter:
         self._prefix = prefix
         self._horizon_us = round(horizon_s * MICROSECONDS)
         self._clock_us = clock_us
-        self._script = self._client.register_script(Path(__file__).with_name("limiter.lua").read_text("utf-8"))
+        self._reserve, self._heed = (self._client.register_script(Path(__file__).with_name(name).read_text("utf-8"))
+                                     for name in ("reserve.lua", "heed.lua"))
 
-    async def reserve(self, budgets: Sequence[Budget], *, count: int) -> Grant:
-        """Up to `count` permits from all budgets at once, none beyond the horizon. Raises Unreachable.
+    async def reserve(self, budgets: Sequence[Budget], *, count: int, flow: Flow | None = None) -> Grant:
+        """As the port says. Naming one budget twice is an error of the caller: both would be charged as one."""
+        keys = [budget.key for budget in budgets] + ([f"turns:{budgets[0].key}"] if flow else [])
+        of_flow = (flow.key, flow.weight) if flow else ("", 1)
+        numbers = [number for rate in map(rate_of, budgets) for number in (rate.interval_us, rate.burst)]
+        granted, first_us, every_us, reason, serial, shared_us, is_low, is_probe = await self._ask(
+            self._reserve, keys, self._horizon_us, count, MEMORY_MS, *of_flow, *numbers)
+        return Grant(granted, first_us / MICROSECONDS, every_us / MICROSECONDS, None if granted else reason, serial,
+                     MINUTE_US / shared_us if shared_us else 0.0, bool(is_low), bool(is_probe))
 
-        Naming one budget twice is an error of the caller: both would be charged as one."""
-        rates = [rate_of(budget) for budget in budgets]
-        numbers = [number for rate in rates for number in (rate.interval_us, rate.burst)]
-        answer = await self._ask([budget.key for budget in budgets], "reserve", self._horizon_us, count, MEMORY_MS,
-                                 *numbers)
-        granted, first_in_us, every_us, reason = answer
-        return Grant(granted, first_in_us / MICROSECONDS, every_us / MICROSECONDS, None if granted else reason)
+    async def hear(self, budget: Budget, heard: Heard) -> None:
+        """As the port says."""
+        rate, remaining = rate_of(budget), -1 if heard.remaining is None else heard.remaining
+        await self._ask(self._heed, [budget.key], "hear", MEMORY_MS, rate.interval_us, rate.burst, heard.serial,
+                        int(heard.answered), remaining, heard.missed, heard.trouble)
+
+    async def throttle(self, budget: Budget, *, serial: int, seconds: float, reason: str, is_low_credit: bool) -> None:
+        """As the port says."""
+        rate = rate_of(budget)
+        await self._ask(self._heed, [budget.key], "throttle", MEMORY_MS, rate.interval_us, rate.burst, serial,
+                        _microseconds(seconds), reason, int(is_low_credit))
 
     async def pause(self, key: str, *, seconds: float, reason: str) -> None:
-        """Nobody gets a permit of this budget for so long; a longer pause already set stands. Raises Unreachable."""
-        await self._ask([key], "pause", max(0, round(seconds * MICROSECONDS)), reason, MEMORY_MS)
+        """As the port says."""
+        await self._ask(self._heed, [key], "pause", MEMORY_MS, _microseconds(seconds), reason)
 
     async def paused(self, key: str) -> tuple[float, str] | None:
-        """Seconds left and reason, or None. Raises Unreachable."""
-        _, left_us, _, reason = await self._ask([key], "paused")
+        """As the port says."""
+        left_us, reason = await self._ask(self._heed, [key], "paused", MEMORY_MS)
         return (left_us / MICROSECONDS, reason) if left_us > 0 else None
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
-    async def _ask(self, keys: Sequence[str], verb: str, *numbers: int | str) -> tuple[int, int, int, str]:
+    async def _ask(self, script: AsyncScript, keys: Sequence[str], *arguments: int | str) -> Any:
         now = "" if self._clock_us is None else str(self._clock_us())
         try:
-            answer = await self._script(keys=[self._prefix + key for key in keys], args=[now, verb, *numbers])
+            return await script(keys=[self._prefix + key for key in keys], args=[now, *arguments])
         except (RedisError, OSError) as error:
             raise Unreachable(f"Redis at {self._place} cannot be reached or refuses to answer "
                               f"({type(error).__name__}); nothing is sent until it does. Check that it runs "
                               "and that ORCHESTRATOR_REDIS_URL names it.") from error
-        return cast(tuple[int, int, int, str], tuple(answer))
+
+
+def _microseconds(seconds: float) -> int:
+    return max(0, round(seconds * MICROSECONDS))
