@@ -150,7 +150,8 @@ class Limits(_Part):
     in_flight: Annotated[Whole, Field(ge=1, le=100_000)] = Field(
         200, description="Predictions alive at the provider at most.")
     priority: Annotated[Whole, Field(ge=0, le=9)] = Field(
-        5, description="From 0 to 9: among batches that wait for the same account, the higher goes first.")
+        5, description="From 0 to 9: batches that wait for the same account share its rate in proportion, so 6 gets twice what 3 "
+        "gets; 0 gets little beside others, and never nothing. May be changed while the batch runs.")
     cancel_after: Annotated[Duration, AfterValidator(_cancel_after)] | None = Field(
         None, description="The provider cancels a prediction this long after its creation: 90s, 10m, 1h30m. At least 5s.")
 

@@ -15,7 +15,7 @@ from typing import Any
 from orchestrator.core.cost import Pricing, resolve, to_units
 from orchestrator.core.errors import BadInput, BadRows, NotFound, RowProblem
 from orchestrator.core.inputs import InputPlan, InputSchema, canonical, most_outputs, plan_inputs
-from orchestrator.core.job import Job, Limits
+from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.naming import batch_id
 from orchestrator.core.ports import Model, Rooms
@@ -91,8 +91,6 @@ async def prepare(rooms: Rooms, order: Order, *, book: dict[str, Any]) -> Prepar
         key = f"{key}-{rooms.clock.token()[:8]}"
     pricing = Pricing(price, most_outputs(model.openapi_schema, plan.constants))
     cap_units, warnings = _money(job, pricing=pricing, model=model)
-    if job.limits.priority != Limits().priority:
-        warnings.append("limits.priority is not used yet: batches on one account share its rate as they come")
     return Prepared(order, account, target, model, paths, files, columns, plan, pricing, key, cap_units, warnings)
 
 

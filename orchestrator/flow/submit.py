@@ -3,7 +3,7 @@
 import asyncio
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from orchestrator.core.callback import callback_url
@@ -11,27 +11,45 @@ from orchestrator.core.cost import Pricing, to_units
 from orchestrator.core.errors import Unreachable
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event
-from orchestrator.core.permits import Budget, Grant
-from orchestrator.core.ports import ClaimTerms, CreateAnswer, Proof, Rooms
+from orchestrator.core.pacing import LIMIT_REASON
+from orchestrator.core.permits import Budget, Flow, Grant, flow_of
+from orchestrator.core.ports import Claimable, ClaimTerms, CreateAnswer, Proof, Rooms
 from orchestrator.core.records import Batch, Claim, Fact, Wake
-from orchestrator.core.refusals import Kind, is_low_credit, judge
+from orchestrator.core.refusals import Kind, judge
+from orchestrator.core.waiting import in_flight, is_usual, limited, until
+from orchestrator.flow.hearing import SILENCE_S, Ear
 from orchestrator.flow.listing import learn_clock
 from orchestrator.flow.record import FactsBuffer, buffered, fact_of
 
 AHEAD_S = 0.1  # the next permits are reserved a little before the last ones are used
 SHORT_WAIT_S = 1.0  # a wait up to this is slept through; a longer one goes back to the ledger as a due time
+LONG_WAIT_S = 5.0  # and nobody stays away longer: what was waited for may be over sooner
+SAID_FOR_S = 2.0  # a usual reason for waiting stands for so long, before another one replaces it
 
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """What is the same for all rows of one submitting task."""
+    """On what terms the rows of a batch are bought: read anew when the batch was amended."""
 
     batch: Batch
-    budgets: tuple[Budget, ...]
+    budgets: tuple[Budget, ...]  # the account's first
+    flow: Flow
     cancel_after_s: float | None
     reserve_units: int | None
-    ends_at: float  # clock.boottime()
-    said: list[str | None]  # the reason for waiting, as this task knows it to stand in the ledger
+
+
+@dataclass(slots=True)
+class _Task:
+    """One submitting task: what it buys by, what it has in the air, what it has said."""
+
+    rooms: Rooms
+    order: _Order
+    facts: FactsBuffer
+    ear: Ear
+    ends_at_s: float  # clock.boottime()
+    said: str | None  # the reason for waiting, as this task knows it to stand in the ledger
+    said_at_s: float = float("-inf")
+    in_air: set[asyncio.Task[None]] = field(default_factory=set)
 
 
 async def submit(rooms: Rooms, batch_id: str, lane: int) -> list[Wake]:
@@ -42,8 +60,9 @@ async def submit(rooms: Rooms, batch_id: str, lane: int) -> list[Wake]:
     await learn_clock(rooms)
     order = _order(rooms, batch)
     async with buffered(rooms) as facts:
-        pause_s = await _slice(rooms, order, facts)
-    after = rooms.clock.now() + timedelta(seconds=pause_s)
+        ends_at_s = rooms.clock.boottime() + rooms.tempo.slice_s
+        pause_s = await _slice(_Task(rooms, order, facts, Ear(rooms, order.budgets[0]), ends_at_s, batch.reason))
+    after = rooms.clock.now() + timedelta(seconds=min(pause_s, LONG_WAIT_S))
     return [*facts.wakes, Wake("submit", batch_id, lane, after)]
 
 
@@ -52,119 +71,159 @@ def _order(rooms: Rooms, batch: Batch) -> _Order:
     tempo = rooms.tempo
     budgets = [Budget(f"creates:{batch.account}", tempo.creates_per_minute, tempo.create_burst)]
     if job.limits.per_minute is not None and job.limits.per_minute < (tempo.creates_per_minute or math.inf):
-        burst = max(1, min(tempo.create_burst, int(job.limits.per_minute // 60) or 1))
-        budgets.append(Budget(f"batch:{batch.id}", float(job.limits.per_minute), burst))
+        budgets.append(_budget(f"batch:{batch.id}", job.limits.per_minute, tempo.create_burst))
     else:
         budgets.append(Budget(f"batch:{batch.id}", 0.0, 1))  # no rate of its own, but it may be told to pause
     worst = Pricing.from_json(batch.price_json).worst_case_usd(
         cancel_after_s=job.limits.cancel_after, per_row_usd=job.budget.per_row_usd if job.budget else None)
-    return _Order(batch, tuple(budgets), job.limits.cancel_after, None if worst is None else to_units(worst),
-                  rooms.clock.boottime() + tempo.slice_s, [batch.reason])
+    return _Order(batch, tuple(budgets), flow_of(batch.id, priority=job.limits.priority), job.limits.cancel_after,
+                  None if worst is None else to_units(worst))
 
 
-async def _slice(rooms: Rooms, order: _Order, facts: FactsBuffer) -> float:
+def _budget(key: str, per_minute: float, most: int) -> Budget:
+    """A rate of a batch's or a model's own: its burst is what it may do in a second."""
+    return Budget(key, float(per_minute), max(1, min(most, int(per_minute // 60) or 1)))
+
+
+async def _slice(task: _Task) -> float:
     """Reserve, claim and send until the slice ends or there is reason to wait; seconds to wait."""
-    in_air: set[asyncio.Task[None]] = set()
     try:
-        return await _rounds(rooms, order, facts=facts, in_air=in_air)
+        return await _rounds(task)
     finally:  # whatever ended the rounds, the POSTs that are out are heard to their end
-        if in_air:
-            await asyncio.wait(in_air)
+        if task.in_air:
+            await asyncio.wait(task.in_air)
+        with suppress(Unreachable):  # what was heard is said again by the next answers
+            await task.ear.tell()
 
 
-async def _rounds(rooms: Rooms, order: _Order, *, facts: FactsBuffer, in_air: set[asyncio.Task[None]]) -> float:
-    while rooms.clock.boottime() < order.ends_at and not rooms.stopping():
-        free = min(rooms.tempo.submit_chunk, rooms.tempo.submit_concurrency - len(in_air))
-        if in_air and free < rooms.tempo.submit_concurrency // 4:  # chunks, not items: a claim for each answer costs dearly
-            await asyncio.wait(in_air, return_when=asyncio.FIRST_COMPLETED)
+async def _rounds(task: _Task) -> float:
+    rooms, tempo = task.rooms, task.rooms.tempo
+    while rooms.clock.boottime() < task.ends_at_s and not rooms.stopping():
+        free = min(tempo.submit_chunk, tempo.submit_concurrency - len(task.in_air))
+        if task.in_air and free < tempo.submit_concurrency // 4:  # chunks, not items: a claim for each answer costs dearly
+            await asyncio.wait(task.in_air, return_when=asyncio.FIRST_COMPLETED)
             continue
-        wait_s, claims = await _round(rooms, order, free=free)
-        for claim, at in claims:
-            post = asyncio.create_task(_post(rooms, order, claim, at=at, facts=facts))
-            in_air.add(post)
-            post.add_done_callback(in_air.discard)
+        await task.ear.tell()
+        wait_s = await _round(task, free=free)
         if wait_s > SHORT_WAIT_S:
             return wait_s
         await rooms.clock.sleep(wait_s)
     return 0.0
 
 
-async def _round(rooms: Rooms, order: _Order, *, free: int) -> tuple[float, list[tuple[Claim, float]]]:
-    """One bulk of permits and the rows to use them: seconds until the next round, and each row with its moment."""
-    batch = order.batch
-    room = await rooms.ledger.claimable(batch.pk, count=free, terms=_terms(rooms, order, Grant(0, 0, 0)))
+async def _round(task: _Task, *, free: int) -> float:
+    """One bulk of permits, the rows to use them, and their POSTs set going; seconds until the next round."""
+    rooms, order = task.rooms, task.order
+    if task.ear.is_silent:
+        await _say(task, f"provider down: no answer for {SILENCE_S:.0f} s")
+        return SHORT_WAIT_S
+    room = await rooms.ledger.claimable(order.batch.pk, count=free, terms=_terms(task, Grant(0, 0, 0)))
     if not room.count:
-        return await _no_row(rooms, order, reason=room.reason, next_due_at=room.next_due_at), []
-    grant = await rooms.limiter.reserve(order.budgets, count=room.count)
-    await _say(rooms, order, grant.reason if not grant.count and grant.reason != "limit" else None)
-    if not grant.count:
-        return grant.first_in_s, []
-    start = rooms.clock.boottime() + grant.first_in_s
+        return await _no_row(task, room)
+    grant = await rooms.limiter.reserve(order.budgets, count=room.count, flow=order.flow)
+    await _say(task, _why(task, grant))
+    if not grant.count or (grant.is_probe and not await task.ear.is_there(grant.serial)):
+        return grant.first_in_s
+    start_s = rooms.clock.boottime() + grant.first_in_s
     ids = [rooms.clock.token() for _ in range(grant.count)]
-    claims = await rooms.ledger.claim(batch.pk, attempt_ids=ids, terms=_terms(rooms, order, grant))
-    wait_s = max(0.0, start + (grant.count - 1) * grant.every_s - rooms.clock.boottime() - AHEAD_S)
-    return wait_s, [(claim, start + n * grant.every_s) for n, claim in enumerate(claims)]
+    claims = await rooms.ledger.claim(order.batch.pk, attempt_ids=ids, terms=_terms(task, grant))
+    for n, claim in enumerate(claims):
+        _set_going(task, claim, at_s=start_s + n * grant.every_s, serial=grant.serial - grant.count + 1 + n)
+    if grant.is_probe and task.in_air:
+        await asyncio.wait(task.in_air)
+    return max(0.0, start_s + (grant.count - 1) * grant.every_s - rooms.clock.boottime() - AHEAD_S)
 
 
-def _terms(rooms: Rooms, order: _Order, grant: Grant) -> ClaimTerms:
+def _set_going(task: _Task, claim: Claim, *, at_s: float, serial: int) -> None:
+    post = asyncio.create_task(_post(task, claim, at_s=at_s, serial=serial))
+    task.in_air.add(post)
+    post.add_done_callback(task.in_air.discard)
+
+
+def _terms(task: _Task, grant: Grant) -> ClaimTerms:
+    rooms, order = task.rooms, task.order
     now, tempo = rooms.clock.now(), rooms.tempo
-    last_write = now + timedelta(seconds=grant.first_in_s + grant.count * grant.every_s + _permit_life_s(rooms, grant))
+    last_write = now + timedelta(seconds=grant.first_in_s + grant.count * grant.every_s + _permit_life_s(task))
     lease = last_write + timedelta(seconds=tempo.request_timeout_s + tempo.lease_margin_s)
     made_from = (order.batch.job_json, order.batch.price_json)
     return ClaimTerms(now, lease, last_write, rooms.owner, order.reserve_units, rooms.predictions.offset_s, made_from)
 
 
-def _permit_life_s(rooms: Rooms, grant: Grant) -> float:
+def _permit_life_s(task: _Task) -> float:
     """Without a rate to keep, a permit only has to be younger than its lease."""
-    return rooms.tempo.permit_life_s if grant.every_s > 0 else 10 * rooms.tempo.permit_life_s
+    tempo = task.rooms.tempo
+    return tempo.permit_life_s if tempo.creates_per_minute else 10 * tempo.permit_life_s
 
 
-async def _no_row(rooms: Rooms, order: _Order, *, reason: str | None, next_due_at: datetime | None) -> float:
+async def _no_row(task: _Task, room: Claimable) -> float:
     """Nothing may be claimed: say why, and stop the batch where its budget is spent for good."""
+    rooms, batch, reason = task.rooms, task.order.batch, room.reason
     if reason == "budget":
-        await rooms.ledger.pause_for_budget(order.batch.pk, terms=_terms(rooms, order, Grant(0, 0, 0)))
+        await rooms.ledger.pause_for_budget(batch.pk, terms=_terms(task, Grant(0, 0, 0)))
         return rooms.tempo.idle_s
     if reason == "amended":
-        return SHORT_WAIT_S * 2  # ends the slice: the next one reads the batch anew
-    await _say(rooms, order, None if reason in ("none due", "not running", None) else reason)
-    if next_due_at is not None:
-        return max(0.05, (next_due_at - rooms.clock.now()).total_seconds())
+        return await _read_anew(task)
+    sentence = in_flight(batch.in_flight) if reason == "in flight" else reason
+    await _say(task, None if reason in ("none due", "not running", None) else sentence)
+    if room.next_due_at is not None:
+        return max(0.05, (room.next_due_at - rooms.clock.now()).total_seconds())
     return 0.2 if reason == "in flight" else rooms.tempo.idle_s
 
 
-async def _say(rooms: Rooms, order: _Order, reason: str | None) -> None:
-    """Write the reason only when it changes: the batch row is read by everybody."""
-    if reason == order.said[0]:
+async def _read_anew(task: _Task) -> float:
+    """The terms are out of date: priority, rate or budget were changed."""
+    batch = await task.rooms.ledger.batch(task.order.batch.id)
+    if batch is None or batch.state is not BatchState.RUNNING:
+        return task.rooms.tempo.idle_s
+    task.order = _order(task.rooms, batch)
+    return 0.0
+
+
+def _why(task: _Task, grant: Grant) -> str | None:
+    """What holds the batch back, as the grant tells."""
+    if grant.count or grant.reason == LIMIT_REASON or grant.is_low_credit:
+        return limited(grant, task.order.budgets)
+    return until(grant.reason or "", task.rooms.clock.now() + timedelta(seconds=grant.first_in_s))
+
+
+async def _say(task: _Task, reason: str | None) -> None:
+    """Write the reason only when it changes, and the usual ones seldom: the batch row is read by everybody."""
+    now_s = task.rooms.clock.boottime()
+    if reason == task.said or (reason and is_usual(reason) and is_usual(task.said) and now_s - task.said_at_s < SAID_FOR_S):
         return
-    current = await rooms.ledger.batch(order.batch.id)
+    current = await task.rooms.ledger.batch(task.order.batch.id)
     if current is not None and current.reason != reason and current.state is BatchState.RUNNING:
-        await rooms.ledger.note_reason(order.batch.pk, reason)
-    order.said[0] = reason
+        await task.rooms.ledger.note_reason(current.pk, reason)
+    task.said, task.said_at_s = reason, now_s
 
 
-async def _post(rooms: Rooms, order: _Order, claim: Claim, *, at: float, facts: FactsBuffer) -> None:
+async def _post(task: _Task, claim: Claim, *, at_s: float, serial: int) -> None:
     """One purchase: wait for the permit's moment, POST once, turn the outcome into a fact."""
-    handed_back = Fact(Event.NOT_SENT, rooms.clock.now(), claim.attempt_id, error="handed back: the worker is stopping")
+    rooms, order = task.rooms, task.order
+    handed_back = Fact(Event.NOT_SENT, rooms.clock.now(), claim.attempt_id, error="handed back: not sent")
     try:
-        await rooms.clock.sleep(max(0.0, at - rooms.clock.boottime()))
+        await rooms.clock.sleep(max(0.0, at_s - rooms.clock.boottime()))
+        is_off = rooms.stopping() or await task.ear.is_held()
     except BaseException:
-        facts.add(handed_back)
+        task.facts.add(handed_back)
         raise
-    if rooms.stopping():
-        facts.add(handed_back)
+    if is_off:
+        task.facts.add(handed_back)
         return
-    life_s = rooms.tempo.permit_life_s if rooms.tempo.creates_per_minute else 10 * rooms.tempo.permit_life_s
+    task.ear.sent()
     try:
         answer = await rooms.predictions.create(
-            order.batch.target, input_json=claim.input_json, post_by_s=at + life_s, cancel_after_s=order.cancel_after_s,
+            order.batch.target, input_json=claim.input_json, post_by_s=at_s + _permit_life_s(task),
+            cancel_after_s=order.cancel_after_s,
             webhook=callback_url(rooms.public_url, claim.attempt_id) if rooms.public_url else None)
     except BaseException:  # canceled, or a defect: either way nobody heard the answer
-        facts.add(Fact(Event.ANSWER_LOST, rooms.clock.now(), claim.attempt_id, error="the answer was not heard",
-                       error_class="unsure"))
+        task.facts.add(Fact(Event.ANSWER_LOST, rooms.clock.now(), claim.attempt_id, error="the answer was not heard",
+                            error_class="unsure"))
         raise
-    facts.add(_fact(answer, claim.attempt_id, now=rooms.clock.now()))
-    with suppress(Unreachable):  # with Redis away no permit is granted either: a pause that cannot be set is kept anyway
-        await _heed(rooms, order.batch, answer)
+    finally:
+        task.ear.over()
+    task.facts.add(_fact(answer, claim.attempt_id, now=rooms.clock.now()))
+    await task.ear.hear(answer, order.batch, serial=serial)
 
 
 def _fact(answer: CreateAnswer, attempt_id: str, *, now: datetime) -> Fact:
@@ -177,20 +236,3 @@ def _fact(answer: CreateAnswer, attempt_id: str, *, now: datetime) -> Fact:
     refusal = judge(answer.status or 0, answer.detail or "")
     event = {Kind.THROTTLED: Event.THROTTLED, Kind.HELD: Event.HELD}.get(refusal.kind, Event.REFUSED)
     return Fact(event, now, attempt_id, error=refusal.sentence, error_class=refusal.error_class)
-
-
-async def _heed(rooms: Rooms, batch: Batch, answer: CreateAnswer) -> None:
-    """What one answer means for everybody: a pause, a stop, or a provider's clock learned."""
-    budget, now = f"creates:{batch.account}", rooms.clock.now()
-    if answer.proof is Proof.NOT_SENT and answer.detail and answer.detail.startswith("cannot reach"):
-        await rooms.limiter.pause(budget, seconds=rooms.tempo.outage_pause_s, reason=answer.detail)
-    if answer.proof is not Proof.REFUSED:
-        return
-    refusal = judge(answer.status or 0, answer.detail or "")
-    if refusal.kind is Kind.THROTTLED:
-        reason = "low credit: 6 per minute" if is_low_credit(answer.detail or "") else "throttled by the provider (429)"
-        seconds = (answer.retry_after_s or 2.0) + rooms.clock.jitter()
-        await rooms.limiter.pause(budget, seconds=seconds, reason=reason)
-    elif refusal.kind is Kind.HELD:
-        await rooms.ledger.set_state(batch.pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}),
-                                     reason=refusal.sentence, now=now)

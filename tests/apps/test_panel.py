@@ -41,14 +41,14 @@ def test_the_panel_says_everything():
 
 
 def test_plain_lines_come_when_the_reason_changes():
-    """Elsewhere than on a terminal: one line at first, none while nothing is new, one at once for a new reason."""
+    """Elsewhere than on a terminal: one line at first, none while nothing is new, one at once for a new reason that is news."""
     out = io.StringIO()
     with PlainLines(out) as lines:
-        for reason in (None, None, "in flight", "in flight", None):
+        for reason in (None, None, "in flight: 9", "backoff", "backoff", "limit: 600", None):
             lines.show(look(reason=reason))
     said = out.getvalue().splitlines()
     assert len(said) == 3
-    assert said[1].endswith("waiting: in flight")
+    assert said[1].endswith("waiting: backoff")
 
 
 def test_an_unchanged_line_comes_once_a_minute():

@@ -54,7 +54,7 @@ SUBMIT = [*_cases("run", "worker everything", """
     ledger.schedule(submit):after""")]
 PAUSES = [
     *_cases("throttled", "worker", """
-        limiter.pause:before limiter.pause:after ledger.note_reason:after ledger.move(throttled):before"""),
+        limiter.throttle:before limiter.throttle:after ledger.note_reason:after ledger.move(throttled):before"""),
     *_cases("credit", "everything", "ledger.set_state(paused):before ledger.set_state(paused):after ledger.move(held):after"),
     *_cases("budget", "everything", "sql.pause_for_budget:within ledger.pause_for_budget:after"),
 ]
@@ -152,6 +152,6 @@ NO_POINT = {
     "ledger.hasten": "one write, made again by whoever sees the clock set back",
     "ledger.dismiss": "the wake stays, and the documents of an ended batch are written once more",
     "limiter.hear": "what the provider says of its limits: undone, its next answer says it again",
-    "limiter.throttle": "a pause: undone, whoever sends next is told again",
+    "limiter.pause": "undone, whoever meets the same trouble next sets it",
     "ledger.hold_slot": "a lease made longer: to die there is to die after claim_slot",
 }

@@ -15,6 +15,7 @@ from orchestrator.core.lifecycle import IN_AIR_ITEM, BatchState, ItemState
 from orchestrator.core.matching import last_moment
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Counts
+from orchestrator.core.waiting import is_outage, until
 from orchestrator.flow.control import BY_OPERATOR, START_LIMIT
 from orchestrator.flow.homecoming import OUTPUTS_REFUSED
 from orchestrator.flow.report import write_all
@@ -115,8 +116,7 @@ class Follower:
             return self.machine.trouble
         paused = await self.rooms.limiter.paused(f"creates:{batch.account}")
         if paused is not None:
-            until = self.rooms.clock.now() + timedelta(seconds=paused[0])
-            return f"{paused[1]}; until {until:%H:%M:%S} UTC"
+            return until(paused[1], self.rooms.clock.now() + timedelta(seconds=paused[0]))
         return why(batch)
 
     async def _unsure(self, batch: Batch, counts: Counts) -> str | None:
@@ -170,7 +170,7 @@ class Follower:
         answered = tuple(by.get(state, 0) for state in _ANSWERED)
         moved, self._answered = answered != self._answered, answered
         is_own = self.machine is not None and look.reason == self.machine.trouble
-        if look.reason and (is_own or look.reason.startswith("cannot")):
+        if look.reason and (is_own or is_outage(look.reason)):
             return self._patience(look.reason)
         if moved or self._heard_s is None or now_s - self._heard_s > QUIET_S:
             self._outage_since_s = None

@@ -17,6 +17,7 @@ from rich.text import Text
 from orchestrator.apps.cli.follow import Look
 from orchestrator.core.cost import to_usd
 from orchestrator.core.lifecycle import ItemState
+from orchestrator.core.waiting import is_usual
 
 LINE_EVERY_S = 5.0
 SAME_LINE_EVERY_S = 60.0  # while nothing changes
@@ -98,7 +99,7 @@ def _panel(look: Look) -> Panel:
     facts.add_row("spent", money_text(look))
     facts.add_row("time", f"{clock_text(look.elapsed_s)} elapsed, {clock_text(look.eta_s)} to the last submission")
     if look.reason:
-        facts.add_row("waiting", Text(look.reason, style="yellow"))
+        facts.add_row("waiting", Text(look.reason, style="dim" if is_usual(look.reason) else "yellow"))
     bar = Table.grid(expand=True)  # a bar alone ends without a line's end, and swallows what follows
     bar.add_row(ProgressBar(total=max(1, total), completed=ended))
     share = Text(f"{ended:,} of {total:,} rows", style="bold")
@@ -126,8 +127,9 @@ class PlainLines:
         now_s = self._monotonic()
         parts = ", ".join(f"{value:,} {name}" for name, value in _parts(look).items() if value)
         every_s = SAME_LINE_EVERY_S if self._said == (parts, look.reason) else LINE_EVERY_S
-        is_new_reason = self._said is None or self._said[1] != look.reason
-        if now_s - self._last_s < every_s and not is_new_reason:
+        before = self._said[1] if self._said else None
+        is_new_reason = look.reason != before and not (is_usual(look.reason) and is_usual(before))
+        if self._said and now_s - self._last_s < every_s and not is_new_reason:
             return
         self._last_s, self._said = now_s, (parts, look.reason)
         waiting = f"; waiting: {look.reason}" if look.reason else ""

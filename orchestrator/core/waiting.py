@@ -1,0 +1,60 @@
+"""Why a batch waits, in words: the kind of reason first, then what is behind it. The ledger keeps one sentence for all."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from orchestrator.core.heeding import PROVIDER_DOWN
+from orchestrator.core.pacing import LIMIT_REASON
+from orchestrator.core.permits import Budget, Grant
+
+BACKOFF = "backoff"
+IN_FLIGHT = "in flight"
+LOW_CREDIT = "low credit"
+OUTAGE = "cannot"
+# What every batch waits for that has more rows than may go at once: no news, and nothing to be done.
+USUAL = (LIMIT_REASON, IN_FLIGHT)
+
+THROTTLED = f"{BACKOFF}: throttled by the provider (429)"
+NO_PERMIT_LEFT = f"{BACKOFF}: the provider has no permit left"
+CREDIT_IS_LOW = (f"{LOW_CREDIT}: the provider takes 6 predictions per minute until the account has more credit or a payment "
+                 "method (https://replicate.com/account/billing)")
+
+
+def is_usual(reason: str | None) -> bool:
+    """Whether a reason is no news."""
+    return reason is None or reason.startswith(USUAL)
+
+
+def is_outage(reason: str) -> bool:
+    """Whether nothing can be bought before something is there again: what `--patience` is for."""
+    return reason.startswith((OUTAGE, PROVIDER_DOWN))
+
+
+def until(reason: str, at: datetime) -> str:
+    """A pause with its end: `backoff until 12:03:10 UTC: throttled by the provider (429)`."""
+    kind, _, rest = reason.partition(": ")
+    if kind in (BACKOFF, PROVIDER_DOWN):
+        return f"{kind} until {at:%H:%M:%S} UTC: {rest}"
+    return f"{reason}; until {at:%H:%M:%S} UTC"
+
+
+def limited(grant: Grant, budgets: Sequence[Budget]) -> str | None:
+    """What holds a batch back whose permits come one after the other; None: nothing.
+
+    `budgets`: the account's, the batch's own, and the model's where it has one."""
+    if grant.is_low_credit:
+        return CREDIT_IS_LOW
+    if grant.count and not grant.every_s:
+        return None
+    own, whose = min(((budget.per_minute, whose) for budget, whose in zip(
+        budgets, ("", ", this batch", ", this model"), strict=False) if budget.per_minute > 0), default=(0.0, ""))
+    if 0 < grant.per_minute < 0.99 * (own or float("inf")):
+        of = f" than {own:,.0f} per minute" if own else ""
+        return f"{LIMIT_REASON}: slower{of}, as the provider has few permits left (somebody else may be using the account)"
+    return f"{LIMIT_REASON}: {own:,.0f} per minute{whose}" if own else None
+
+
+def in_flight(count: int, *, of_model: bool = False) -> str:
+    """As many predictions are alive as may be."""
+    whose = "model" if of_model else "batch"
+    return f"{IN_FLIGHT}: {count:,} predictions are out, the most for this {whose}"
