@@ -84,10 +84,11 @@ class Simulator:
         elif route.startswith("create"):
             place = None if len(parts) == 1 else (parts[0], f"{parts[1]}/{parts[2]}")
             answer = self._creating.answer(request, account=account, place=place)
-            if not isinstance(answer, Reply) or answer.status < 400:
-                self._calls.accept(self.world.now())
         else:
             answer = self._read(request, parts, route=route, account=account)
+        if route.startswith("create"):
+            status = answer.status if isinstance(answer, Reply) else 201  # one that is answered later was accepted
+            self._calls.decide(self.world.now(), status=status, client=self._client(request))
         return self._counted(route, answer)
 
     def _counted(self, route: str, answer: Answer) -> Answer:
@@ -102,9 +103,12 @@ class Simulator:
         return reply
 
     def _account(self, request: Request) -> Account | None:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        name = self._tokens.get(token.strip()) if scheme.lower() in ("bearer", "token") else None
+        name = self._tokens.get(_token(request))
         return None if name is None else self.world.account(name)
+
+    def _client(self, request: Request) -> int:
+        """Return the place of the request's token among the known ones, -1 for a token that is none of them."""
+        return next((place for place, token in enumerate(self._tokens) if token == _token(request)), -1)
 
     def _read(self, request: Request, parts: list[str], *, route: str, account: Account) -> Reply:
         """Answer anything but a create; the files API neither counts against the limits nor shows them."""
@@ -193,6 +197,12 @@ class Simulator:
         page = resources("orchestrator.simulator").joinpath("page.html").read_text()
         body = page.replace("{counts}", counts).replace("{pictures}", pictures)
         return Reply(200, body.encode(), "text/html; charset=utf-8")
+
+
+def _token(request: Request) -> str:
+    """Return the token a request carries, empty if none."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() in ("bearer", "token") else ""
 
 
 async def _later(reply: Reply, *, seconds: float) -> Reply:

@@ -9,7 +9,8 @@ class SimulatorConfig:
 
     `tokens` are accepted as they stand; `token=account` puts several tokens on one account. Rates are per minute and
     per account, 0 means no limit; `burst` 0 means as deep as the rate, which is what the headers of real answers show.
-    `latency_s` is the mean time from creation to completion of an ordinary image. `seed` None draws a new one at each
+    `latency_s` is the mean time from creation to completion of an ordinary image; `latency_between_s`, two numbers, draws it
+    evenly between them instead, whatever the model. `seed` None draws a new one at each
     start, so that prediction ids of two runs never meet; with a number everything repeats. `credit_usd` None is a
     bottomless account. `retention_s` counts from completion. `clock_offset_s` is the provider's clock minus ours.
     Webhooks go to this machine only, unless `webhook_hosts` is `any`. `webhook_retry_scale` is the share of a minute in
@@ -25,6 +26,7 @@ class SimulatorConfig:
     reads_per_minute: float = 3000.0
     polls_per_minute: float = 60000.0
     latency_s: float = 3.0
+    latency_between_s: tuple[float, float] | None = None
     seed: int | None = None
     retention_s: float = 3600.0
     file_bytes: int | None = None
@@ -41,6 +43,9 @@ class SimulatorConfig:
         for name in (*counted, "latency_s", "retention_s", "webhook_retry_scale"):
             if getattr(self, name) < 0:
                 raise ValueError(f"simulator setting {name} is {getattr(self, name)}; give 0 or more")
+        low, high = self.latency_between_s or (0.0, 0.0)
+        if not 0 <= low <= high:
+            raise ValueError(f"simulator setting latency_between_s is {low:g} to {high:g}; give 0 or more, the smaller first")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"simulator setting port is {self.port}; give 1 to 65535, or 0 for a free one")
         if self.webhook_hosts not in ("loopback", "any"):

@@ -23,6 +23,7 @@ class Calls:
         """Start at zero."""
         self._counts: Counter[tuple[str, int]] = Counter()
         self._creates = array("d")
+        self._decided = (array("d"), array("H"), array("h"))  # every create: moment, status, client
         self._received = 0
 
     @property
@@ -38,12 +39,19 @@ class Calls:
         """Count an answered call; status 0 is an answer that was never sent."""
         self._counts[route, status] += 1
 
-    def accept(self, at: float) -> None:
-        """Remember when a create passed the limiter."""
-        self._creates.append(at)
+    def decide(self, at: float, *, status: int, client: int) -> None:
+        """Remember when whose create was accepted (a status below 400) or refused."""
+        if status < 400:
+            self._creates.append(at)
+        self._decided[0].append(at)
+        self._decided[1].append(status)
+        self._decided[2].append(client)
 
     def as_json(self, *, times: bool) -> dict[str, Any]:
-        """Return counts by route and status, and the largest number of accepted creates in any 60 and any 1 seconds."""
+        """Return counts by route and status, and the largest number of accepted creates in any 60 and any 1 seconds.
+
+        With `times` also the moments of accepted creates, and every create in columns: its moment in Unix seconds, the status
+        it was given (0: no answer), and whose it was, as the place of its token among those known (-1: none of them)."""
         routes: dict[str, dict[str, int]] = {}
         for (route, status), count in sorted(self._counts.items()):
             routes.setdefault(route, {})[str(status)] = count
@@ -54,7 +62,11 @@ class Calls:
             "max_creates_in_60_s": busiest(self._creates, 60.0),
             "max_creates_in_1_s": busiest(self._creates, 1.0),
         }
-        return report | ({"create_times": list(self._creates)} if times else {})
+        if not times:
+            return report
+        at, statuses, clients = self._decided
+        creates = {"at": list(at), "status": list(statuses), "client": list(clients)}
+        return report | {"create_times": list(self._creates), "creates": creates}
 
 
 def busiest(moments: "array[float]", span_s: float) -> int:

@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--read-limit", type=float, dest="reads_per_minute", help="other calls per minute, 0 for none")
     parser.add_argument("--poll-limit", type=float, dest="polls_per_minute", help="gets of one prediction per minute")
     parser.add_argument("--latency", type=float, dest="latency_s", help="mean seconds from creation to completion")
+    parser.add_argument("--latency-between", type=float, nargs=2, dest="latency_between_s", metavar=("LEAST", "MOST"),
+                        help="draw those seconds evenly between two numbers instead")
     parser.add_argument("--seed", type=int, help="repeat ids, latencies and failures; default: new at every start")
     parser.add_argument("--retention", type=float, dest="retention_s", help="seconds outputs are kept")
     parser.add_argument("--file-bytes", type=int, help="make every output file exactly so long, without drawing")
@@ -101,6 +103,8 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
     settings = {name: value for name, value in options.items() if value is not None}
     if "tokens" in settings:
         settings["tokens"] = tuple(settings["tokens"])
+    if "latency_between_s" in settings:
+        settings["latency_between_s"] = tuple(settings["latency_between_s"])
     if settings.get("creates_per_minute") == 0:
         settings |= {"reads_per_minute": settings.get("reads_per_minute", 0), "polls_per_minute": 0}
     return settings

@@ -291,15 +291,23 @@ class World:
         """Return start, end, final status and error of a prediction that nobody interrupts."""
         if self.faults.strike("stuck"):
             return math.inf, math.inf, "succeeded", None
-        mean_s = self.config.latency_s * order.target.model.pace
-        start_at = at + mean_s * 0.4 * chances[0]
-        run_s = mean_s * 0.8 * (0.7 - 0.3 * math.log(1 - chances[1]))
+        wait_s, run_s = self._durations(order.target.model, chances=chances)
+        start_at = at + wait_s
         error = self._mishap(order, chance=chances[2])
         if error is not None:
             return start_at, start_at + min(run_s, RUN_LIMIT_S) * 0.2, "failed", error
         if run_s > RUN_LIMIT_S:
             return start_at, start_at + RUN_LIMIT_S, "failed", TIMED_OUT
         return start_at, start_at + run_s, "succeeded", None
+
+    def _durations(self, model: Model, *, chances: list[float]) -> tuple[float, float]:
+        """Return the seconds until the start and from there to the end."""
+        if self.config.latency_between_s is not None:
+            low, high = self.config.latency_between_s
+            whole_s = low + (high - low) * chances[1]
+            return whole_s * 0.3 * chances[0], whole_s * (1 - 0.3 * chances[0])
+        mean_s = self.config.latency_s * model.pace
+        return mean_s * 0.4 * chances[0], mean_s * 0.8 * (0.7 - 0.3 * math.log(1 - chances[1]))
 
     def _mishap(self, order: Order, *, chance: float) -> str | None:
         refused = order.target.version.validator.in_the_container(order.input)

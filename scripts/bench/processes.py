@@ -95,6 +95,11 @@ class StandIn:
     """A running simulator and what it counts."""
 
     url: str
+    pid: int = 0
+
+    def put(self, name: str, document: dict[str, Any]) -> None:
+        """Turn one of its levers."""
+        urlopen(Request(f"{self.url}/_admin/{name}", data=json.dumps(document).encode(), method="PUT")).read()
 
     def reset(self) -> None:
         """Begin anew."""
@@ -116,15 +121,15 @@ class StandIn:
 
 
 @contextmanager
-def stand_in(*, latency_s: float, file_bytes: int | None = None) -> Iterator[StandIn]:
-    """A simulator without limits, on a free port."""
+def stand_in(*more: str, latency_s: float, file_bytes: int | None = None) -> Iterator[StandIn]:
+    """A simulator on a free port, without limits unless `more` of its command line gives it some."""
     argv = [sys.executable, "-m", "orchestrator.simulator", "--port", "0", "--rate-limit", "0", "--latency", str(latency_s),
             "--seed", "7"]
-    argv += ["--file-bytes", str(file_bytes)] if file_bytes else []
+    argv += [*(["--file-bytes", str(file_bytes)] if file_bytes else []), *more]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
     try:
         assert process.stdout is not None
-        yield StandIn(json.loads(process.stdout.readline())["url"])
+        yield StandIn(json.loads(process.stdout.readline())["url"], process.pid)
     finally:
         process.terminate()
         process.wait()

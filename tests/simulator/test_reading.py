@@ -225,6 +225,23 @@ def test_calls_are_counted(rig: Rig) -> None:
     assert (calls["max_creates_in_60_s"], len(calls["create_times"])) == (1, 2)
 
 
+def test_every_create_is_told_apart(rig: Rig) -> None:
+    """Accepted or refused, each create has its moment, its status and its client: that is how storms are counted."""
+    rig.put("limits", creates_per_minute=6, burst=1)
+    rival, nobody = ({"authorization": f"Bearer {token}"} for token in ("r8_other", "r8_wrong"))
+    for headers in (None, None, rival, nobody):
+        rig.buy(headers=headers)
+    rig.advance(10)
+    rig.buy()
+    calls = rig.http.get("/_admin/calls?times=1").json()
+    assert calls["creates"]["status"] == [201, 429, 201, 401, 201]
+    assert calls["creates"]["client"] == [0, 0, 1, -1, 0]
+    moments = calls["creates"]["at"]
+    assert moments == sorted(moments)
+    assert moments[4] - moments[3] >= 10
+    assert calls["create_times"] == [moments[place] for place in (0, 2, 4)]
+
+
 def test_page_for_people(rig: Rig) -> None:
     """The page at / shows the counts and the latest pictures."""
     seen = finished(rig, FLUX, prompt="x")

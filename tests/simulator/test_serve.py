@@ -49,6 +49,8 @@ def test_bad_argument_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "failure_rate" in capsys.readouterr().err
     assert main(["--webhook-retry-scale", "-1"]) == 2
     assert "webhook_retry_scale" in capsys.readouterr().err
+    assert main(["--latency-between", "2", "0.1"]) == 2
+    assert "latency_between_s" in capsys.readouterr().err
     for port in ("-5", "99999"):
         assert main(["--port", port]) == 2
         assert "port" in capsys.readouterr().err

@@ -41,6 +41,17 @@ def test_life_is_read_off_the_clock() -> None:
     assert seen == ["starting", "starting", "processing", "processing", "succeeded"]
 
 
+def test_lives_between_two_numbers() -> None:
+    """Told so, predictions of any model take from the least to the most seconds, all of them alike often, starts included."""
+    here = world(latency_between_s=(0.1, 2.0))
+    slugs = ("stability-ai/sdxl", "simulator/echo") * 300
+    made = [here.create(order(slug, prompt="x"), at=START) for slug in slugs]
+    lives = sorted(one.end_at - one.created_at for one in made)
+    assert 0.1 <= lives[0] < 0.2 < 1.9 < lives[-1] <= 2.0
+    assert 0.9 < lives[300] < 1.2
+    assert all(one.created_at <= one.start_at < one.end_at for one in made)
+
+
 def test_same_seed_same_lives() -> None:
     """Two worlds of one seed make equal ids, times and failures; another seed makes others."""
     lives = []
