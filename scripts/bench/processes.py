@@ -110,6 +110,10 @@ class StandIn:
         found: dict[str, Any] = json.load(urlopen(f"{self.url}/_admin/{name}"))
         return found
 
+    def purchases(self) -> list[dict[str, Any]]:
+        """Everything that was bought, oldest first."""
+        return [json.loads(line) for line in urlopen(f"{self.url}/_admin/purchases").read().splitlines()]
+
     def created(self) -> int:
         """Predictions bought so far: cheap enough to ask often."""
         accepted: int = self.told("calls")["creates_accepted"]

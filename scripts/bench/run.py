@@ -1,11 +1,12 @@
 """Measure the main job beside what people write without it, on this machine, in one run; print tables of ratios.
 
-    python scripts/bench/run.py [--quick] [intake] [submit] [whole] [size]
+    python scripts/bench/run.py [--quick] [intake] [submit] [whole] [size] [rate]
 
-Each comparison uses one stand-in for Replicate, without rate limits, and interleaves the candidates; figures are medians of
-three. CPU is user and system time of every process of a candidate (for ours: command, worker, web part, Redis; SQLite is part
-of them), start-up and imports included; the stand-in is not counted. `marginal` leaves start-up out: the difference between
-two sizes. Absolute figures depend on the machine and on what else it does: compare within a table only.
+The last is no comparison: what is bought under the limits of an account (rate.py, half an hour). Each of the others uses one
+stand-in for Replicate, without rate limits, and interleaves the candidates; figures are medians of three. CPU is user and system
+time of every process of a candidate (for ours: command, worker, web part, Redis; SQLite is part of them), start-up and imports
+included; the stand-in is not counted. `marginal` leaves start-up out: the difference between two sizes. Absolute figures depend
+on the machine and on what else it does: compare within a table only.
 """
 
 import argparse
@@ -27,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 import intake  # noqa: E402
 import ours  # noqa: E402
+import rate  # noqa: E402
 import theirs  # noqa: E402
 from processes import Measured, StandIn, stand_in  # noqa: E402
 
@@ -44,10 +46,10 @@ def fresh_folder() -> Path:
 def main() -> None:
     """Run what was asked for, or everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=[], help="intake, submit, whole, size; default: all")
+    parser.add_argument("what", nargs="*", default=[], help="intake, submit, whole, size, rate; default: all")
     parser.add_argument("--quick", action="store_true", help="one repetition, fewer rows: to see that it works")
     given = parser.parse_args()
-    what = given.what or ["intake", "submit", "whole", "size"]
+    what = given.what or ["intake", "submit", "whole", "size", "rate"]
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start\n", flush=True)
     try:
         found = {name: _KINDS[name](quick=given.quick) for name in what}
@@ -157,7 +159,8 @@ def size(*, quick: bool) -> list[dict[str, Any]]:
     return table
 
 
-_KINDS: dict[str, Callable[..., list[dict[str, Any]]]] = {"whole": whole, "submit": submit, "intake": take_in, "size": size}
+_KINDS: dict[str, Callable[..., list[dict[str, Any]]]] = {"whole": whole, "submit": submit, "intake": take_in, "size": size,
+                                                           "rate": rate.everything}
 
 if __name__ == "__main__":
     main()
