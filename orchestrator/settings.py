@@ -5,11 +5,12 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -21,7 +22,7 @@ from pydantic_settings import (
 
 from orchestrator.core.errors import BadInput
 from orchestrator.core.nearest import did_you_mean
-from orchestrator.core.tempo import Tempo
+from orchestrator.core.tempo import ModelLimits, Tempo
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 DEFAULT_BASE_URL = "https://api.replicate.com"
@@ -44,12 +45,29 @@ class Settings(BaseSettings):
     output_hosts: str = ""  # comma-separated hosts that outputs may come from besides replicate.delivery
     ask_above_usd: float = 10.0
     log_level: str = "WARNING"
-    tempo: Tempo = Tempo()
+    models: dict[str, ModelLimits] = {}  # of settings files only; the stations read them in `tempo`
+    tempo: Tempo = Field(default=Tempo(), validate_default=True)
 
     @field_validator("home")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _of_models(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError('must be tables like [models."owner/name"]')
+        for name in value:
+            if not re.fullmatch(r"[^/:\s]+/[^/:\s]+", name):
+                raise ValueError(f'{name!r} is no model: a table is called [models."owner/name"]')
+        return value
+
+    @field_validator("tempo")
+    @classmethod
+    def _with_models(cls, value: Tempo, info: ValidationInfo) -> Tempo:
+        models: dict[str, ModelLimits] = info.data.get("models") or {}
+        return dataclasses.replace(value, models=tuple(sorted(models.items(), key=itemgetter(0)))) if models else value
 
     @field_validator("public_url")
     @classmethod
@@ -109,12 +127,13 @@ class Settings(BaseSettings):
         """The environment wins, then `.env`, then the project's config/, then the defaults shipped."""
         home = Path(init_settings()["home"])
         return (init_settings, env_settings, DotEnvSettingsSource(settings_cls, env_file=home.parent / ".env"),
-                TomlConfigSettingsSource(settings_cls, toml_file=_files(home)))
+                TomlConfigSettingsSource(settings_cls, toml_file=_files(home), deep_merge=True))
 
 
 _FIELDS = [str(field.validation_alias or name) for name, field in Settings.model_fields.items()]
 _FIELDS += [name for name, field in Settings.model_fields.items() if field.validation_alias]  # in a file either will do
-_TEMPO = [field.name for field in dataclasses.fields(Tempo)]
+_TEMPO = [field.name for field in dataclasses.fields(Tempo) if field.name != "models"]
+_MODEL = [field.name for field in dataclasses.fields(ModelLimits)]
 _OF_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)$")
 
 
@@ -167,21 +186,30 @@ def read_settings(home: Path, **changes: Any) -> Settings:
 def _unknown_keys(path: Path) -> list[str]:
     """Keys of a settings file that mean nothing, each with the nearest that does."""
     document = read_toml(path)
-    tempo = document.get("tempo")
-    wrong = [(key, _FIELDS) for key in document if key not in _FIELDS]
-    wrong += [(key, _TEMPO) for key in tempo if key not in _TEMPO] if isinstance(tempo, dict) else []
-    return [f"{key!r} in {path}{did_you_mean(key, known)}" for key, known in wrong]
+    models = document.get("models")
+    wrong = [*_wrong_in(document, str(path), known=_FIELDS), *_wrong_in(document.get("tempo"), str(path), known=_TEMPO)]
+    for name, limits in models.items() if isinstance(models, dict) else ():
+        wrong += _wrong_in(limits, f'[models."{name}"] of {path}', known=_MODEL)
+    return [f"{key!r} in {place}{did_you_mean(key, known)}" for key, place, known in wrong]
+
+
+def _wrong_in(table: Any, place: str, *, known: list[str]) -> list[tuple[str, str, list[str]]]:
+    """The keys of a table that mean nothing; what is no table is refused for that."""
+    return [(key, place, known) for key in table if key not in known] if isinstance(table, dict) else []
 
 
 def _unknown_names(names: Iterable[str], place: str) -> list[str]:
     """The same of variables. Only those with our prefix are ours, and what Kubernetes sets for a service of that name is not."""
-    known = [_setting((name,)) for name in _FIELDS] + [_setting(("tempo", name)) for name in _TEMPO]
+    known = [_setting((name,)) for name in _FIELDS if name != "models"] + [_setting(("tempo", name)) for name in _TEMPO]
     wrong = sorted(name.upper() for name in names if name.upper().startswith("ORCHESTRATOR_") and name.upper() not in known)
     return [f"{name} in {place}{did_you_mean(name, known)}" for name in wrong if not _OF_KUBERNETES.search(name)]
 
 
 def _setting(place: tuple[int | str, ...]) -> str:
-    """The environment's name of a setting."""
+    """The environment's name of a setting, or its place in a file where only that can hold it."""
+    if place[0] == "models":
+        _, *rest = place
+        return f'[models."{rest[0]}"] {" ".join(str(part) for part in rest[1:])}'.rstrip() if rest else "[models]"
     name = "__".join(str(part) for part in place).upper()
     return name if name.startswith("REPLICATE_") else f"ORCHESTRATOR_{name}"
 

@@ -1,6 +1,22 @@
 """Every waiting time and size that the stations work with, in one value that tests can scale down."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+_Limit = Annotated[int, Field(ge=1, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """What one model, or deployment, is given of the account, by all batches together; None: as much as there is."""
+
+    per_minute: _Limit | None = None  # creates
+    in_flight: _Limit | None = None  # predictions alive
+
+
+_UNLIMITED = ModelLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +61,9 @@ class Tempo:
     beat_s: float = 5.0  # a role says so often that it is at work
     alive_s: float = 16.0  # a role not seen for so long has gone: three beats and a little
     outage_pause_s: float = 5.0  # nobody submits for so long after the provider could not be reached
+
+    models: tuple[tuple[str, ModelLimits], ...] = ()  # by `owner/name`; pairs, as this value can be hashed
+
+    def of_model(self, name: str) -> ModelLimits:
+        """The limits of the model or deployment that is called `owner/name`; without any where none are set."""
+        return next((limits for of, limits in self.models if of == name), _UNLIMITED)

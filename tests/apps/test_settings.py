@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.errors import BadInput
+from orchestrator.core.tempo import ModelLimits
 from orchestrator.wiring import read_settings
 
 
@@ -72,4 +73,51 @@ def test_a_log_level_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     """The levels there are, are told."""
     monkeypatch.setenv("ORCHESTRATOR_LOG_LEVEL", "LOUD")
     with pytest.raises(BadInput, match="ORCHESTRATOR_LOG_LEVEL: must be one of DEBUG, INFO"):
+        read_settings(tmp_path)
+
+
+def test_limits_of_models(tmp_path: Path):
+    """What a file says of a model is found by its name, each limit for itself; of any other model there are none."""
+    home = config(tmp_path, '[models."acme/draw"]\nper_minute = 60\nin_flight = 20\n[models."acme/write"]\nin_flight = 3\n')
+    tempo = read_settings(home).tempo
+    assert tempo.of_model("acme/draw") == ModelLimits(60, 20)
+    assert tempo.of_model("acme/write") == ModelLimits(None, 3)
+    assert tempo.of_model("acme/sing") == ModelLimits(None, None)
+    assert isinstance(hash(tempo), int)
+
+
+def test_a_file_with_some_settings_keeps_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A project's table adds to the table shipped; it does not put another one in its place."""
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    (shipped / "orchestrator.toml").write_text('[tempo]\nslice_s = 7.0\n[models."acme/draw"]\nper_minute = 60\nin_flight = 9\n')
+    monkeypatch.setattr("orchestrator.settings.config_folder", lambda: shipped)
+    settings = read_settings(config(tmp_path, '[tempo]\nhold_s = 3.0\n[models."acme/draw"]\nin_flight = 20\n'))
+    assert (settings.tempo.slice_s, settings.tempo.hold_s) == (7.0, 3.0)
+    assert settings.tempo.of_model("acme/draw") == ModelLimits(60, 20)
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ('[models."acme/draw"]\nper_minut = 3\n', r"'per_minut' in \[models.\"acme/draw\"\] of .*did you mean 'per_minute'"),
+    ('[tempo]\nmodels = []\n', "'models' in "),
+    ('[models."acme/draw"]\nin_flight = 0\n', r"\[models.\"acme/draw\"\] in_flight: .*greater than or equal to 1"),
+    ('[models."acme/draw"]\nin_flight = 2.5\n', r"\[models.\"acme/draw\"\] in_flight: .*integer"),
+    ('[models."acme/draw"]\nper_minute = "60"\n', r"\[models.\"acme/draw\"\] per_minute: .*integer"),
+    ('[models."acme/draw"]\nper_minute = true\n', r"\[models.\"acme/draw\"\] per_minute: .*integer"),
+    ("[models.draw]\nin_flight = 2\n", r"\[models\]: 'draw' is no model"),
+    ("[models]\nin_flight = 2\n", r"\[models\]: 'in_flight' is no model"),
+    ('[models]\n"acme/draw" = 2\n', r"\[models.\"acme/draw\"\]: "),
+    ("models = 2\n", r"\[models\]: must be tables"),
+])
+def test_limits_that_are_none(tmp_path: Path, text: str, words: str):
+    """A wrong key, a wrong number, and a table that names no model are refused with their place."""
+    with pytest.raises(BadInput, match=words):
+        read_settings(config(tmp_path, text))
+
+
+@pytest.mark.parametrize("name", ["ORCHESTRATOR_MODELS", "ORCHESTRATOR_MODELS__X__IN_FLIGHT", "ORCHESTRATOR_TEMPO__MODELS"])
+def test_limits_of_models_are_for_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str):
+    """A variable that would not be heard is refused, not passed over."""
+    monkeypatch.setenv(name, "3")
+    with pytest.raises(BadInput, match=f"no such setting: {name} in the environment"):
         read_settings(tmp_path)
