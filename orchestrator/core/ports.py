@@ -265,12 +265,14 @@ class ClaimTerms:
     reserve_units: int | None  # worst case per row in 10^-12 USD; None: not known, and nothing is claimed under a cap
     offset_s: float | None = None  # provider's clock minus ours, as it is known now
     made_from: tuple[str, str] | None = None  # job and price of the batch; where it has others by now, nothing is claimed
+    model_in_flight: int | None = None  # predictions of the batch's model alive at most, over all batches of its account
 
 
 @dataclass(frozen=True, slots=True)
 class Claimable:
     """How many items may be claimed now. `reason` says what holds back the rest: `none due`, `in flight`, `start limit`,
-    `budget`, `budget: waiting for running rows`, `not running`, `amended` (the terms are out of date); None when nothing does."""
+    `in flight: this model`, `budget`, `budget: waiting for running rows`, `not running`, `amended` (the terms are out of date);
+    None when nothing does."""
 
     count: int
     reason: str | None

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from orchestrator.core.lifecycle import BatchState, Event
+from orchestrator.core.records import Target
 from orchestrator.gateways.ledger import Database
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
@@ -241,3 +242,97 @@ async def test_many_claim_at_once(acts: Any, database: Database) -> None:
     assert {gap for _, gap, _ in seen} == {0}
     assert max(alive for _, _, alive in seen) <= 15
     assert (await acts.again(batch)).spent_units == len(claimed) * DOLLAR // 2
+
+
+async def _alive(acts: Any, database: Database) -> int:
+    """Attempts alive, as one committed instant shows them."""
+    async def read(connection: Any) -> int:
+        query = "SELECT COUNT(*) FROM attempts WHERE state IN ('open', 'unsure', 'running')"
+        return int((await connection.execute(text(query))).scalar_one())
+
+    return await database.read(read)
+
+
+async def test_in_flight_of_a_model(acts: Any) -> None:
+    """All batches of a model on an account share its cap; what is in doubt counts, what has ended does not; nobody else does."""
+    one, two = await acts.loaded(8, "one"), await acts.loaded(8, "two")
+    capped = replace(acts.terms(), model_in_flight=3)
+    assert len(await acts.claim(one, 2)) == 2
+    await acts.tell(acts.said(Event.ANSWER_LOST, "a0"), acts.answered("a1", "p1"))
+    assert len(await acts.ledger.claim(two.pk, attempt_ids=["b0", "b1"], terms=capped)) == 1
+    for batch in (one, two):
+        full = await acts.ledger.claimable(batch.pk, count=8, terms=capped)
+        assert (full.count, full.reason) == (0, "in flight: this model")
+        assert await acts.ledger.claim(batch.pk, attempt_ids=["c0"], terms=capped) == []
+    other = await acts.loaded(4, "other", target=Target("models", "acme/write", None))
+    elsewhere = await acts.loaded(4, "elsewhere", account="sun")
+    for batch in (other, elsewhere):
+        assert (await acts.ledger.claimable(batch.pk, count=3, terms=capped)).reason is None
+    await acts.tell(acts.ended("p1"))
+    assert (await acts.ledger.claimable(two.pk, count=8, terms=capped)).count == 1
+    assert len(await acts.ledger.claim(two.pk, attempt_ids=["d0", "d1"], terms=capped)) == 1
+
+
+async def test_the_versions_of_a_model_are_one_model(acts: Any) -> None:
+    """A pinned version is bought of the same model, and counts with it."""
+    pinned = await acts.loaded(4, "pinned", target=Target("predictions", "acme/draw", "0" * 64))
+    latest = await acts.loaded(4, "latest")
+    capped = replace(acts.terms(), model_in_flight=2)
+    assert len(await acts.claim(pinned, 2)) == 2
+    assert (await acts.ledger.claimable(latest.pk, count=1, terms=capped)).reason == "in flight: this model"
+
+
+async def test_what_was_bought_beyond_need_is_in_flight(acts: Any) -> None:
+    """A surplus prediction lives at the provider until it has ended, whatever its row does."""
+    batch = await acts.loaded(8)
+    capped = replace(acts.terms(), model_in_flight=2)
+    await acts.claim(batch, 1)
+    await acts.tell(acts.said(Event.ANSWER_LOST, "a0"))
+    await acts.tell(acts.said(Event.ABSENT, "a0"))
+    assert (await acts.ledger.claimable(batch.pk, count=2, terms=capped)).reason is None
+    await acts.claim(batch, 1, prefix="b", now=LATER)
+    await acts.tell(acts.answered("b0", "p1"))
+    assert [c.event for c in await acts.tell(acts.answered("a0", "p0")._replace(bound_by="url"))] == [Event.SURPLUS]
+    assert (await acts.ledger.claimable(batch.pk, count=2, terms=capped)).reason == "in flight: this model"
+    await acts.tell(acts.ended("p0", "canceled"))
+    assert (await acts.ledger.claimable(batch.pk, count=2, terms=capped)).count == 1
+
+
+async def test_the_tightest_in_flight_is_named(acts: Any) -> None:
+    """Of two caps that bind the one that leaves less is the reason."""
+    batch = await acts.loaded(8, in_flight=3)
+    for cap, told in ((2, (2, "in flight: this model")), (4, (3, "in flight"))):
+        room = await acts.ledger.claimable(batch.pk, count=8, terms=replace(acts.terms(), model_in_flight=cap))
+        assert (room.count, room.reason) == told
+
+
+async def test_a_cap_that_was_lowered(acts: Any) -> None:
+    """More alive than a new cap allows: nothing is claimed until enough have ended."""
+    batch = await acts.loaded(8)
+    await acts.claim(batch, 4)
+    room = await acts.ledger.claimable(batch.pk, count=8, terms=replace(acts.terms(), model_in_flight=2))
+    assert (room.count, room.reason) == (0, "in flight: this model")
+
+
+async def test_a_model_is_shared_by_batches_that_claim_at_once(acts: Any, database: Database) -> None:
+    """Four lanes of two batches, claiming and ending at once: at no instant more alive than the cap, and all of it is used."""
+    pair = [await acts.loaded(60, name) for name in ("one", "two")]
+    seen: list[int] = []
+    capped = replace(acts.terms(), model_in_flight=7)
+
+    async def lane(number: int) -> int:
+        claimed = 0
+        for turn in range(6):
+            ids = [f"l{number}-{turn}-{n}" for n in range(4)]
+            claims = await acts.ledger.claim(pair[number % 2].pk, attempt_ids=ids, terms=capped)
+            seen.append(await _alive(acts, database))
+            claimed += len(claims)
+            await acts.tell(*(acts.ended(f"p-{c.attempt_id}", attempt_id=c.attempt_id) for c in claims))
+        return claimed
+
+    total = sum(await asyncio.gather(*(lane(n) for n in range(4))))
+    assert max(seen) <= 7
+    assert total >= 12
+    held = await asyncio.gather(*(acts.ledger.claim(pair[n % 2].pk, attempt_ids=[f"h{n}-{m}" for m in range(4)], terms=capped)
+                                  for n in range(4)))
+    assert sum(len(claims) for claims in held) == 7

@@ -15,9 +15,11 @@ from orchestrator.core.ports import Claimable, ClaimTerms
 from orchestrator.core.records import Batch, Claim
 from orchestrator.gateways.ledger.bulk import write_many
 from orchestrator.gateways.ledger.loading import batch_of, set_state
-from orchestrator.gateways.ledger.tables import FRESH_AT, PENDING, attempts, batches, items
+from orchestrator.gateways.ledger.session import is_postgresql
+from orchestrator.gateways.ledger.tables import FRESH_AT, PENDING, alive, attempts, batches, items
 
 _ALIVE = [state.value for state in IN_AIR_ITEM]
+_MODELS_LOCK = 0x0B0A  # the first half of the advisory locks' keys; the second is made from account and model
 _SENDING = [ItemState.CLAIMED.value, ItemState.UNSURE.value]
 
 
@@ -63,7 +65,9 @@ async def pause_for_budget(connection: AsyncConnection, batch_pk: int, *, terms:
 
 async def claim(connection: AsyncConnection, batch_pk: int, *, attempt_ids: Sequence[str],
                 terms: ClaimTerms) -> list[Claim]:
-    """Rows claimed, attempts committed, money reserved: one transaction, one batch at a time."""
+    """Rows claimed, attempts committed, money reserved: one transaction, one batch at a time, and one of a capped model."""
+    if terms.model_in_flight is not None:
+        await _queue_for_model(connection, batch_pk)
     found = (await connection.execute(
         select(batches).where(batches.c.pk == batch_pk).with_for_update(key_share=True))).one_or_none()
     if found is None or found.state != BatchState.RUNNING.value or _is_amended(found, terms):
@@ -79,11 +83,22 @@ async def claim(connection: AsyncConnection, batch_pk: int, *, attempt_ids: Sequ
     return [Claim(i, row.pk, row.idx, row.row_id, row.input_json) for i, row in pairs]
 
 
+async def _queue_for_model(connection: AsyncConnection, batch_pk: int) -> None:
+    """Batches of one model claim one after the other, until the transaction ends. On SQLite all writers do.
+
+    Before the batch's row is locked, always: whoever waited here with that row in hand would keep its facts waiting too."""
+    if is_postgresql(connection):
+        lock = func.pg_advisory_xact_lock(_MODELS_LOCK, func.hashtext(batches.c.account + "\n" + batches.c.target_name))
+        await connection.execute(select(lock).where(batches.c.pk == batch_pk))
+
+
 async def _room(connection: AsyncConnection, batch: Row[Any], *, count: int, terms: ClaimTerms) -> _Room:
     """What the caps leave. Rows in the air are counted only where a cap may bind: no more are out than were ever started."""
     limits: list[tuple[int, str]] = [(count, "")]
     if batch.started + count > batch.in_flight:
         limits.append((batch.in_flight - await _alive(connection, batch.pk), "in flight"))
+    if terms.model_in_flight is not None:
+        limits.append((terms.model_in_flight - await _alive_of_model(connection, batch), "in flight: this model"))
     if batch.cap_units is not None:
         left = batch.cap_units - batch.spent_units - batch.reserved_units
         affordable = _affordable(left, count=count, reserve_units=terms.reserve_units)
@@ -110,6 +125,17 @@ async def _alive(connection: AsyncConnection, batch_pk: int) -> int:
     """Rows in the air."""
     return int((await connection.execute(select(func.count()).select_from(items).where(
         items.c.batch_pk == batch_pk, items.c.state.in_(_ALIVE)))).scalar_one())
+
+
+async def _alive_of_model(connection: AsyncConnection, batch: Row[Any]) -> int:
+    """Predictions of the batch's model that are alive at the provider, or may be, over all batches of the account.
+
+    Counted are attempts, not rows: what is in doubt may live, and what was bought beyond need does although its row has another.
+    Nothing has to be given back: a fact that ends an attempt ends its counting."""
+    some = (select(attempts.c.batch_pk, func.count().label("alive")).where(attempts.c.account == batch.account, alive("attempts"))
+            .group_by(attempts.c.batch_pk).subquery())
+    total = select(func.coalesce(func.sum(some.c.alive), 0)).select_from(some.join(batches, batches.c.pk == some.c.batch_pk))
+    return int((await connection.execute(total.where(batches.c.target_name == batch.target_name))).scalar_one())
 
 
 def _fresh_room(batch: Row[Any]) -> int:
