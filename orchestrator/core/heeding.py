@@ -10,7 +10,16 @@ were granted before the last word was heeded tell of the time before it. `gatewa
 import math
 from dataclasses import replace
 
-from orchestrator.core.pacing import BREAKS_AFTER, MICROSECONDS, Bucket, Rate, effective, longer_pause
+from orchestrator.core.pacing import (
+    BREAKS_AFTER,
+    MICROSECONDS,
+    PROVIDER_DOWN,
+    Bucket,
+    Rate,
+    after_set_back,
+    at_pace,
+    longer_pause,
+)
 from orchestrator.core.permits import Heard
 
 DOCUMENTED_US = 100_000  # Replicate docs, rate limits: 600 creates per minute; from where a budget without a rate slows down
@@ -19,31 +28,44 @@ KEPT_S = 1.0  # so much of the rate is left with the provider where its bucket i
 STEPS_SEEN, STEPS_UNSEEN = 16, 64  # rounds from nothing back to the full rate: with permits known to be left, and blindly
 THROTTLED_BY = 1.5
 LOW_CREDIT_FOR_US = 1800 * MICROSECONDS  # after that the full rate is tried again, if no answer said it sooner
-PROVIDER_DOWN = "provider down"
 BREAK_US = 5 * MICROSECONDS  # the first pause of a breaker; doubles with each probe that is not heard
 LONGEST_BREAK_US = 60 * MICROSECONDS
 
 
-def heard(bucket: Bucket, rate: Rate, told: Heard, *, now_us: int) -> Bucket:
+def heard(bucket: Bucket, rate: Rate, told: Heard, *, now_us: int, horizon_us: int) -> Bucket:
     """The bucket after some answers, or after purchases that nobody answered."""
-    bucket = _breaker(bucket, told, now_us=now_us)
-    if not told.answered:
+    bucket = _breaker(_looked_at(bucket, rate, now_us=now_us, horizon_us=horizon_us), told, now_us=now_us)
+    if not told.answered or not _is_news(bucket, told.serial):
         return bucket
     if told.remaining is not None:
         is_low = told.remaining == 0 and bucket.low_until_us > now_us  # low credit has no burst: nothing is ever left
         bucket = replace(bucket, full=max(bucket.full, told.remaining), low_until_us=now_us + LOW_CREDIT_FOR_US if is_low else 0)
-    if told.serial <= bucket.steered:
-        return bucket
-    return _steered(bucket, rate, told.remaining, now_us=now_us)
+    if bucket.low_until_us > now_us:
+        return replace(bucket, steered=bucket.served)
+    bucket = _steered(bucket, rate, told.remaining, now_us=now_us)
+    return at_pace(bucket, rate, now_us=now_us, horizon_us=horizon_us)
 
 
-def throttled(bucket: Bucket, rate: Rate, *, serial: int, for_us: int, reason: str, is_low_credit: bool, now_us: int) -> Bucket:
+def throttled(bucket: Bucket, rate: Rate, *, serial: int, for_us: int, reason: str, is_low_credit: bool, now_us: int,
+              horizon_us: int) -> Bucket:
     """The bucket after a 429: a pause, and slower from then on; or the low-credit mode."""
-    bucket = _breaker(bucket, Heard(serial), now_us=now_us)
+    bucket = _breaker(_looked_at(bucket, rate, now_us=now_us, horizon_us=horizon_us), Heard(serial), now_us=now_us)
     paused = longer_pause(bucket, now_us=now_us, for_us=for_us, reason=reason)
     if is_low_credit:
-        return replace(paused, low_until_us=now_us + LOW_CREDIT_FOR_US, slow_us=0, full=0, steered=bucket.served)
-    return _slowed(paused, rate, by=THROTTLED_BY, now_us=now_us) if serial > bucket.steered else paused
+        paused = replace(paused, low_until_us=now_us + LOW_CREDIT_FOR_US, slow_us=0, full=0, steered=bucket.served)
+    elif _is_news(bucket, serial):
+        paused = _slowed(paused, rate, by=THROTTLED_BY)
+    return at_pace(paused, rate, now_us=now_us, horizon_us=horizon_us)
+
+
+def _looked_at(bucket: Bucket, rate: Rate, *, now_us: int, horizon_us: int) -> Bucket:
+    bucket = after_set_back(bucket, now_us=now_us)
+    return replace(at_pace(bucket, rate, now_us=now_us, horizon_us=horizon_us), noted_us=now_us)
+
+
+def _is_news(bucket: Bucket, serial: int) -> bool:
+    """Whether this permit was granted after the last word was heeded; one beyond the last is of a bucket long forgotten."""
+    return bucket.steered < serial <= bucket.served
 
 
 def keeps(bucket: Bucket, rate: Rate) -> int:
@@ -53,55 +75,48 @@ def keeps(bucket: Bucket, rate: Rate) -> int:
 
 
 def _breaker(bucket: Bucket, told: Heard, *, now_us: int) -> Bucket:
-    """Purchases in a row without an answer open it, an answer closes it; while it is open `reserve` gives single permits."""
-    is_open = bucket.missed >= BREAKS_AFTER
+    """Purchases in a row without an answer open it, an answer closes it; while it is open `reserve` gives single permits.
+
+    The pause of a breaker gives way to the next of its own, and ends when it closes; other pauses stand."""
+    is_open, is_ours = bucket.missed >= BREAKS_AFTER, bucket.reason.startswith(PROVIDER_DOWN)
     if told.answered:
-        until_us = min(bucket.until_us, now_us) if is_open else bucket.until_us
+        until_us = min(bucket.until_us, now_us) if is_open and is_ours else bucket.until_us
         bucket, is_open = replace(bucket, missed=0, until_us=until_us), False
-    if not told.missed or (is_open and told.serial <= bucket.steered):  # it was out before the breaker opened
+    if not told.missed or (is_open and not _is_news(bucket, told.serial)):  # it was out before the breaker opened
         return bucket
     missed = bucket.missed + told.missed
     if missed < BREAKS_AFTER:
         return replace(bucket, missed=missed)
     missed = bucket.missed + 1 if is_open else BREAKS_AFTER
+    opened = replace(bucket, missed=missed, steered=bucket.served, until_us=0 if is_open and is_ours else bucket.until_us)
     pause_us = min(LONGEST_BREAK_US, BREAK_US * 2**min(10, missed - BREAKS_AFTER))
-    return replace(bucket, missed=missed, steered=bucket.served, until_us=now_us + pause_us,  # in place of the probe's pause
-                   reason=f"{PROVIDER_DOWN}: {told.trouble}")
+    return longer_pause(opened, now_us=now_us, for_us=pause_us, reason=f"{PROVIDER_DOWN}: {told.trouble}")
 
 
 def _steered(bucket: Bucket, rate: Rate, remaining: int | None, *, now_us: int) -> Bucket:
     keep = keeps(bucket, rate)
     if remaining is None or not keep:
-        return _faster(bucket, rate, steps=STEPS_UNSEEN, now_us=now_us)
+        return _faster(bucket, rate, steps=STEPS_UNSEEN)
     if remaining > keep:
-        return _faster(bucket, rate, steps=STEPS_SEEN, now_us=now_us)
-    short = keep - remaining
-    slowed = _slowed(bucket, rate, by=1 + short / (4 * keep), now_us=now_us)
-    if slowed.tat_us is None:
+        return _faster(bucket, rate, steps=STEPS_SEEN)
+    base_us, short = rate.interval_us or DOCUMENTED_US, keep - remaining
+    if bucket.slow_us >= SLOWEST * base_us:  # so slow, and no more left: what it can have is less than it was
+        bucket = replace(bucket, full=max(remaining, bucket.full * 3 // 4))
+    slowed = _slowed(bucket, rate, by=1 + short / (4 * keep))
+    interval_us = max(rate.interval_us, bucket.slow_us)
+    if slowed.tat_us is None or not interval_us:
         return slowed
-    interval_us = effective(rate, slowed, now_us=now_us).interval_us
     return replace(slowed, tat_us=max(slowed.tat_us, now_us) + short * interval_us)
 
 
-def _slowed(bucket: Bucket, rate: Rate, *, by: float, now_us: int) -> Bucket:
+def _slowed(bucket: Bucket, rate: Rate, *, by: float) -> Bucket:
     base_us = rate.interval_us or DOCUMENTED_US
     slow_us = min(math.floor(max(base_us, bucket.slow_us) * by), SLOWEST * base_us)
-    return _paced(bucket, rate, slow_us if by > 1 else bucket.slow_us, now_us=now_us)
+    return replace(bucket, slow_us=slow_us if by > 1 else bucket.slow_us, steered=bucket.served)
 
 
-def _faster(bucket: Bucket, rate: Rate, *, steps: int, now_us: int) -> Bucket:
+def _faster(bucket: Bucket, rate: Rate, *, steps: int) -> Bucket:
     """One step of the rate, of `steps` from nothing to the budget's own."""
     base_us = rate.interval_us or DOCUMENTED_US
     slow_us = math.floor(bucket.slow_us / (1 + bucket.slow_us / (steps * base_us)))
-    return _paced(bucket, rate, slow_us if slow_us > base_us else 0, now_us=now_us)
-
-
-def _paced(bucket: Bucket, rate: Rate, slow_us: int, *, now_us: int) -> Bucket:
-    """The bucket at another interval, filled to the same number of permits: its TAT is stretched or drawn together."""
-    before = effective(rate, bucket, now_us=now_us)
-    paced = replace(bucket, slow_us=slow_us, steered=bucket.served)
-    after = effective(rate, paced, now_us=now_us)
-    if bucket.tat_us is None or bucket.tat_us <= now_us or not before.interval_us or not after.interval_us:
-        return paced
-    stretch = after.interval_us / before.interval_us
-    return replace(paced, tat_us=now_us + math.ceil((bucket.tat_us - now_us) * stretch))
+    return replace(bucket, slow_us=slow_us if slow_us > base_us else 0, steered=bucket.served)

@@ -7,7 +7,8 @@ holds both to it.
 
 What is kept, whatever is asked and in whatever order: no window of 60 s holds more than per_minute + burst permits.
 A bucket that nobody remembers counts as emptied by permits reserved up to the horizon, so forgetting never grants more.
-What the provider says (`core/heeding.py`) can only make a bucket slower.
+What the provider says (`core/heeding.py`) can only make a bucket slower. A bucket keeps its permits, not its time, when its
+interval changes: a second user with another rate would otherwise take what the first has spent for rest.
 """
 
 import math
@@ -20,9 +21,13 @@ MICROSECONDS = 1_000_000
 MINUTE_US = 60 * MICROSECONDS
 HORIZON_S = 0.5  # a permit reserved by a worker that dies is lost, so nobody reserves further ahead
 LIMIT_REASON = "limit"
+SLOWEST_PER_MINUTE = 1e-5  # one in ten weeks: whatever is slower is that, so that no number leaves what Lua can count
 LOW_CREDIT_US = 10 * MICROSECONDS  # Replicate docs, rate limits: 6 per minute and no burst while credit is low
 BREAKS_AFTER = 5  # purchases in a row without a word: a single lost answer is nothing, this is an outage
 PROBED_FOR_S = 35.0  # for so long a probe is waited for: a little longer than its request can take
+LONGEST_PAUSE_S = 86_400.0
+PROVIDER_DOWN = "provider down"
+ASK_AGAIN_US = 5 * MICROSECONDS  # an open breaker closes at the first answer: nobody may sleep through that for long
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,8 @@ class Bucket:
     slow_us: int = 0  # the interval that the provider's words brought about; 0: the budget's own
     low_until_us: int = 0  # low on credit until then, unless the provider says otherwise before
     missed: int = 0  # purchases in a row of which nothing was heard
+    pace_us: int = 0  # the interval at which `tat_us` was reckoned, low credit apart; 0: unknown
+    noted_us: int = 0  # when this was written: a clock before it was set back
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,29 @@ def rate_of(budget: Budget) -> Rate:
     per_minute = budget.per_minute
     if not (per_minute > 0 and math.isfinite(per_minute)):
         return Rate(0, 1)
-    return Rate(max(1, math.ceil(MINUTE_US / per_minute)), max(1, budget.burst))
+    return Rate(max(1, math.ceil(MINUTE_US / max(per_minute, SLOWEST_PER_MINUTE))), max(1, budget.burst))
+
+
+def after_set_back(bucket: Bucket, *, now_us: int) -> Bucket:
+    """The bucket on a clock that was set back since it was written: as long to go as at that time, and not longer."""
+    back_us = bucket.noted_us - now_us
+    if back_us <= 0:
+        return bucket
+    tat_us = None if bucket.tat_us is None else max(0, bucket.tat_us - back_us)
+    return replace(bucket, tat_us=tat_us, until_us=max(0, bucket.until_us - back_us),
+                   low_until_us=max(0, bucket.low_until_us - back_us), noted_us=now_us)
+
+
+def at_pace(bucket: Bucket, rate: Rate, *, now_us: int, horizon_us: int) -> Bucket:
+    """The bucket with as many permits outstanding at the interval of now as at the one it was reckoned at.
+
+    A shorter interval begins where nothing is reserved yet, at the horizon: drawn together from now on, the schedules already
+    given out would count as paid before their time."""
+    pace_us = max(rate.interval_us, bucket.slow_us)
+    tat_us, from_us = bucket.tat_us, now_us + (horizon_us if pace_us < bucket.pace_us else 0)
+    if bucket.pace_us and pace_us != bucket.pace_us and tat_us is not None and tat_us > from_us:
+        tat_us = from_us + math.ceil((tat_us - from_us) * (pace_us / bucket.pace_us))
+    return replace(bucket, tat_us=tat_us, pace_us=pace_us)
 
 
 def effective(rate: Rate, bucket: Bucket, *, now_us: int) -> Rate:
@@ -103,22 +132,26 @@ def reserve(rates: Sequence[Rate], buckets: Sequence[Bucket], *, count: int, now
     Count 0: come back in `first_in_us`. That is the end of the longest pause, or the moment when what was asked for, or
     half a horizon of it, is within the horizon: several permits for one call, and none of them due already.
     Where purchases of the first budget were not heard of, one permit is given, and then a pause until it was."""
+    buckets = [after_set_back(bucket, now_us=now_us) for bucket in buckets]
+    kept = tuple(buckets)
+    buckets = [at_pace(bucket, rate, now_us=now_us, horizon_us=horizon_us) for rate, bucket in zip(rates, buckets, strict=True)]
     rates = [effective(rate, bucket, now_us=now_us) for rate, bucket in zip(rates, buckets, strict=True)]
-    shared_us, is_low = rates[0].interval_us, buckets[0].low_until_us > now_us
+    shared_us, is_low, is_probe = rates[0].interval_us, buckets[0].low_until_us > now_us, buckets[0].missed >= BREAKS_AFTER
     paused = max(buckets, key=lambda bucket: bucket.until_us)
     if paused.until_us > now_us:
-        return Reservation(0, paused.until_us - now_us, 0, paused.reason, tuple(buckets), shared_us, is_low)
-    is_probe = buckets[0].missed >= BREAKS_AFTER
+        left_us = paused.until_us - now_us
+        left_us = min(left_us, ASK_AGAIN_US) if is_probe and paused is buckets[0] else left_us
+        return Reservation(0, left_us, 0, paused.reason, kept, shared_us, is_low)
     limited = [(rate, standing_tat(bucket, rate, now_us=now_us, horizon_us=horizon_us))
                for rate, bucket in zip(rates, buckets, strict=True) if rate.interval_us]
     first_us = max([now_us, *(tat - (rate.burst - 1) * rate.interval_us for rate, tat in limited)])
     room_us, wanted = now_us + horizon_us - first_us, min(count, 1) if is_probe else count
     granted, every_us = (0, 0) if room_us < 0 or wanted < 1 else _spread(limited, wanted, first_us, room_us)
     tats = [_advance(rate, tat, granted, first_us, every_us) for rate, tat in limited]
-    remembered = _remember(rates, buckets, tats, granted)
+    remembered = _remember(rates, buckets, tats, granted=granted, kept=kept, now_us=now_us)
     if granted:
         if is_probe:
-            remembered = (replace(remembered[0], until_us=first_us + int(PROBED_FOR_S * MICROSECONDS)), *remembered[1:])
+            remembered = (_probing(remembered[0], first_us=first_us), *remembered[1:])
         return Reservation(granted, first_us - now_us, every_us, None, remembered, shared_us, is_low, is_probe)
     gather_us = min(horizon_us // 2, max(0, wanted - 1) * max((rate.interval_us for rate, _ in limited), default=0))
     return Reservation(0, max(0, gather_us - room_us), 0, LIMIT_REASON, remembered, shared_us, is_low)
@@ -128,6 +161,7 @@ def most(rates: Sequence[Rate], buckets: Sequence[Bucket], *, now_us: int, horiz
     """How many permits all of these would give by the horizon, if they were the only ones; None: as many as wanted."""
     least: int | None = None
     for bucket, own in zip(buckets, rates, strict=True):
+        bucket = at_pace(bucket, own, now_us=now_us, horizon_us=horizon_us)
         rate = effective(own, bucket, now_us=now_us)
         if bucket.until_us > now_us:
             return 0
@@ -159,17 +193,29 @@ def _advance(rate: Rate, tat: int, granted: int, first_us: int, every_us: int) -
     return max(max(tat, first_us) + granted * rate.interval_us, last_us + rate.interval_us)
 
 
-def _remember(rates: Sequence[Rate], buckets: Sequence[Bucket], tats: Sequence[int], granted: int) -> tuple[Bucket, ...]:
-    """What is new is remembered at once, or its wait would never end; else only what was given."""
+def _remember(rates: Sequence[Rate], buckets: Sequence[Bucket], tats: Sequence[int], *, granted: int,
+              kept: Sequence[Bucket], now_us: int) -> tuple[Bucket, ...]:
+    """What is new is remembered at once, or its wait would never end; else only what was given. `kept`: as it was before."""
     moved = iter(tats)
     after = [next(moved) if rate.interval_us else bucket.tat_us for rate, bucket in zip(rates, buckets, strict=True)]
-    return tuple(replace(bucket, tat_us=tat if granted or bucket.tat_us is None else bucket.tat_us,
-                         served=bucket.served + granted)
-                 for bucket, tat in zip(buckets, after, strict=True))
+    return tuple(replace(bucket, tat_us=tat, served=bucket.served + granted, noted_us=now_us)
+                 if granted or (bucket.tat_us is None and tat is not None) else before
+                 for bucket, tat, before in zip(buckets, after, kept, strict=True))
+
+
+def _probing(bucket: Bucket, *, first_us: int) -> Bucket:
+    """Nobody else until the probe was heard, or can be heard no more."""
+    reason = bucket.reason if bucket.reason.startswith(PROVIDER_DOWN) else PROVIDER_DOWN
+    return replace(bucket, until_us=first_us + int(PROBED_FOR_S * MICROSECONDS), reason=reason)
 
 
 def longer_pause(bucket: Bucket, *, now_us: int, for_us: int, reason: str) -> Bucket:
     """The bucket, paused for so long from now on; a pause that already lasts longer stands, reason and all."""
     if now_us + for_us <= bucket.until_us:
         return bucket
-    return replace(bucket, until_us=now_us + for_us, reason=reason)
+    return replace(bucket, until_us=now_us + for_us, reason=reason, noted_us=now_us)
+
+
+def pause_us(seconds: float) -> int:
+    """A pause in whole microseconds: a day at most, whatever the provider asks for, and nothing below none."""
+    return round(max(0.0, min(seconds, LONGEST_PAUSE_S)) * MICROSECONDS)

@@ -20,11 +20,12 @@ class Flow:
 
     key: str
     weight: int  # tenths
+    has_more: bool = False  # more rows than it asks for, and it comes back for them before its last permit is used
 
 
-def flow_of(key: str, *, priority: int) -> Flow:
+def flow_of(key: str, *, priority: int, has_more: bool = False) -> Flow:
     """A priority is a weight: 6 gets twice what 3 gets. 0 gets a tenth of 1: little beside others, and never nothing."""
-    return Flow(key, max(1, TENTHS * priority))
+    return Flow(key, max(1, TENTHS * priority), has_more)
 
 
 @dataclass(frozen=True, slots=True)

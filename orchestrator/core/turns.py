@@ -2,73 +2,111 @@
 
 Each flow has spent so much: its permits, divided by its weight. Of those that wait, the one that has spent least goes next,
 for no more than its share of what can be given by the horizon, so that a change of weights shows in the next permit.
-Waiting is who got less than wanted and is expected back; who got all, or has gone, holds nobody up. Who comes, or comes
-back, starts where the others are: neither rest nor feast of the past counts. The Lua script does the same.
+Waiting is who got less than wanted, or has more rows than it asked for, and is expected back; who got all, or has gone, holds
+nobody up, and who waits only while nothing of the rate is lost by it. Who comes, or comes back, starts where
+the others are: neither rest nor feast of the past counts. The Lua script does the same.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.core.pacing import LIMIT_REASON, Bucket, Rate, Reservation, effective, most, reserve
+from orchestrator.core.pacing import (
+    LIMIT_REASON,
+    MICROSECONDS,
+    Bucket,
+    Rate,
+    Reservation,
+    after_set_back,
+    at_pace,
+    effective,
+    most,
+    reserve,
+    standing_tat,
+)
 from orchestrator.core.permits import Flow
 
 UNIT = 25_200  # what one permit costs at a weight of one; divisible by every weight that a priority gives
-GRACE_US = 400_000  # for so long one is waited for who is late: what is not given meanwhile is what a burst makes good
+GRACE_US = 400_000  # for so long who is late keeps its place
 AFTER_US = 20_000  # who is not next comes back so long after who is
+BEFORE_US = 80_000  # who has more comes back so long before its last permit, or a little earlier
+KEPT_US = 60 * MICROSECONDS  # a flow not seen for so long is forgotten: batches come and go, an account stays
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What is remembered of one flow. `back_us`: when it is expected back; 0: it waits for nothing."""
+    """What is remembered of one flow. It may have several lanes: the first of those that wait is expected at `back_us`, the
+    last at `last_us`; 0: it waits for nothing. `seen_us`: when it last asked."""
 
     spent: int
     back_us: int
+    last_us: int
     weight: int
+    seen_us: int
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """A reservation, and where the flow stands after it."""
+    """A reservation, and what is to be remembered of all flows after it."""
 
     reservation: Reservation
-    turn: Turn
+    turns: dict[str, Turn]
 
 
 def reserve_in_turn(rates: Sequence[Rate], buckets: Sequence[Bucket], turns: Mapping[str, Turn], flow: Flow, *, count: int,
                     now_us: int, horizon_us: int) -> Shared:
     """As `reserve`, of a first budget that is shared with other flows; `turns`: what is remembered of all of them."""
+    buckets = [after_set_back(bucket, now_us=now_us) for bucket in buckets]
+    turns = {key: turn for key, turn in turns.items()
+             if turn.seen_us <= now_us <= max(turn.seen_us, turn.last_us) + KEPT_US}  # nor who was seen later than now
+    waiting = [turn for key, turn in turns.items() if key != flow.key and _is_waiting(turn, now_us)]
     own = most(rates[1:], buckets[1:], now_us=now_us, horizon_us=horizon_us)
     wanted = count if own is None else min(count, own)
-    waiting = {key: turn for key, turn in turns.items()
-               if key != flow.key and turn.back_us and turn.back_us + GRACE_US >= now_us}
-    rate = effective(rates[0], buckets[0], now_us=now_us)
-    if not waiting or not rate.interval_us or wanted < 1 or buckets[0].until_us > now_us:
-        answer = reserve(rates, buckets, count=count, now_us=now_us, horizon_us=horizon_us)
-        return Shared(answer, _after(turns.get(flow.key), flow, answer, wanted=wanted, now_us=now_us))
-    next_spent = min(turn.spent for turn in waiting.values())
-    ahead = horizon_us // rate.interval_us + 1
-    spent = _entering(turns.get(flow.key), flow, next_spent, most_ahead=ahead, now_us=now_us)
-    mine = Turn(spent, 0, flow.weight)
-    if spent > next_spent:
-        back_us = min(turn.back_us for turn in waiting.values() if turn.spent == next_spent)
-        answer = Reservation(0, max(0, back_us - now_us) + AFTER_US, 0, LIMIT_REASON, tuple(buckets), rate.interval_us,
-                             buckets[0].low_until_us > now_us)
-        return Shared(answer, replace(mine, back_us=now_us + answer.first_in_us))
-    share = max(1, ahead * flow.weight // (flow.weight + sum(turn.weight for turn in waiting.values())))
-    answer = reserve(rates, buckets, count=min(count, share), now_us=now_us, horizon_us=horizon_us)
-    return Shared(answer, _after(mine, flow, answer, wanted=wanted, now_us=now_us))
-
-
-def _entering(turn: Turn | None, flow: Flow, next_spent: int, *, most_ahead: int, now_us: int) -> int:
-    """What a flow has spent as it counts now: if it was not waiting, about as much as the one that is next."""
-    if turn is None:
-        return next_spent
-    if turn.back_us and turn.back_us + GRACE_US >= now_us:
-        return turn.spent
-    return min(max(turn.spent, next_spent), next_spent + most_ahead * UNIT // flow.weight)
-
-
-def _after(turn: Turn | None, flow: Flow, answer: Reservation, *, wanted: int, now_us: int) -> Turn:
-    spent = (turn.spent if turn else 0) + answer.count * UNIT // flow.weight
+    first = at_pace(buckets[0], rates[0], now_us=now_us, horizon_us=horizon_us)
+    rate = effective(rates[0], first, now_us=now_us)
+    ahead = horizon_us // rate.interval_us + 1 if rate.interval_us else count
+    mine = _entering(turns.get(flow.key), flow, waiting, most_ahead=ahead, now_us=now_us)
+    if waiting and rate.interval_us and wanted >= 1 and first.until_us <= now_us:
+        tat_us = standing_tat(first, rate, now_us=now_us, horizon_us=horizon_us)
+        before = [turn for turn in waiting
+                  if turn.spent < mine.spent and tat_us > max(now_us, _soonest(turn, now_us)) + AFTER_US]
+        if before:
+            wait_us = max(0, _soonest(min(before, key=lambda turn: (turn.spent, _soonest(turn, now_us))), now_us) - now_us)
+            answer = Reservation(0, wait_us + AFTER_US, 0, LIMIT_REASON, tuple(buckets), rate.interval_us,
+                                 first.low_until_us > now_us)
+            return Shared(answer, {**turns, flow.key: _expected(mine, wait_us + AFTER_US, now_us=now_us)})
+        count = min(count, max(1, ahead * flow.weight // (flow.weight + sum(turn.weight for turn in waiting))))
+    answer = reserve(rates, buckets, count=count, now_us=now_us, horizon_us=horizon_us)
+    after = replace(mine, spent=mine.spent + answer.count * UNIT // flow.weight)
     last_us = answer.first_in_us + max(0, answer.count - 1) * answer.every_us
-    return Turn(spent, now_us + last_us if answer.count < wanted else 0, flow.weight)
+    if answer.count < wanted:
+        after = _expected(after, last_us, now_us=now_us)
+    elif answer.count and flow.has_more:
+        after = _expected(after, max(0, last_us - BEFORE_US), now_us=now_us)
+    return Shared(answer, {**turns, flow.key: after})
+
+
+def _is_waiting(turn: Turn, now_us: int) -> bool:
+    return turn.last_us > 0 and turn.last_us + GRACE_US >= now_us
+
+
+def _soonest(turn: Turn, now_us: int) -> int:
+    """When the next of its lanes is expected, or was."""
+    return turn.back_us if turn.back_us > now_us else turn.last_us
+
+
+def _entering(turn: Turn | None, flow: Flow, waiting: Sequence[Turn], *, most_ahead: int, now_us: int) -> Turn:
+    """How a flow stands that asks now: if it was not waiting, it has spent about as much as the one that is next."""
+    known = turn or Turn(0, 0, 0, flow.weight, now_us)
+    spent = known.spent
+    if waiting and not _is_waiting(known, now_us):
+        next_spent = min(one.spent for one in waiting)
+        latest = next_spent + most_ahead * UNIT // flow.weight
+        spent = min(max(known.spent, next_spent), latest) if turn else next_spent
+    back_us, last_us = ((_soonest(known, now_us), known.last_us) if known.last_us > now_us else (0, 0))  # its other lanes
+    return Turn(spent, back_us, last_us, flow.weight, now_us)
+
+
+def _expected(turn: Turn, in_us: int, *, now_us: int) -> Turn:
+    """One lane of it is to come back after so long."""
+    at_us = now_us + in_us
+    return replace(turn, back_us=min(turn.back_us or at_us, at_us), last_us=max(turn.last_us, at_us))

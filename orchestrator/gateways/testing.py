@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from orchestrator.core import heeding
 from orchestrator.core.errors import Unreachable
-from orchestrator.core.pacing import HORIZON_S, MICROSECONDS, Bucket, longer_pause, rate_of, reserve
+from orchestrator.core.pacing import HORIZON_S, MICROSECONDS, Bucket, after_set_back, longer_pause, pause_us, rate_of, reserve
 from orchestrator.core.permits import Budget, Flow, Grant, Heard
 from orchestrator.core.ports import Clock
 from orchestrator.core.records import Wake
@@ -76,25 +76,27 @@ class MemoryLimiter:
         if flow is None:
             answer = reserve(rates, buckets, count=count, now_us=now_us, horizon_us=self._horizon_us)
         else:
-            turns = self._turns.setdefault(budgets[0].key, {})
+            turns = self._turns.get(budgets[0].key, {})
             shared = reserve_in_turn(rates, buckets, turns, flow, count=count, now_us=now_us, horizon_us=self._horizon_us)
-            answer, turns[flow.key] = shared.reservation, shared.turn
+            answer, self._turns[budgets[0].key] = shared.reservation, shared.turns
         self._buckets.update(zip((budget.key for budget in budgets), answer.buckets, strict=True))
         return answer.grant()
 
     async def hear(self, budget: Budget, heard: Heard) -> None:
         """As the port says."""
-        self._buckets[budget.key] = heeding.heard(self._bucket(budget.key), rate_of(budget), heard, now_us=self._now_us())
+        self._buckets[budget.key] = heeding.heard(self._bucket(budget.key), rate_of(budget), heard, now_us=self._now_us(),
+                                                   horizon_us=self._horizon_us)
 
     async def throttle(self, budget: Budget, *, serial: int, seconds: float, reason: str, is_low_credit: bool) -> None:
         """As the port says."""
         self._buckets[budget.key] = heeding.throttled(
-            self._bucket(budget.key), rate_of(budget), serial=serial, for_us=_microseconds(seconds), reason=reason,
-            is_low_credit=is_low_credit, now_us=self._now_us())
+            self._bucket(budget.key), rate_of(budget), serial=serial, for_us=pause_us(seconds), reason=reason,
+            is_low_credit=is_low_credit, now_us=self._now_us(), horizon_us=self._horizon_us)
 
     async def pause(self, key: str, *, seconds: float, reason: str) -> None:
         """As the port says."""
-        self._buckets[key] = longer_pause(self._bucket(key), now_us=self._now_us(), for_us=_microseconds(seconds), reason=reason)
+        bucket, now_us = self._bucket(key), self._now_us()
+        self._buckets[key] = longer_pause(bucket, now_us=now_us, for_us=pause_us(seconds), reason=reason)
 
     async def paused(self, key: str) -> tuple[float, str] | None:
         """As the port says."""
@@ -107,16 +109,12 @@ class MemoryLimiter:
         self._turns.clear()
 
     def _bucket(self, key: str) -> Bucket:
-        return self._buckets.get(key, Bucket())
+        return after_set_back(self._buckets.get(key, Bucket()), now_us=self._now_us())
 
     def _now_us(self) -> int:
         if self.away:
             raise Unreachable("the limiter was told to be away")
         return round(self._clock.boottime() * MICROSECONDS)
-
-
-def _microseconds(seconds: float) -> int:
-    return max(0, round(seconds * MICROSECONDS))
 
 
 class MemoryQueue:

@@ -3,7 +3,7 @@
 import heapq
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, TypeVar
 
@@ -114,7 +114,8 @@ class Market:
         if worker.heard is not None:
             now(self.limiter.hear(self.budget, worker.heard))
             worker.heard = None
-        grant = now(self.limiter.reserve([self.budget, *worker.own], count=min(worker.rows, worker.chunk), flow=worker.flow))
+        flow = replace(worker.flow, has_more=worker.rows > worker.chunk)
+        grant = now(self.limiter.reserve([self.budget, *worker.own], count=min(worker.rows, worker.chunk), flow=flow))
         worker.rows -= grant.count
         self._send(worker, grant)
         last_s = grant.first_in_s + max(0, grant.count - 1) * grant.every_s

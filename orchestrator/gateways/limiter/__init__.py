@@ -17,7 +17,7 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
 from orchestrator.core.errors import Unreachable
-from orchestrator.core.pacing import HORIZON_S, MICROSECONDS, MINUTE_US, rate_of
+from orchestrator.core.pacing import HORIZON_S, MICROSECONDS, MINUTE_US, pause_us, rate_of
 from orchestrator.core.permits import Budget, Flow, Grant, Heard
 
 # A forgotten bucket is an empty one: remembering for an hour saves a batch of the same hour its half second of start.
@@ -60,7 +60,7 @@ class RedisLimiter:
     async def reserve(self, budgets: Sequence[Budget], *, count: int, flow: Flow | None = None) -> Grant:
         """As the port says. Naming one budget twice is an error of the caller: both would be charged as one."""
         keys = [budget.key for budget in budgets] + ([f"turns:{budgets[0].key}"] if flow else [])
-        of_flow = (flow.key, flow.weight) if flow else ("", 1)
+        of_flow = (flow.key, flow.weight, int(flow.has_more)) if flow else ("", 1, 0)
         numbers = [number for rate in map(rate_of, budgets) for number in (rate.interval_us, rate.burst)]
         granted, first_us, every_us, reason, serial, shared_us, is_low, is_probe = await self._ask(
             self._reserve, keys, self._horizon_us, count, MEMORY_MS, *of_flow, *numbers)
@@ -70,22 +70,22 @@ class RedisLimiter:
     async def hear(self, budget: Budget, heard: Heard) -> None:
         """As the port says."""
         rate, remaining = rate_of(budget), -1 if heard.remaining is None else heard.remaining
-        await self._ask(self._heed, [budget.key], "hear", MEMORY_MS, rate.interval_us, rate.burst, heard.serial,
+        await self._ask(self._heed, [budget.key], "hear", MEMORY_MS, self._horizon_us, rate.interval_us, rate.burst, heard.serial,
                         int(heard.answered), remaining, heard.missed, heard.trouble)
 
     async def throttle(self, budget: Budget, *, serial: int, seconds: float, reason: str, is_low_credit: bool) -> None:
         """As the port says."""
         rate = rate_of(budget)
-        await self._ask(self._heed, [budget.key], "throttle", MEMORY_MS, rate.interval_us, rate.burst, serial,
-                        _microseconds(seconds), reason, int(is_low_credit))
+        await self._ask(self._heed, [budget.key], "throttle", MEMORY_MS, self._horizon_us, rate.interval_us, rate.burst, serial,
+                        pause_us(seconds), reason, int(is_low_credit))
 
     async def pause(self, key: str, *, seconds: float, reason: str) -> None:
         """As the port says."""
-        await self._ask(self._heed, [key], "pause", MEMORY_MS, _microseconds(seconds), reason)
+        await self._ask(self._heed, [key], "pause", MEMORY_MS, self._horizon_us, pause_us(seconds), reason)
 
     async def paused(self, key: str) -> tuple[float, str] | None:
         """As the port says."""
-        left_us, reason = await self._ask(self._heed, [key], "paused", MEMORY_MS)
+        left_us, reason = await self._ask(self._heed, [key], "paused", MEMORY_MS, self._horizon_us)
         return (left_us / MICROSECONDS, reason) if left_us > 0 else None
 
     async def aclose(self) -> None:
@@ -100,7 +100,3 @@ class RedisLimiter:
             raise Unreachable(f"Redis at {self._place} cannot be reached or refuses to answer "
                               f"({type(error).__name__}); nothing is sent until it does. Check that it runs "
                               "and that ORCHESTRATOR_REDIS_URL names it.") from error
-
-
-def _microseconds(seconds: float) -> int:
-    return max(0, round(seconds * MICROSECONDS))

@@ -1,6 +1,6 @@
 -- The arithmetic of orchestrator/core/heeding.py: what the provider says, or that it says nothing. Times are whole
 -- microseconds.
--- KEYS[1]: the hash of one budget. ARGV: clock ('' for Redis's own), verb, memory in ms, then
+-- KEYS[1]: the hash of one budget. ARGV: clock ('' for Redis's own), verb, memory in ms, horizon, then
 --   hear:     interval, burst, serial, answered (0 1), remaining (-1: not said), missed, trouble
 --   throttle: interval, burst, serial, duration, reason, low credit (0 1)
 --   pause:    duration, reason
@@ -15,18 +15,25 @@ if not now then
   local time = redis.call('TIME')
   now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
-local verb, memory = ARGV[2], tonumber(ARGV[3])
+local verb, memory, horizon = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
 local function whole(number)
   return string.format('%.0f', number)
 end
 
-local names = {'tat', 'until', 'reason', 'served', 'steered', 'full', 'slow', 'low', 'missed'}
+local names = {'tat', 'until', 'reason', 'served', 'steered', 'full', 'slow', 'low', 'missed', 'pace', 'noted'}
 local stored, bucket = redis.call('HMGET', KEYS[1], unpack(names)), {}
 for i, name in ipairs(names) do
   bucket[name] = tonumber(stored[i]) or 0
 end
 bucket.tat, bucket.reason = tonumber(stored[1]), stored[3] or ''
+
+-- core/pacing.py: after_set_back
+local back = bucket.noted - now
+if back > 0 then
+  bucket.tat, bucket.noted = bucket.tat and math.max(0, bucket.tat - back), now
+  bucket['until'], bucket.low = math.max(0, bucket['until'] - back), math.max(0, bucket.low - back)
+end
 
 local function keep()
   local kept = math.max(bucket['until'] - now, (bucket.tat or 0) - now, bucket.low - now, 0)
@@ -42,41 +49,45 @@ end
 
 local function pause(duration, reason)
   if now + duration > bucket['until'] then
-    bucket['until'], bucket.reason = now + duration, reason
+    bucket['until'], bucket.reason, bucket.noted = now + duration, reason, now
   end
 end
 
 if verb == 'pause' then
-  pause(tonumber(ARGV[4]), ARGV[5])
+  pause(tonumber(ARGV[5]), ARGV[6])
   keep()
 end
 if verb == 'pause' or verb == 'paused' then
   return {math.max(0, bucket['until'] - now), bucket.reason}
 end
 
-local own, burst, serial = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local own, serial = tonumber(ARGV[5]), tonumber(ARGV[7])
 local base = own > 0 and own or DOCUMENTED
 
-local function interval()
-  return bucket.low > now and math.max(own, LOW_CREDIT) or math.max(own, bucket.slow)
+-- core/pacing.py: at_pace
+local function at_pace()
+  local pace = math.max(own, bucket.slow)
+  local from = now + (pace < bucket.pace and horizon or 0)
+  if bucket.pace > 0 and pace ~= bucket.pace and bucket.tat and bucket.tat > from then
+    bucket.tat = from + math.ceil((bucket.tat - from) * (pace / bucket.pace))
+  end
+  bucket.pace = pace
 end
 
-local function paced(slow)
-  local before = interval()
-  bucket.slow, bucket.steered = slow, bucket.served
-  local after = interval()
-  if bucket.tat and bucket.tat > now and before > 0 and after > 0 then
-    bucket.tat = now + math.ceil((bucket.tat - now) * (after / before))
-  end
+local function is_news()
+  return bucket.steered < serial and serial <= bucket.served
 end
 
 local function slowed(by)
-  paced(by > 1 and math.min(math.floor(math.max(base, bucket.slow) * by), SLOWEST * base) or bucket.slow)
+  if by > 1 then
+    bucket.slow = math.min(math.floor(math.max(base, bucket.slow) * by), SLOWEST * base)
+  end
+  bucket.steered = bucket.served
 end
 
 local function faster(steps)
   local slow = math.floor(bucket.slow / (1 + bucket.slow / (steps * base)))
-  paced(slow > base and slow or 0)
+  bucket.slow, bucket.steered = slow > base and slow or 0, bucket.served
 end
 
 local function steered(remaining)
@@ -87,54 +98,64 @@ local function steered(remaining)
   if remaining > kept then
     return faster(SEEN)
   end
-  local short = kept - remaining
+  if bucket.slow >= SLOWEST * base then
+    bucket.full = math.max(remaining, math.floor(bucket.full * 3 / 4))
+  end
+  local short, interval = kept - remaining, math.max(own, bucket.slow)
   slowed(1 + short / (4 * kept))
-  if bucket.tat then
-    bucket.tat = math.max(bucket.tat, now) + short * interval()
+  if bucket.tat and interval > 0 then
+    bucket.tat = math.max(bucket.tat, now) + short * interval
   end
 end
 
 local function breaker(answered, missed, trouble)
-  local open = bucket.missed >= BREAKS_AFTER
+  local open, ours = bucket.missed >= BREAKS_AFTER, string.sub(bucket.reason, 1, #PROVIDER_DOWN) == PROVIDER_DOWN
   if answered then
-    if open then
+    if open and ours then
       bucket['until'] = math.min(bucket['until'], now)
     end
     bucket.missed, open = 0, false
   end
-  if missed == 0 or (open and serial <= bucket.steered) then
+  if missed == 0 or (open and not is_news()) then
     return
   end
   if bucket.missed + missed < BREAKS_AFTER then
     bucket.missed = bucket.missed + missed
     return
   end
+  if open and ours then
+    bucket['until'] = 0
+  end
   bucket.missed = open and bucket.missed + 1 or BREAKS_AFTER
   bucket.steered = bucket.served
-  bucket['until'] = now + math.min(LONGEST_BREAK, BREAK * 2 ^ math.min(10, bucket.missed - BREAKS_AFTER))
-  bucket.reason = PROVIDER_DOWN .. ': ' .. trouble
+  pause(math.min(LONGEST_BREAK, BREAK * 2 ^ math.min(10, bucket.missed - BREAKS_AFTER)), PROVIDER_DOWN .. ': ' .. trouble)
 end
 
+at_pace()
+bucket.noted = now
 if verb == 'throttle' then
   breaker(true, 0, '')
-  pause(tonumber(ARGV[7]), ARGV[8])
-  if ARGV[9] == '1' then
+  pause(tonumber(ARGV[8]), ARGV[9])
+  if ARGV[10] == '1' then
     bucket.low, bucket.slow, bucket.full, bucket.steered = now + LOW_CREDIT_FOR, 0, 0, bucket.served
-  elseif serial > bucket.steered then
+  elseif is_news() then
     slowed(THROTTLED_BY)
   end
 else
-  local answered, remaining = ARGV[7] == '1', tonumber(ARGV[8])
-  breaker(answered, tonumber(ARGV[9]), ARGV[10])
-  if answered then
+  local answered, remaining = ARGV[8] == '1', tonumber(ARGV[9])
+  breaker(answered, tonumber(ARGV[10]), ARGV[11])
+  if answered and is_news() then
     if remaining >= 0 then
       bucket.full = math.max(bucket.full, remaining)
       bucket.low = remaining == 0 and bucket.low > now and now + LOW_CREDIT_FOR or 0
     end
-    if serial > bucket.steered then
+    if bucket.low > now then
+      bucket.steered = bucket.served
+    else
       steered(remaining)
     end
   end
 end
+at_pace()
 keep()
 return {math.max(0, bucket['until'] - now), bucket.reason}

@@ -1,10 +1,10 @@
 -- The arithmetic of orchestrator/core/pacing.py and orchestrator/core/turns.py, in one step for everybody. Times are whole
 -- microseconds.
 -- KEYS: one hash per budget, then, with a flow, the hash of turns of the first. ARGV: clock ('' for Redis's own), horizon,
--- count, memory in ms, flow ('' for none), its weight, then interval and burst per budget (interval 0: no limit).
+-- count, memory in ms, flow ('' for none), its weight, has more (0 1), then interval and burst per budget (interval 0: no limit).
 -- Answer: {count, first_in, every, reason, serial, interval of the first budget, low credit, probe}.
-local LOW_CREDIT, BREAKS_AFTER, PROBED_FOR = 10000000, 5, 35000000
-local UNIT, GRACE, AFTER = 25200, 400000, 20000
+local LOW_CREDIT, BREAKS_AFTER, PROBED_FOR, ASK_AGAIN, PROVIDER_DOWN = 10000000, 5, 35000000, 5000000, 'provider down'
+local UNIT, GRACE, AFTER, BEFORE, KEPT = 25200, 400000, 20000, 80000, 60000000
 
 local now = tonumber(ARGV[1])
 if not now then
@@ -12,23 +12,42 @@ if not now then
   now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 local horizon, asked, memory = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local flow, weight = ARGV[5], tonumber(ARGV[6])
+local flow, weight, has_more = ARGV[5], tonumber(ARGV[6]), ARGV[7] == '1'
 
 local function whole(number)
   return string.format('%.0f', number)
 end
 
+local function remember(key, bucket)
+  redis.call('HSET', key, 'until', whole(bucket['until']), 'low', whole(bucket.low), 'served', whole(bucket.served),
+             'reason', bucket.reason, 'pace', whole(bucket.pace), 'noted', whole(now))
+  if bucket.tat then
+    redis.call('HSET', key, 'tat', whole(bucket.tat))
+  end
+end
+
+-- core/pacing.py: after_set_back, at_pace, effective, standing_tat
 local buckets = {}
 for i = 1, #KEYS - (flow ~= '' and 1 or 0) do
-  local stored = redis.call('HMGET', KEYS[i], 'tat', 'until', 'reason', 'served', 'slow', 'low', 'missed')
+  local stored = redis.call('HMGET', KEYS[i], 'tat', 'until', 'reason', 'served', 'slow', 'low', 'missed', 'pace', 'noted')
   local bucket = {tat = tonumber(stored[1]), ['until'] = tonumber(stored[2]) or 0, reason = stored[3] or '',
                   served = tonumber(stored[4]) or 0, slow = tonumber(stored[5]) or 0, low = tonumber(stored[6]) or 0,
-                  missed = tonumber(stored[7]) or 0}
-  bucket.interval, bucket.burst = tonumber(ARGV[5 + 2 * i]), tonumber(ARGV[6 + 2 * i])
+                  missed = tonumber(stored[7]) or 0, pace = tonumber(stored[8]) or 0}
+  local back = (tonumber(stored[9]) or 0) - now
+  if back > 0 then
+    bucket.tat = bucket.tat and math.max(0, bucket.tat - back)
+    bucket['until'], bucket.low = math.max(0, bucket['until'] - back), math.max(0, bucket.low - back)
+    remember(KEYS[i], bucket)
+  end
+  local own, burst = tonumber(ARGV[6 + 2 * i]), tonumber(ARGV[7 + 2 * i])
+  local pace = math.max(own, bucket.slow)
+  local from = now + (pace < bucket.pace and horizon or 0)
+  if bucket.pace > 0 and pace ~= bucket.pace and bucket.tat and bucket.tat > from then
+    bucket.tat = from + math.ceil((bucket.tat - from) * (pace / bucket.pace))
+  end
+  bucket.pace, bucket.interval, bucket.burst = pace, pace, burst
   if bucket.low > now then
-    bucket.interval, bucket.burst = math.max(bucket.interval, LOW_CREDIT), 1
-  else
-    bucket.interval = math.max(bucket.interval, bucket.slow)
+    bucket.interval, bucket.burst = math.max(own, LOW_CREDIT), 1
   end
   if bucket.interval > 0 then
     bucket.full = (bucket.burst - 1) * bucket.interval
@@ -49,7 +68,7 @@ end
 
 -- core/pacing.py: reserve
 local function reserve(wanted)
-  local left, why, first, slowest = 0, '', now, 0
+  local left, why, first, slowest, probe = 0, '', now, 0, shared.missed >= BREAKS_AFTER
   for _, bucket in ipairs(buckets) do
     if bucket['until'] - now > left then
       left, why = bucket['until'] - now, bucket.reason
@@ -59,9 +78,8 @@ local function reserve(wanted)
     end
   end
   if left > 0 then
-    return answer(0, left, 0, why)
+    return answer(0, probe and left == shared['until'] - now and math.min(left, ASK_AGAIN) or left, 0, why)
   end
-  local probe = shared.missed >= BREAKS_AFTER
   if probe then
     wanted = math.min(wanted, 1)
   end
@@ -86,25 +104,21 @@ local function reserve(wanted)
     end
   end
   for i, bucket in ipairs(buckets) do
-    if granted > 0 then
+    if granted > 0 or bucket.new then
       bucket.served = bucket.served + granted
-      redis.call('HSET', KEYS[i], 'served', whole(bucket.served))
-    end
-    local kept = memory
-    if bucket.interval > 0 and (granted > 0 or bucket.new) then
-      local tat = bucket.tat
-      if granted > 0 then
-        tat = math.max(math.max(tat, first) + granted * bucket.interval, first + (granted - 1) * every + bucket.interval)
+      if bucket.interval > 0 and granted > 0 then
+        bucket.tat = math.max(math.max(bucket.tat, first) + granted * bucket.interval,
+                              first + (granted - 1) * every + bucket.interval)
       end
-      redis.call('HSET', KEYS[i], 'tat', whole(tat))
-      kept = kept + math.ceil(math.max(0, tat - now) / 1000)
+      if i == 1 and granted > 0 and probe then
+        bucket['until'] = first + PROBED_FOR
+        bucket.reason = string.sub(bucket.reason, 1, #PROVIDER_DOWN) == PROVIDER_DOWN and bucket.reason or PROVIDER_DOWN
+      end
+      remember(KEYS[i], bucket)
     end
-    redis.call('PEXPIRE', KEYS[i], whole(kept))
+    redis.call('PEXPIRE', KEYS[i], whole(memory + math.ceil(math.max(0, (bucket.tat or 0) - now) / 1000)))
   end
   if granted > 0 then
-    if probe then
-      redis.call('HSET', KEYS[1], 'until', whole(first + PROBED_FOR))
-    end
     return answer(granted, first - now, every, '', probe)
   end
   local gather = math.min(math.floor(horizon / 2), math.max(0, wanted - 1) * slowest)
@@ -119,17 +133,21 @@ end
 local place, turns = KEYS[#KEYS], {}
 local stored = redis.call('HGETALL', place)
 for i = 1, #stored, 2 do
-  local spent, back, heft = string.match(stored[i + 1], '^(%d+) (%d+) (%d+)$')
-  turns[stored[i]] = {spent = tonumber(spent), back = tonumber(back), weight = tonumber(heft)}
+  local spent, back, last, heft, seen = string.match(stored[i + 1], '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
+  local turn = {spent = tonumber(spent), back = tonumber(back), last = tonumber(last), weight = tonumber(heft)}
+  if tonumber(seen) <= now and now <= math.max(tonumber(seen), turn.last) + KEPT then
+    turns[stored[i]] = turn
+  else
+    redis.call('HDEL', place, stored[i])
+  end
 end
 
 local function is_waiting(turn)
-  return turn.back > 0 and turn.back + GRACE >= now
+  return turn.last > 0 and turn.last + GRACE >= now
 end
 
-local function note(spent, back)
-  redis.call('HSET', place, flow, whole(spent) .. ' ' .. whole(back) .. ' ' .. whole(weight))
-  redis.call('PEXPIRE', place, whole(memory))
+local function soonest(turn)
+  return turn.back > now and turn.back or turn.last
 end
 
 -- core/pacing.py: most
@@ -144,38 +162,54 @@ for i = 2, #buckets do
   end
 end
 
-local mine = turns[flow]
-local function after(spent, given)
-  local last = given[2] + math.max(0, given[1] - 1) * given[3]
-  note(spent + math.floor(given[1] * UNIT / weight), given[1] < wanted and now + last or 0)
-  return given
-end
-
 local others, next_spent = 0, nil
 for key, turn in pairs(turns) do
   if key ~= flow and is_waiting(turn) then
     others, next_spent = others + turn.weight, math.min(next_spent or turn.spent, turn.spent)
   end
 end
-if others == 0 or shared.interval == 0 or wanted < 1 or shared['until'] > now then
-  return after(mine and mine.spent or 0, reserve(asked))
+local ahead = shared.interval > 0 and math.floor(horizon / shared.interval) + 1 or asked
+local known = turns[flow] or {spent = next_spent or 0, last = 0, back = 0}
+local mine = {spent = known.spent, back = 0, last = 0}
+if next_spent and not is_waiting(known) then
+  mine.spent = math.min(math.max(known.spent, next_spent), next_spent + math.floor(ahead * UNIT / weight))
+end
+if known.last > now then
+  mine.back, mine.last = soonest(known), known.last
 end
 
-local ahead, spent = math.floor(horizon / shared.interval) + 1, next_spent
-if mine and is_waiting(mine) then
-  spent = mine.spent
-elseif mine then
-  spent = math.min(math.max(mine.spent, next_spent), next_spent + math.floor(ahead * UNIT / weight))
+local function expected(at)
+  mine.back, mine.last = mine.back > 0 and math.min(mine.back, at) or at, math.max(mine.last, at)
 end
-if spent > next_spent then
-  local back
+
+local function note(given)
+  redis.call('HSET', place, flow, table.concat({whole(mine.spent), whole(mine.back), whole(mine.last), whole(weight), whole(now)}, ' '))
+  redis.call('PEXPIRE', place, whole(memory + math.ceil(math.max(0, mine.last - now) / 1000)))
+  return given
+end
+
+if next_spent and shared.interval > 0 and wanted >= 1 and shared['until'] <= now then
+  local before
   for key, turn in pairs(turns) do
-    if key ~= flow and is_waiting(turn) and turn.spent == next_spent then
-      back = math.min(back or turn.back, turn.back)
+    if key ~= flow and is_waiting(turn) and turn.spent < mine.spent and shared.tat > math.max(now, soonest(turn)) + AFTER then
+      if not before or turn.spent < before.spent or (turn.spent == before.spent and soonest(turn) < soonest(before)) then
+        before = turn
+      end
     end
   end
-  local wait = math.max(0, back - now) + AFTER
-  note(spent, now + wait)
-  return answer(0, wait, 0, 'limit')
+  if before then
+    local wait = math.max(0, soonest(before) - now) + AFTER
+    expected(now + wait)
+    return note(answer(0, wait, 0, 'limit'))
+  end
+  asked = math.min(asked, math.max(1, math.floor(ahead * weight / (weight + others))))
 end
-return after(spent, reserve(math.min(asked, math.max(1, math.floor(ahead * weight / (weight + others))))))
+local given = reserve(asked)
+local last = given[2] + math.max(0, given[1] - 1) * given[3]
+mine.spent = mine.spent + math.floor(given[1] * UNIT / weight)
+if given[1] < wanted then
+  expected(now + last)
+elseif given[1] > 0 and has_more then
+  expected(now + math.max(0, last - BEFORE))
+end
+return note(given)
