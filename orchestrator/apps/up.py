@@ -9,6 +9,7 @@ from orchestrator import wiring
 from orchestrator.apps.machine import Keeper
 from orchestrator.apps.signals import until_told_to_stop
 from orchestrator.core.errors import BadInput
+from orchestrator.flow.listing import paced
 from orchestrator.flow.presence import present
 from orchestrator.wiring import Settings
 
@@ -27,7 +28,7 @@ async def _up(settings: Settings, *, workers: int) -> None:
             raise BadInput("a scheduler is at work for this ledger on this machine already: is another `orchestrator up` "
                            "running?")
         wiring.listening(settings).close()
-        account = await rooms.predictions.account()
+        account = await paced(rooms, None, rooms.predictions.account)
         keeper = Keeper(rooms)
         roles = [wiring.worker_role(settings, hold, number=n) for n in range(1, workers + 1)]
         try:

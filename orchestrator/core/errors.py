@@ -8,6 +8,7 @@ OrchestratorError
 ├── TokenRefused             the provider does not accept the token                                exit 4
 ├── ProviderRefusal          the provider answered a read or a cancel with an error status
 │   ├── NotFound             404
+│   ├── Unreadable           it answered, with a prediction that cannot be read
 │   └── Throttled            429, with the hint it gave
 └── CollectError             an output could not be brought home
     ├── OutputGone           the provider deleted it
@@ -79,6 +80,10 @@ class ProviderRefusal(OrchestratorError):
 
 class NotFound(ProviderRefusal):
     """The provider does not know this model, version or prediction."""
+
+
+class Unreadable(ProviderRefusal):
+    """The provider knows the prediction, and what it says of it cannot be read."""
 
 
 class Throttled(ProviderRefusal):

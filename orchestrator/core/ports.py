@@ -69,6 +69,7 @@ class Page:
     predictions: list[Prediction]
     next_url: str | None
     provider_offset_s: float | None = None
+    unreadable: tuple[str, ...] = ()  # what cannot be read of it and is left out: why, a sentence each
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,10 @@ class Predictions(Protocol):
     def offset_s(self) -> float | None:
         """The provider's clock minus this machine's, by the newest answer; None before the first."""
 
+    @property
+    def reads_left(self) -> int | None:
+        """How many calls besides purchases the provider's newest answer to one said are left; None where it said nothing."""
+
     async def account(self) -> str:
         """The account's name. Raises TokenRefused, Unreachable."""
 
@@ -104,7 +109,7 @@ class Predictions(Protocol):
         Never raises for anything the network or the provider did."""
 
     async def get(self, prediction_id: str) -> Prediction:
-        """One prediction. Raises NotFound, Throttled, Unreachable, TokenRefused."""
+        """One prediction. Raises NotFound, Unreadable, Throttled, Unreachable, TokenRefused."""
 
     async def webhook_secret(self) -> str:
         """The key that webhooks are signed with: `whsec_…`. Raises TokenRefused, Unreachable."""
@@ -114,7 +119,7 @@ class Predictions(Protocol):
 
     async def list_page(self, *, url: str | None = None, created_after: datetime | None = None,
                         created_before: datetime | None = None) -> Page:
-        """A page of predictions, newest first; `url` is a page's `next_url`.
+        """A page of predictions, newest first; `url` is a page's `next_url`. What cannot be read is left out and counted.
 
         Raises Throttled, Unreachable, TokenRefused."""
 
@@ -306,6 +311,7 @@ class KeptDelivery:
     message_id: str
     attempt_id: str
     prediction_id: str
+    received_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,12 @@ import asyncio
 from dataclasses import dataclass
 from itertools import islice
 
-from orchestrator.core.errors import ProviderRefusal
+from orchestrator.core.errors import ProviderAway, ProviderRefusal, Unreachable
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.prediction import TERMINAL
-from orchestrator.core.records import Batch
+from orchestrator.core.records import Batch, Prediction
+from orchestrator.flow.listing import paced
 from orchestrator.flow.record import fact_of, record
 
 AT_ONCE = 1000
@@ -33,17 +34,27 @@ async def wind_up(rooms: Rooms, batch: Batch) -> Ended:
         now = await rooms.ledger.batch(batch.id)
         if now is None or now.state is not BatchState.CANCELING:
             break  # resumed meanwhile: a round of many takes minutes
-        over += sum(await asyncio.gather(*(_end(rooms, attempt_id, prediction_id) for attempt_id, prediction_id in some)))
+        over += sum(await asyncio.gather(*(_end(rooms, batch.account, *one) for one in some)))
     return Ended(withdrawn, len(out), over)
 
 
-async def _end(rooms: Rooms, attempt_id: str, prediction_id: str) -> bool:
+async def _end(rooms: Rooms, account: str, attempt_id: str, prediction_id: str) -> bool:
     """Whether it is over: ended by us, or by itself before."""
     try:
-        prediction = await rooms.predictions.cancel(prediction_id)
+        prediction = await _canceled(rooms, account, prediction_id)
     except ProviderRefusal:
-        return False  # ended in the meantime, or unknown there: the list says which
+        return False  # ended in the meantime, unknown there, or throttled: the list says which
     if prediction.status not in TERMINAL:
         return False
     await record(rooms, [fact_of(prediction, at=rooms.clock.now(), attempt_id=attempt_id, via="get")])
     return True
+
+
+async def _canceled(rooms: Rooms, account: str, prediction_id: str) -> Prediction:
+    """Within the budget for reads; but what is out costs money by the second, and does not wait for a limiter that is away."""
+    try:
+        return await paced(rooms, account, rooms.predictions.cancel, prediction_id)
+    except ProviderAway:
+        raise
+    except Unreachable:
+        return await rooms.predictions.cancel(prediction_id)

@@ -147,7 +147,7 @@ async def _time_there(rooms: Rooms, batch: Batch, trips: list[Trip]) -> datetime
     there = await provider_now(rooms, batch.account)
     if not any(_is_over(rooms, trip, there=there) for trip in trips):
         return there
-    await ask_clock(rooms)
+    await ask_clock(rooms, batch.account)
     return await provider_now(rooms, batch.account)
 
 

@@ -23,6 +23,7 @@ from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Row, R
 from orchestrator.core.runkey import hash_text, run_key
 from orchestrator.core.schedule import date_of
 from orchestrator.core.template import output_folder
+from orchestrator.flow.listing import paced
 
 CHUNK_ROWS = 1000
 KEPT_PROBLEMS = 1000
@@ -77,7 +78,7 @@ async def prepare(rooms: Rooms, order: Order, *, book: dict[str, Any]) -> Prepar
     job = order.job
     paths = await asyncio.to_thread(rooms.tables.resolve, job.source.path, base=order.folder)
     columns = await asyncio.to_thread(rooms.tables.columns, paths)
-    account = await rooms.predictions.account()
+    account = await paced(rooms, None, rooms.predictions.account)
     target, model = await _target(rooms, job)
     schema = InputSchema.from_openapi(model.openapi_schema)
     plan = plan_inputs(job.input, columns=columns, schema=schema, row_id_column=job.source.id,
@@ -99,8 +100,8 @@ async def _target(rooms: Rooms, job: Job) -> tuple[Target, Model]:
     ref = job.target()
     try:
         if ref.kind == "deployment":
-            return Target("deployments", ref.name, None), await rooms.predictions.deployment(ref.name)
-        model = await rooms.predictions.model(ref.name, version=ref.version)
+            return Target("deployments", ref.name, None), await paced(rooms, None, rooms.predictions.deployment, ref.name)
+        model = await paced(rooms, None, rooms.predictions.model, ref.name, version=ref.version)
     except NotFound as error:
         raise BadInput(f"the provider does not know {job.target_as_written()!r}: {error}") from error
     if ref.version is None and model.is_official:

@@ -3,24 +3,26 @@
 from contextlib import suppress
 from datetime import datetime, timedelta
 
-from orchestrator.core.errors import NotFound, ProviderAway, ProviderRefusal
+from orchestrator.core.errors import NotFound, ProviderAway, ProviderRefusal, Throttled, Unreadable
 from orchestrator.core.inputs import input_hash
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.matching import is_of
 from orchestrator.core.poison import VIA_LEASE
-from orchestrator.core.ports import OpenAttempt, OpenWindow, Rooms
+from orchestrator.core.ports import KeptDelivery, OpenAttempt, OpenWindow, Rooms
 from orchestrator.core.prediction import TERMINAL
 from orchestrator.core.records import Fact, Wake
 from orchestrator.core.tempo import Tempo
 from orchestrator.flow.ending import wind_up
-from orchestrator.flow.listing import CLOCK_MARGIN_S, learn_clock, pages, permit, provider_now
+from orchestrator.flow.listing import CLOCK_MARGIN_S, learn_clock, paced, pages, provider_now
 from orchestrator.flow.record import fact_of, news_of, record
 from orchestrator.flow.unsure import cancel_surplus, resolve_unsure
 
 UNSURE_LANE = 1
 LONGEST_S = 120.0  # a look in this lane is cut before: its message does not count as lost until then
 UNKNOWN_FOR = 2  # times the retention: after that a prediction that the provider does not know is not coming back
+UNKNOWN_EARLY = 12  # times `kept_webhook_s`: so long a kept webhook is asked about whose prediction the provider does not know
 VANISHED = "the provider no longer knows this prediction (deleted there, or of another account?); what it cost is not known"
+UNREADABLE = "what the provider says of this prediction cannot be read; what it cost is not known"
 
 
 async def sweep(rooms: Rooms, account: str, lane: int = 0) -> list[Wake]:
@@ -83,17 +85,29 @@ async def _early(rooms: Rooms, account: str, now: datetime) -> list[Wake]:
     if not waiting:
         return []
     attempts = {a.attempt_id: a for a in await rooms.ledger.attempts_of([kept.attempt_id for kept in waiting])}
-    facts: list[Fact] = []
+    facts, decided = list[Fact](), list[str]()
     for kept in waiting:
-        await permit(rooms, account)
-        with suppress(ProviderRefusal):
-            prediction = await rooms.predictions.get(kept.prediction_id)
-            if is_of(prediction, attempts[kept.attempt_id], hash_of=input_hash):
-                by = "input" if prediction.webhook is None else "url"
-                facts.append(fact_of(prediction, at=rooms.clock.now(), via="webhook", attempt_id=kept.attempt_id, bound_by=by))
+        try:
+            facts += await _whose(rooms, account, attempts[kept.attempt_id], kept)
+        except Throttled:
+            break  # the next look asks about the rest
+        except NotFound:  # intermittent 404s for valid ids have been reported
+            if now - kept.received_at < UNKNOWN_EARLY * timedelta(seconds=rooms.tempo.kept_webhook_s):
+                continue
+        except ProviderRefusal:
+            pass
+        decided.append(kept.message_id)
     wakes = await record(rooms, facts)
-    await rooms.ledger.drop_kept([kept.message_id for kept in waiting])
+    await rooms.ledger.drop_kept(decided)
     return wakes
+
+
+async def _whose(rooms: Rooms, account: str, attempt: OpenAttempt, kept: KeptDelivery) -> list[Fact]:
+    prediction = await paced(rooms, account, rooms.predictions.get, kept.prediction_id)
+    if not is_of(prediction, attempt, hash_of=input_hash):
+        return []
+    by = "input" if prediction.webhook is None else "url"
+    return [fact_of(prediction, at=rooms.clock.now(), via="webhook", attempt_id=kept.attempt_id, bound_by=by)]
 
 
 async def _lapse(rooms: Rooms, now: datetime) -> list[Wake]:
@@ -105,15 +119,16 @@ async def _lapse(rooms: Rooms, now: datetime) -> list[Wake]:
 
 
 async def _list_sweep(rooms: Rooms, account: str, window: OpenWindow) -> tuple[int, list[Wake]]:
-    """How much the list had to tell that was news, and whom it concerns."""
+    """How much the list had to tell that was news, and whom it concerns. What a throttled look does not reach, the next does."""
     if window.oldest_created_at is None:
         return 0, []
     edge = window.oldest_created_at - timedelta(seconds=CLOCK_MARGIN_S / 12)
     news, wakes = 0, list[Wake]()
-    async for page in pages(rooms, account, edge):
-        ended = [fact_of(p, at=rooms.clock.now(), via="list") for p in page if p.status in TERMINAL]
-        moved, concerned = await news_of(rooms, ended)
-        news, wakes = news + moved, wakes + concerned
+    with suppress(Throttled):
+        async for page in pages(rooms, account, edge):
+            ended = [fact_of(p, at=rooms.clock.now(), via="list") for p in page.predictions if p.status in TERMINAL]
+            moved, concerned = await news_of(rooms, ended)
+            news, wakes = news + moved, wakes + concerned
     return news, wakes
 
 
@@ -125,21 +140,25 @@ async def _stragglers(rooms: Rooms, account: str, window: OpenWindow, now: datet
     late = await rooms.ledger.stragglers(account, older_than=older_than, now=now, count=tempo.straggler_gets)
     wakes: list[Wake] = []
     for attempt in late:
-        await permit(rooms, account)
-        wakes += await record(rooms, await _ask(rooms, attempt))
+        try:
+            wakes += await record(rooms, await _ask(rooms, account, attempt))
+        except Throttled:
+            break
         waited_s = (now - attempt.created_at).total_seconds()
         await rooms.ledger.checked([attempt.attempt_id], next_check_at=now + timedelta(seconds=max(10.0, waited_s / 10)))
     return wakes
 
 
-async def _ask(rooms: Rooms, attempt: OpenAttempt) -> list[Fact]:
+async def _ask(rooms: Rooms, account: str, attempt: OpenAttempt) -> list[Fact]:
     assert attempt.prediction_id is not None
     try:
-        prediction = await rooms.predictions.get(attempt.prediction_id)
-    except NotFound:  # intermittent 404s for valid ids have been reported; the next look decides, but not for ever
-        age = rooms.clock.now() - attempt.created_at
-        return [Fact(Event.VANISHED, rooms.clock.now(), attempt.attempt_id, error=VANISHED, error_class="vanished")] \
-            if age > UNKNOWN_FOR * timedelta(seconds=rooms.tempo.retention_s) else []
+        prediction = await paced(rooms, account, rooms.predictions.get, attempt.prediction_id)
+    except (NotFound, Unreadable) as error:  # intermittent 404s for valid ids have been reported; the next look decides, but
+        age, why = rooms.clock.now() - attempt.created_at, UNREADABLE if isinstance(error, Unreadable) else VANISHED
+        return [Fact(Event.VANISHED, rooms.clock.now(), attempt.attempt_id, error=why, error_class="vanished")] \
+            if age > UNKNOWN_FOR * timedelta(seconds=rooms.tempo.retention_s) else []  # not for ever
+    except Throttled:
+        raise
     except ProviderRefusal:
         return []
     return [fact_of(prediction, at=rooms.clock.now(), via="get")] if prediction.status in TERMINAL else []

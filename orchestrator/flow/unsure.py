@@ -3,7 +3,6 @@
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -13,7 +12,7 @@ from orchestrator.core.lifecycle import Event
 from orchestrator.core.matching import Listing, Verdicts, doubts, resolve
 from orchestrator.core.ports import OpenAttempt, Rooms
 from orchestrator.core.records import Fact, Prediction, Wake
-from orchestrator.flow.listing import CLOCK_MARGIN_S, learn_clock, pages, permit, provider_now
+from orchestrator.flow.listing import CLOCK_MARGIN_S, learn_clock, paced, pages, provider_now
 from orchestrator.flow.record import fact_of, record
 
 log = logging.getLogger("orchestrator.flow")
@@ -78,9 +77,12 @@ async def _with_webhooks(rooms: Rooms, account: str, attempts: Sequence[OpenAtte
     if len(seen) > REMEMBERED:
         seen.clear()
     for prediction in [p for p in unexplained if p.id not in seen][:MOST_ASKED]:
-        await permit(rooms, account)
-        with suppress(OrchestratorError):
-            seen[prediction.id] = (await rooms.predictions.get(prediction.id)).webhook
+        try:
+            seen[prediction.id] = (await paced(rooms, account, rooms.predictions.get, prediction.id)).webhook
+        except Throttled:
+            break  # the next look asks about the rest
+        except OrchestratorError:
+            continue
     told = {p.id: p._replace(webhook=seen[p.id]) for p in unexplained if p.id in seen}
     return replace(listing, predictions=[told.get(p.id, p) for p in listing.predictions],
                    unasked=frozenset(p.id for p in unexplained if p.id not in told))
@@ -123,11 +125,14 @@ async def cancel_surplus(rooms: Rooms, account: str) -> list[Wake]:
     """What was bought beyond need costs as little as can be."""
     facts: list[Fact] = []
     for attempt_id, prediction_id in await rooms.ledger.surplus(account):
-        await permit(rooms, account)
-        with suppress(ProviderRefusal):  # ended in the meantime: the list says how
-            prediction = await rooms.predictions.cancel(prediction_id)
-            log.warning("prediction %s was bought beyond need, and is canceled", prediction_id)
-            facts.append(fact_of(prediction, at=rooms.clock.now(), attempt_id=attempt_id, via="get"))
+        try:
+            prediction = await paced(rooms, account, rooms.predictions.cancel, prediction_id)
+        except Throttled:
+            break
+        except ProviderRefusal:
+            continue  # ended in the meantime: the list says how
+        log.warning("prediction %s was bought beyond need, and is canceled", prediction_id)
+        facts.append(fact_of(prediction, at=rooms.clock.now(), attempt_id=attempt_id, via="get"))
     return await record(rooms, facts)
 
 
@@ -137,17 +142,18 @@ LONGEST_LOOK_S = 60.0
 async def _window(rooms: Rooms, account: str, *, edge: datetime) -> Listing:
     """What the list shows since then that is nobody's here. Page by page: an hour of a busy account is 36,000 predictions, nearly
     all of them ours."""
-    free, canary_at, until_s = list[Prediction](), None, rooms.clock.boottime() + LONGEST_LOOK_S
+    free, canary_at, is_whole, until_s = list[Prediction](), None, True, rooms.clock.boottime() + LONGEST_LOOK_S
     try:
         async for page in pages(rooms, account, edge):
-            owned = await rooms.ledger.owned([p.id for p in page])
-            free += [p for p in page if p.id not in owned]
-            canary_at = canary_at or max((p.created_at for p in page if p.id in owned and p.created_at), default=None)
+            found, is_whole = page.predictions, is_whole and not page.unreadable
+            owned = await rooms.ledger.owned([p.id for p in found])
+            free += [p for p in found if p.id not in owned]
+            canary_at = canary_at or max((p.created_at for p in found if p.id in owned and p.created_at), default=None)
             if rooms.clock.boottime() > until_s:  # a task is cut after some time, and would begin again from nothing for ever
                 return Listing(free, complete=False, canary_at=canary_at)
     except (ProviderAway, ProviderRefusal, TokenRefused, Throttled):  # what was seen may still be adopted
         return Listing(free, complete=False, canary_at=canary_at)
-    return Listing(free, complete=True, canary_at=canary_at)
+    return Listing(free, complete=is_whole, canary_at=canary_at)
 
 
 def _facts(verdicts: Verdicts, now: datetime) -> list[Fact]:

@@ -1,13 +1,13 @@
 """Do the ledger and the provider's list agree, while it lasts? Asks only, within the budget for reads."""
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from orchestrator.core.errors import NotFound, OrchestratorError
+from orchestrator.core.errors import NotFound, OrchestratorError, Unreadable
 from orchestrator.core.inputs import input_hash
 from orchestrator.core.lifecycle import ALIVE_ATTEMPT, LIVE_BATCH, AttemptState
-from orchestrator.core.ports import Rooms
+from orchestrator.core.ports import Page, Rooms
 from orchestrator.core.prediction import TERMINAL
 from orchestrator.core.records import Batch, Prediction
 from orchestrator.core.verify import (
@@ -25,7 +25,7 @@ from orchestrator.core.verify import (
     named_attempts,
     unrecorded,
 )
-from orchestrator.flow.listing import CLOCK_MARGIN_S, permit
+from orchestrator.flow.listing import CLOCK_MARGIN_S, paced, say_unreadable
 
 MOST_ASKED = 200  # single GETs for each question
 UNOWNED_AT_ONCE = 500
@@ -57,8 +57,7 @@ class _Look:
 async def verify_there(rooms: Rooms, batch: Batch, report: Report) -> None:
     """Compare the batch with the provider's list and note in `report` what is wrong, and how far the look went."""
     try:
-        await permit(rooms, batch.account)
-        account = await rooms.predictions.account()
+        account = await paced(rooms, batch.account, rooms.predictions.account)
         if account != batch.account:
             report.there.why_not = f"the token is of account {account}, and this batch was bought by {batch.account}"
             return
@@ -71,12 +70,16 @@ async def _look(rooms: Rooms, batch: Batch, report: Report) -> None:
     offset_s = await rooms.ledger.offset(batch.account) or 0.0
     echoes = await rooms.ledger.echoes(batch.account)
     look = _Look(rooms, batch, report, rooms.clock.now(), echoes.get(batch.target.key), offset_s)
+    unreadable = 0
     for span in await _windows(look):
         async for page in _pages(rooms, batch.account, span):
-            await _page(look, page)
+            unreadable += len(page.unreadable)
+            await _page(look, page.predictions)
     await _unowned(look)
     await _confirm(look)
     await _not_listed(look)
+    if unreadable:
+        look.there.why_not = f"{unreadable:,} of the predictions listed cannot be read (the log says why)"
 
 
 async def _windows(look: _Look) -> list[Span]:
@@ -90,14 +93,15 @@ async def _windows(look: _Look) -> list[Span]:
     return windows.merged(before=timedelta(seconds=CLOCK_MARGIN_S), after=timedelta(seconds=after_s))
 
 
-async def _pages(rooms: Rooms, account: str, span: Span) -> AsyncIterator[list[Prediction]]:
+async def _pages(rooms: Rooms, account: str, span: Span) -> AsyncIterator[Page]:
     """The list within a stretch of time, newest first; whether `next` keeps the bounds is not known, so they are asked again."""
     url: str | None = None
     while True:
-        await permit(rooms, account)
-        bounds = {} if url else {"created_after": span.first, "created_before": span.last}
-        page = await rooms.predictions.list_page(url=url, **bounds)
-        yield [p for p in page.predictions if p.created_at is None or span.first <= p.created_at < span.last]
+        first, last = (None, None) if url else (span.first, span.last)
+        page = await paced(rooms, account, rooms.predictions.list_page, url=url, created_after=first, created_before=last)
+        say_unreadable(page)
+        yield replace(page, predictions=[p for p in page.predictions
+                                         if p.created_at is None or span.first <= p.created_at < span.last])
         oldest = min((p.created_at for p in page.predictions if p.created_at), default=None)
         url = page.next_url
         if url is None or (oldest is not None and oldest < span.first):
@@ -161,10 +165,9 @@ def _explained(look: _Look, prediction: Prediction, *, row: tuple[int, str] | No
 
 async def _in_full(rooms: Rooms, account: str, prediction: Prediction) -> Prediction:
     """As a GET shows it: the list leaves the webhook out."""
-    await permit(rooms, account)
     try:
-        return await rooms.predictions.get(prediction.id)
-    except NotFound:
+        return await paced(rooms, account, rooms.predictions.get, prediction.id)
+    except (NotFound, Unreadable):
         return prediction
 
 
@@ -197,10 +200,9 @@ async def _confirm(look: _Look) -> None:
         if n >= MOST_ASKED:
             look.there.not_asked += len(look.doubtful) - n
             return
-        await permit(rooms, look.batch.account)
         try:
-            prediction = await rooms.predictions.get(prediction_id)
-        except NotFound:
+            prediction = await paced(rooms, look.batch.account, rooms.predictions.get, prediction_id)
+        except (NotFound, Unreadable):
             continue  # intermittent 404s for valid ids have been reported, and the list has just shown it
         for owner in await rooms.ledger.owners(prediction_ids=[prediction_id]):
             look.report.findings.add(judge_owned(prediction, owner, is_over=is_over))
@@ -227,9 +229,10 @@ async def _not_listed(look: _Look) -> None:
 async def _is_known(look: _Look, prediction_id: str) -> bool:
     """Asked twice, as intermittent 404s for valid ids have been reported."""
     for _ in range(2):
-        await permit(look.rooms, look.batch.account)
         try:
-            await look.rooms.predictions.get(prediction_id)
+            await paced(look.rooms, look.batch.account, look.rooms.predictions.get, prediction_id)
+            return True
+        except Unreadable:
             return True
         except NotFound:
             await look.rooms.clock.sleep(1.0)

@@ -17,7 +17,7 @@ import httpx
 import orjson
 from multidict import CIMultiDict
 
-from orchestrator.core.errors import BadInput, NotFound, ProviderAway, ProviderRefusal, Throttled, TokenRefused
+from orchestrator.core.errors import BadInput, NotFound, ProviderAway, ProviderRefusal, Throttled, TokenRefused, Unreadable
 from orchestrator.core.ports import Clock, CreateAnswer, Model, Page, Proof
 from orchestrator.core.prediction import parse
 from orchestrator.core.records import Prediction, Target
@@ -53,6 +53,7 @@ class ReplicateApi:
                           proxy=proxy_of(self._base), tls=None)
         self._create_urls: dict[Target, httpx.URL] = {}
         self.offset_s: float | None = None
+        self.reads_left: int | None = None
 
     def __repr__(self) -> str:
         return f"ReplicateApi({self._place})"
@@ -115,14 +116,13 @@ class ReplicateApi:
             detail = self._detail(answer, body)
             hint_s = retry_after(answer.headers, body, detail) if answer.status == 429 else None
             proof = Proof.REFUSED if answer.status in NOTHING_BOUGHT else Proof.UNSURE
-        remaining = _float(answer.headers.get("ratelimit-remaining"))
         return CreateAnswer(
             proof, prediction, answer.status, detail, hint_s, sent_until_at=now,
             provider_offset_s=self._heard(answer),
-            rate_remaining=None if remaining is None else int(remaining),
+            rate_remaining=_remaining(answer),
             rate_reset_s=_float(answer.headers.get("ratelimit-reset")))
 
-    # Reads: they buy nothing and may be repeated
+    # Reads: they buy nothing and may be repeated. Not when they are throttled: that is everybody's pause (flow/listing.py).
 
     async def account(self) -> str:
         """As the port says."""
@@ -176,8 +176,21 @@ class ReplicateApi:
         results, following = body.get("results"), body.get("next")
         if not isinstance(results, list):
             raise ProviderAway(f"{self._place} answered with a list that cannot be read")
-        return Page([self._prediction(item) for item in results], following if isinstance(following, str) else None,
-                    _offset_s(answer, self._clock.now()))
+        found, unreadable = self._readable_of(results)
+        return Page(found, following if isinstance(following, str) else None, _offset_s(answer, self._clock.now()), unreadable)
+
+    def _readable_of(self, results: list[Any]) -> tuple[list[Prediction], tuple[str, ...]]:
+        """The predictions of a page, and what is wrong with those that cannot be read: one odd one must not hide a hundred. A
+        page of nothing else is no list."""
+        found, unreadable = list[Prediction](), list[str]()
+        for item in results:
+            try:
+                found.append(parse(item))
+            except (ValueError, AttributeError) as error:
+                unreadable.append(str(error))
+        if unreadable and not found:
+            raise ProviderAway(f"{self._place} answered with a list that cannot be read: {unreadable[0]}")
+        return found, tuple(unreadable)
 
     def _heard(self, answer: Answer) -> float | None:
         """The provider's clock minus ours, kept as the newest one."""
@@ -189,8 +202,7 @@ class ReplicateApi:
         return self._document(await self._repeat(lambda: self._once(method, url, what=what)))
 
     async def _repeat(self, call: Callable[[], Any]) -> Answer:
-        answer: Answer = await repeat(call, on=(ProviderAway, Throttled), attempts=self._read_attempts,
-                                      max_wait_s=READ_WAIT_S, hint=_hint)
+        answer: Answer = await repeat(call, on=(ProviderAway,), attempts=self._read_attempts, max_wait_s=READ_WAIT_S)
         return answer
 
     async def _once(self, method: str, url: httpx.URL, *, what: str) -> Answer:
@@ -199,6 +211,7 @@ class ReplicateApi:
         except Exception as error:  # a read proves nothing and costs nothing, however it fails
             raise ProviderAway(f"cannot reach {self._place}: {cause_in_words(error)}") from error
         self._heard(answer)
+        self.reads_left = _remaining(answer)
         if 200 <= answer.status < 300:
             return answer
         raise self._refusal(answer, what=what)
@@ -248,7 +261,7 @@ class ReplicateApi:
         try:
             return parse(item)
         except (ValueError, AttributeError) as error:
-            raise ProviderAway(f"{self._place} answered with a prediction that cannot be read: {error}") from error
+            raise Unreadable(f"{self._place} answered with a prediction that cannot be read: {error}", status=200) from error
 
     def _detail(self, answer: Answer, body: Any) -> str:
         """The provider's words, shortened, and never our token should it be among them."""
@@ -310,8 +323,10 @@ def _field(document: dict[str, Any], key: str, place: str) -> str:
     return value
 
 
-def _hint(error: BaseException) -> float | None:
-    return error.retry_after_s if isinstance(error, Throttled) else None
+def _remaining(answer: Answer) -> int | None:
+    """What an answer says is left of the budget that its request was of (seen on Replicate's answers)."""
+    remaining = _float(answer.headers.get("ratelimit-remaining"))
+    return None if remaining is None else int(remaining)
 
 
 def _float(text: str | None) -> float | None:

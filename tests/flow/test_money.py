@@ -234,6 +234,7 @@ class RightClock:
     """A provider whose clock is right, with a list and nothing else."""
 
     offset_s = 0.0
+    reads_left = None
 
     def __init__(self) -> None:
         self.made: list[Prediction] = []

@@ -284,7 +284,7 @@ class Counted:
     def __init__(self, room: Any) -> None:
         self._room = room
         self.made = 0
-        self.offset_s = room.offset_s  # what it said before: no call
+        self.offset_s, self.reads_left = room.offset_s, None  # what it said before: no call
 
     def __getattr__(self, name: str) -> Any:
         assert name in ("account", "list_page", "get"), f"{name} is no read"

@@ -49,22 +49,6 @@ async def test_other_errors_are_not_repeated() -> None:
     assert call.calls == 1
 
 
-async def test_hint_is_obeyed() -> None:
-    """A hint replaces the random wait exactly; None leaves it."""
-    call = Flaky(OSError(3.0), OSError(None))
-    await repeat(call, on=(OSError,), max_wait_s=4.0, sleep=call.sleep, hint=lambda error: error.args[0])
-    assert call.waits[0] == 3.0
-    assert call.waits[1] != 3.0
-
-
-async def test_long_hint_ends_the_repeats() -> None:
-    """A hint above the longest wait is not slept on: the caller hears of it at once."""
-    call = Flaky(OSError())
-    with pytest.raises(OSError):
-        await repeat(call, on=(OSError,), max_wait_s=4.0, sleep=call.sleep, hint=lambda _error: 60.0)
-    assert call.waits == []
-
-
 async def test_system_clock() -> None:
     """The real clock is UTC, moves on, and its tokens are 26 fresh letters and digits."""
     clock = SystemClock()

@@ -9,7 +9,16 @@ from email.utils import format_datetime
 
 import pytest
 
-from orchestrator.core.errors import BadInput, NotFound, ProviderAway, ProviderRefusal, Throttled, TokenRefused, Unreachable
+from orchestrator.core.errors import (
+    BadInput,
+    NotFound,
+    ProviderAway,
+    ProviderRefusal,
+    Throttled,
+    TokenRefused,
+    Unreachable,
+    Unreadable,
+)
 from orchestrator.core.ports import Proof
 from orchestrator.core.records import Target
 from orchestrator.gateways.replicate import ReplicateApi
@@ -269,26 +278,63 @@ async def test_error_statuses_of_reads(status: int, kind: type[Exception]) -> No
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}", b'{"results":[{"id":1}]}', b'{"results":["x"]}'])
 async def test_an_unreadable_list_is_unreachable(body: bytes) -> None:
-    """A list of which a part cannot be read explains nothing: it is no list."""
+    """A list of which nothing can be read is no list, least of all an empty one."""
     async with talking((200, body)) as (api, _):
         with pytest.raises(Unreachable):
             await api.list_page()
 
 
+async def test_an_unreadable_prediction_among_others() -> None:
+    """One odd prediction must not hide the rest of its page: it is left out, and the page says so."""
+    body = b'{"results":[{"id":1},%s,"x",{"id":"p2"}],"next":null}' % CREATED
+    async with talking((200, body)) as (api, _):
+        page = await api.list_page()
+    assert [prediction.id for prediction in page.predictions] == ["hdwst0bb05rgp0cf0p29mzk2am"]
+    assert len(page.unreadable) == 3 and "p2" in page.unreadable[2]
+
+
+@pytest.mark.parametrize("call", ["get", "cancel"])
+async def test_an_unreadable_prediction_alone(call: str) -> None:
+    """The provider is there, and says something odd of one prediction: nothing to stop buying for, and not repeated."""
+    async with talking((200, b'{"id":"abc"}'), read_attempts=4) as (api, provider):
+        with pytest.raises(Unreadable, match="abc"):
+            await getattr(api, call)("abc")
+    assert len(provider.seen) == 1
+
+
 async def test_reads_are_repeated() -> None:
-    """A 502 page, a 429 with its hint, then the answer: the caller sees only the answer."""
-    replies: list[Reply] = [(502, b"<html>"), (429, b'{"detail":"x","retry_after":0}'), (200, b'{"username":"me"}')]
+    """A 502 page, then the answer: the caller sees only the answer."""
+    replies: list[Reply] = [(502, b"<html>"), (200, b'{"username":"me"}')]
     async with talking(lambda _: replies.pop(0), read_attempts=4) as (api, provider):
         assert await api.account() == "me"
-    assert len(provider.seen) == 3
+    assert len(provider.seen) == 2
 
 
-async def test_a_long_hint_ends_the_repeats() -> None:
-    """A minute to wait is the caller's business, not a sleeping gateway's."""
-    async with talking((429, b'{"detail":"Your rate limit resets in ~60s."}'), read_attempts=4) as (api, provider):
+@pytest.mark.parametrize(("body", "hint_s"), [
+    (b'{"detail":"Your rate limit resets in ~60s."}', 60.0), (b'{"detail":"x","retry_after":0}', 0.0), (b"", None)])
+async def test_a_throttled_read_is_not_repeated(body: bytes, hint_s: float | None) -> None:
+    """Whoever shares the account must wait as well: one process that asks again by itself would be one of many."""
+    async with talking((429, body), read_attempts=4) as (api, provider):
         with pytest.raises(Throttled) as raised:
             await api.account()
-    assert (raised.value.retry_after_s, len(provider.seen)) == (60.0, 1)
+    assert (raised.value.retry_after_s, len(provider.seen)) == (hint_s, 1)
+
+
+async def test_what_is_left_of_the_reads() -> None:
+    """The newest answer to a read says what is left, a refusal too; that to a purchase speaks of another budget."""
+    replies: list[Reply] = [(200, b'{"username":"me"}', {"ratelimit-remaining": "2999"}),
+                            (201, CREATED, {"ratelimit-remaining": "599"}), (429, b"{}", {"ratelimit-remaining": "0"}),
+                            (200, b'{"username":"me"}')]
+    async with talking(lambda _: replies.pop(0)) as (api, _):
+        assert api.reads_left is None
+        await api.account()
+        await api.create(Target("models", SLUG, None), input_json="{}", post_by_s=1e9)
+        assert api.reads_left == 2999
+        with pytest.raises(Throttled):
+            await api.account()
+        assert api.reads_left == 0
+        await api.account()
+        assert api.reads_left is None
 
 
 async def test_an_absent_provider_is_named() -> None:

@@ -13,6 +13,7 @@ from orchestrator.core.callback import callback_url
 from orchestrator.core.errors import BadInput, OrchestratorError, TokenRefused, Unreachable
 from orchestrator.core.ports import Rooms
 from orchestrator.core.signature import secret_bytes, sign
+from orchestrator.flow.listing import paced
 from orchestrator.flow.presence import present
 from orchestrator.wiring import Settings
 
@@ -125,11 +126,11 @@ async def _ledger(visit: Doctor, rooms: Rooms) -> None:
 
 
 async def _account(visit: Doctor, rooms: Rooms) -> None:
-    name = await rooms.predictions.account()
+    name = await paced(rooms, None, rooms.predictions.account)
     rate = rooms.tempo.creates_per_minute
     visit.find("account", f"{name} at {visit.settings.base_url}, "
                           + (f"{rate:,.0f} creates per minute are used" if rate else "no rate of its own is kept"))
-    page = await rooms.predictions.list_page()
+    page = await paced(rooms, None, rooms.predictions.list_page)
     offset_s = page.provider_offset_s
     if offset_s is None:
         visit.find("clock", "the provider told no time", state="note")
@@ -142,7 +143,7 @@ async def _account(visit: Doctor, rooms: Rooms) -> None:
 
 async def _webhooks(visit: Doctor, rooms: Rooms) -> None:
     """A probe signed like the provider's own, around the loop: out to the public URL, in through the web part."""
-    secret = secret_bytes(await rooms.predictions.webhook_secret())
+    secret = secret_bytes(await paced(rooms, None, rooms.predictions.webhook_secret))
     public_url = visit.settings.public_url
     if public_url is None:
         visit.find("webhooks", "no public URL: completions are found by polling the list in bulk, some seconds later",

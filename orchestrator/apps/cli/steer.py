@@ -1,7 +1,7 @@
 """Commands that change a batch: pause, resume, cancel, retry, export."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.look import here, is_anybody_at_work
 from orchestrator.apps.cli.panel import usd_text
 from orchestrator.apps.hints import again
-from orchestrator.core.errors import BadInput, ProviderAway, TokenRefused
+from orchestrator.core.errors import BadInput, ProviderAway, TokenRefused, Unreachable
 from orchestrator.core.lifecycle import IN_AIR_ITEM, ItemState
 from orchestrator.core.nearest import did_you_mean
 from orchestrator.core.ports import Rooms
@@ -24,9 +24,9 @@ from orchestrator.wiring import CanceledView
 
 
 @asynccontextmanager
-async def _batch(name: str, *, provider: bool = False) -> AsyncIterator[tuple[Rooms, Batch]]:
+async def _batch(name: str) -> AsyncIterator[tuple[Rooms, Batch]]:
     settings = here()
-    async with wiring.rooms(settings, token_needed=provider) as rooms:
+    async with wiring.rooms(settings, token_needed=False) as rooms:
         yield rooms, await rooms.ledger.find(name)
 
 
@@ -35,6 +35,17 @@ async def _asking(name: str) -> AsyncIterator[tuple[Rooms, Batch]]:
     """The same for who asks the provider, at the account's pace."""
     settings = here()
     async with wiring.redis(settings) as hold, wiring.rooms(settings, redis_url=hold.redis_url) as rooms:
+        yield rooms, await rooms.ledger.find(name)
+
+
+@asynccontextmanager
+async def _ending(name: str) -> AsyncIterator[tuple[Rooms, Batch]]:
+    """The same for `cancel`: what is out costs money by the second, so it is ended also where Redis is away and nobody paces."""
+    settings, redis_url = here(), wiring.NO_REDIS
+    async with AsyncExitStack() as stack:
+        with suppress(Unreachable):
+            redis_url = (await stack.enter_async_context(wiring.redis(settings))).redis_url
+        rooms = await stack.enter_async_context(wiring.rooms(settings, redis_url=redis_url))
         yield rooms, await rooms.ledger.find(name)
 
 
@@ -60,7 +71,7 @@ async def resume(name: str) -> Ending:
 async def cancel(name: str) -> Ending:
     """Cancel one batch, at the provider too."""
     settings, trouble = here(), None
-    async with _batch(name, provider=True) as (rooms, batch):
+    async with _ending(name) as (rooms, batch):
         try:
             await control.cancel(rooms, batch)
         except (ProviderAway, TokenRefused) as error:

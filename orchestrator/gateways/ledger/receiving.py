@@ -63,11 +63,11 @@ def _payload(prediction: Prediction) -> str:
 async def kept(connection: AsyncConnection, *, before: datetime, account: str) -> list[KeptDelivery]:
     """Deliveries received before `before` that still wait for their attempt's own answer, oldest first."""
     rows = await connection.execute(
-        select(deliveries.c.id, deliveries.c.attempt_id, deliveries.c.prediction_id, attempts.c.state)
+        select(deliveries.c.id, deliveries.c.attempt_id, deliveries.c.prediction_id, deliveries.c.received_at)
         .join(attempts, attempts.c.id == deliveries.c.attempt_id)
         .where(text(f"deliveries.{KEPT}"), deliveries.c.received_at < before, attempts.c.account == account)
         .order_by(deliveries.c.received_at).limit(100))
-    return [KeptDelivery(row.id, row.attempt_id, row.prediction_id) for row in rows]
+    return [KeptDelivery(row.id, row.attempt_id, row.prediction_id, row.received_at) for row in rows]
 
 
 async def drop_kept(connection: AsyncConnection, message_ids: Sequence[str]) -> None:
