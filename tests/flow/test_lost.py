@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from orchestrator.core.callback import callback_url
-from orchestrator.core.errors import NotFound, OrchestratorError, ProviderAway, ProviderRefusal
+from orchestrator.core.errors import NotFound, OrchestratorError, ProviderAway, ProviderRefusal, Unreadable
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.poison import MOST_ABSENT
 from orchestrator.core.ports import ClaimTerms, Page
@@ -49,12 +49,13 @@ class Shelf(RightClock):
         self.canceled: list[str] = []
         self.failure: OrchestratorError | None = None  # of every GET
         self.is_listed = True  # whether the list can be read
+        self.unreadable: tuple[str, ...] = ()  # what of it cannot
 
     async def list_page(self, **bounds: Any) -> Page:
         """As far as it can be read."""
         if not self.is_listed:
             raise ProviderAway("502")
-        return await super().list_page(**bounds)
+        return replace(await super().list_page(**bounds), unreadable=self.unreadable)
 
     async def get(self, prediction_id: str) -> Prediction:
         """One prediction with its webhook, or the failure that is set."""
@@ -369,6 +370,72 @@ async def test_a_refused_look_at_an_early_webhook(stage: Stage):
     await loss.look(0, times=3, every_s=30)
     assert loss.shelf.asked == [early.id]
     assert await stage.states(batch) == {"claimed": 1, "collecting": 1}
+
+
+async def test_an_early_webhook_whose_prediction_a_get_does_not_know_at_first(stage: Stage):
+    """Intermittent 404s for valid ids have been reported: a webhook dropped after one of them would leave its row unsure for
+    minutes, though the provider has told its end."""
+    batch = await stage.load(1)
+    loss = Loss(stage, batch, public_url=OURS)
+    claim = await loss.claim("a")
+    early = loss.succeeded(claim, hook=callback_url(OURS, claim.attempt_id))
+    await receive(loss.rooms, [Delivery("message_1", "a" * 26, early, loss.clock.now())])
+    loss.shelf.failure = NotFound("no such prediction", status=404)
+    await loss.look(0, times=2, every_s=15)
+    assert await stage.states(batch) == {"claimed": 1}
+    loss.shelf.failure = None
+    await loss.look(0, every_s=15)
+    assert loss.shelf.asked == [early.id] * 3
+    assert await stage.states(batch) == {"collecting": 1}
+    assert await loss.rooms.ledger.kept(batch.account, before=loss.clock.now()) == []
+
+
+async def test_an_early_webhook_whose_prediction_nobody_knows(stage: Stage):
+    """Asked about for ever, a webhook that nobody can say anything of would cost a GET in every look."""
+    batch = await stage.load(1)
+    loss = Loss(stage, batch)
+    early = loss.made(await loss.claim("a"))
+    await receive(loss.rooms, [Delivery("message_1", "a" * 26, early, loss.clock.now())])
+    loss.shelf.failure = NotFound("no such prediction", status=404)
+    await loss.look(0, times=20, every_s=15)
+    assert loss.shelf.asked == [early.id] * 4
+    assert await loss.rooms.ledger.kept(batch.account, before=loss.clock.now()) == []
+
+
+async def test_a_list_with_something_unreadable(stage: Stage, caplog: pytest.LogCaptureFixture):
+    """One prediction of the list cannot be read. The others are heard of all the same; it is said, once; and as it may be what is
+    looked for, nothing is found absent and bought again."""
+    batch = await stage.load(2)
+    loss = Loss(stage, batch)
+    done = loss.succeeded(await loss.claim("a"))
+    await record(loss.rooms, [loss.answer("a", done._replace(status="processing", output=None, completed_at=None))])
+    await loss.claim("b")
+    await loss.lost("b")
+    loss.clock.advance(400)
+    loss.shelf.unreadable = ("prediction lost_x has no readable status",)
+    await loss.look(0, 1, times=3, every_s=CONFIRM_S)
+    assert await stage.states(batch) == {"collecting": 1, "unsure": 1}
+    assert [record.message.count("lost_x") for record in caplog.records if "cannot be read" in record.message] == [1]
+    loss.shelf.unreadable = ()
+    await loss.look(1, times=2, every_s=CONFIRM_S)
+    assert await stage.states(batch) == {"collecting": 1, "pending": 1}
+
+
+async def test_a_get_that_cannot_be_read(stage: Stage):
+    """What the provider says of one prediction cannot be read, in the list or alone: taken for a provider that is away it would
+    stop all buying, and its own row would never end."""
+    batch = await stage.load(2)
+    loss = Loss(stage, batch)
+    odd = loss.made(await loss.claim("a"))
+    await record(loss.rooms, [loss.answer("a", odd)])
+    loss.shelf.made.clear()
+    loss.shelf.failure = Unreadable("no readable status", status=200)
+    await loss.look(0, every_s=3600)
+    assert loss.shelf.asked == [odd.id]
+    assert await loss.rooms.limiter.paused(f"creates:{batch.account}") is None
+    assert await stage.states(batch) == {"running": 1, "pending": 1}
+    await loss.look(0, times=3, every_s=3600)
+    assert await loss.classes() == ["vanished"]
 
 
 async def test_retry_of_an_ended_batch_looks_first(stage: Stage):

@@ -218,6 +218,20 @@ async def test_predictions_that_the_provider_does_not_know(stage: Stage):
     assert (finding.kind, finding.row, finding.prediction_id) == (Kind.UNKNOWN_THERE, 1, hidden)
 
 
+async def test_something_listed_that_cannot_be_read(stage: Stage):
+    """It may be one more than the ledger recorded: "all is well" would be said of something that nobody saw."""
+    batch = await finished(stage, 2)
+    api = stage.rooms.predictions
+
+    async def page(**values: Any) -> Any:
+        return replace(await api.list_page(**values), unreadable=("a prediction without a readable id",))
+
+    stage.rooms = replace(stage.rooms, predictions=Flaky(api, list_page=page))
+    report = await whole(stage, batch)
+    assert (report.findings.kept, report.there.ours) == ([], 2)
+    assert report.there.why_not is not None and report.there.why_not.startswith("1 of the predictions listed cannot be read")
+
+
 async def test_an_end_recorded_otherwise(stage: Stage):
     """A row recorded as failed whose prediction succeeded there: paid for and not at home."""
     batch = await stage.load(2, model=PICTURES)
