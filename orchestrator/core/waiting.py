@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from orchestrator.core.heeding import PROVIDER_DOWN
-from orchestrator.core.pacing import LIMIT_REASON
+from orchestrator.core.pacing import LIMIT_REASON, PROVIDER_DOWN
 from orchestrator.core.permits import Budget, Grant
 
 BACKOFF = "backoff"

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from orchestrator.core.callback import callback_url
@@ -16,6 +16,7 @@ from orchestrator.core.permits import Budget, Flow, Grant, flow_of
 from orchestrator.core.ports import Claimable, ClaimTerms, CreateAnswer, Proof, Rooms
 from orchestrator.core.records import Batch, Claim, Fact, Wake
 from orchestrator.core.refusals import Kind, judge
+from orchestrator.core.tempo import ModelLimits
 from orchestrator.core.waiting import in_flight, is_usual, limited, until
 from orchestrator.flow.hearing import SILENCE_S, Ear
 from orchestrator.flow.listing import learn_clock
@@ -24,6 +25,7 @@ from orchestrator.flow.record import FactsBuffer, buffered, fact_of
 AHEAD_S = 0.1  # the next permits are reserved a little before the last ones are used
 SHORT_WAIT_S = 1.0  # a wait up to this is slept through; a longer one goes back to the ledger as a due time
 LONG_WAIT_S = 5.0  # and nobody stays away longer: what was waited for may be over sooner
+FULL_S = 0.2  # between two looks while as many are in flight as may be
 SAID_FOR_S = 2.0  # a usual reason for waiting stands for so long, before another one replaces it
 
 
@@ -36,6 +38,7 @@ class _Order:
     flow: Flow
     cancel_after_s: float | None
     reserve_units: int | None
+    model: ModelLimits
 
 
 @dataclass(slots=True)
@@ -74,10 +77,13 @@ def _order(rooms: Rooms, batch: Batch) -> _Order:
         budgets.append(_budget(f"batch:{batch.id}", job.limits.per_minute, tempo.create_burst))
     else:
         budgets.append(Budget(f"batch:{batch.id}", 0.0, 1))  # no rate of its own, but it may be told to pause
+    model = tempo.of_model(batch.target.name)
+    if model.per_minute is not None:
+        budgets.append(_budget(f"model:{batch.account}:{batch.target.name}", model.per_minute, tempo.create_burst))
     worst = Pricing.from_json(batch.price_json).worst_case_usd(
         cancel_after_s=job.limits.cancel_after, per_row_usd=job.budget.per_row_usd if job.budget else None)
     return _Order(batch, tuple(budgets), flow_of(batch.id, priority=job.limits.priority), job.limits.cancel_after,
-                  None if worst is None else to_units(worst))
+                  None if worst is None else to_units(worst), model)
 
 
 def _budget(key: str, per_minute: float, most: int) -> Budget:
@@ -120,7 +126,8 @@ async def _round(task: _Task, *, free: int) -> float:
     room = await rooms.ledger.claimable(order.batch.pk, count=free, terms=_terms(task, Grant(0, 0, 0)))
     if not room.count:
         return await _no_row(task, room)
-    grant = await rooms.limiter.reserve(order.budgets, count=room.count, flow=order.flow)
+    flow = replace(order.flow, has_more=room.reason is None)
+    grant = await rooms.limiter.reserve(order.budgets, count=room.count, flow=flow)
     await _say(task, _why(task, grant))
     if not grant.count or (grant.is_probe and not await task.ear.is_there(grant.serial)):
         return grant.first_in_s
@@ -146,7 +153,8 @@ def _terms(task: _Task, grant: Grant) -> ClaimTerms:
     last_write = now + timedelta(seconds=grant.first_in_s + grant.count * grant.every_s + _permit_life_s(task))
     lease = last_write + timedelta(seconds=tempo.request_timeout_s + tempo.lease_margin_s)
     made_from = (order.batch.job_json, order.batch.price_json)
-    return ClaimTerms(now, lease, last_write, rooms.owner, order.reserve_units, rooms.predictions.offset_s, made_from)
+    return ClaimTerms(now, lease, last_write, rooms.owner, order.reserve_units, rooms.predictions.offset_s, made_from,
+                      order.model.in_flight)
 
 
 def _permit_life_s(task: _Task) -> float:
@@ -163,11 +171,16 @@ async def _no_row(task: _Task, room: Claimable) -> float:
         return rooms.tempo.idle_s
     if reason == "amended":
         return await _read_anew(task)
-    sentence = in_flight(batch.in_flight) if reason == "in flight" else reason
-    await _say(task, None if reason in ("none due", "not running", None) else sentence)
+    await _say(task, None if reason in ("none due", "not running", None) else _in_words(task.order, reason))
     if room.next_due_at is not None:
         return max(0.05, (room.next_due_at - rooms.clock.now()).total_seconds())
-    return 0.2 if reason == "in flight" else rooms.tempo.idle_s
+    return FULL_S if reason in ("in flight", "in flight: this model") else rooms.tempo.idle_s
+
+
+def _in_words(order: _Order, reason: str) -> str:
+    if reason == "in flight: this model":
+        return in_flight(order.model.in_flight or 0, of_model=True)
+    return in_flight(order.batch.in_flight) if reason == "in flight" else reason
 
 
 async def _read_anew(task: _Task) -> float:
