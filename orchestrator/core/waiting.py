@@ -38,12 +38,12 @@ def until(reason: str, at: datetime) -> str:
 
 
 def limited(grant: Grant, budgets: Sequence[Budget]) -> str | None:
-    """What holds a batch back whose permits come one after the other; None: nothing.
+    """What holds a batch back whose permits come late or one after the other; None: nothing.
 
     `budgets`: the account's, the batch's own, and the model's where it has one."""
     if grant.is_low_credit:
         return CREDIT_IS_LOW
-    if grant.count and not grant.every_s:
+    if grant.count and not grant.first_in_s and not grant.every_s:
         return None
     own, whose = min(((budget.per_minute, whose) for budget, whose in zip(
         budgets, ("", ", this batch", ", this model"), strict=False) if budget.per_minute > 0), default=(0.0, ""))

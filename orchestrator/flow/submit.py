@@ -11,7 +11,7 @@ from orchestrator.core.cost import Pricing, to_units
 from orchestrator.core.errors import Unreachable
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event
-from orchestrator.core.pacing import LIMIT_REASON
+from orchestrator.core.pacing import LIMIT_REASON, PROVIDER_DOWN
 from orchestrator.core.permits import Budget, Flow, Grant, flow_of
 from orchestrator.core.ports import Claimable, ClaimTerms, CreateAnswer, Proof, Rooms
 from orchestrator.core.records import Batch, Claim, Fact, Wake
@@ -107,7 +107,8 @@ async def _rounds(task: _Task) -> float:
     while rooms.clock.boottime() < task.ends_at_s and not rooms.stopping():
         free = min(tempo.submit_chunk, tempo.submit_concurrency - len(task.in_air))
         if task.in_air and free < tempo.submit_concurrency // 4:  # chunks, not items: a claim for each answer costs dearly
-            await asyncio.wait(task.in_air, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(task.in_air, timeout=SHORT_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
+            await _listen(task)
             continue
         await task.ear.tell()
         wait_s = await _round(task, free=free)
@@ -120,8 +121,7 @@ async def _rounds(task: _Task) -> float:
 async def _round(task: _Task, *, free: int) -> float:
     """One bulk of permits, the rows to use them, and their POSTs set going; seconds until the next round."""
     rooms, order = task.rooms, task.order
-    if task.ear.is_silent:
-        await _say(task, f"provider down: no answer for {SILENCE_S:.0f} s")
+    if await _listen(task):
         return SHORT_WAIT_S
     room = await rooms.ledger.claimable(order.batch.pk, count=free, terms=_terms(task, Grant(0, 0, 0)))
     if not room.count:
@@ -135,14 +135,22 @@ async def _round(task: _Task, *, free: int) -> float:
     ids = [rooms.clock.token() for _ in range(grant.count)]
     claims = await rooms.ledger.claim(order.batch.pk, attempt_ids=ids, terms=_terms(task, grant))
     for n, claim in enumerate(claims):
-        _set_going(task, claim, at_s=start_s + n * grant.every_s, serial=grant.serial - grant.count + 1 + n)
+        _set_going(task, claim, at_s=start_s + n * grant.every_s, serial=grant.serial - grant.count + 1 + n,
+                   is_probe=grant.is_probe)
     if grant.is_probe and task.in_air:
         await asyncio.wait(task.in_air)
     return max(0.0, start_s + (grant.count - 1) * grant.every_s - rooms.clock.boottime() - AHEAD_S)
 
 
-def _set_going(task: _Task, claim: Claim, *, at_s: float, serial: int) -> None:
-    post = asyncio.create_task(_post(task, claim, at_s=at_s, serial=serial))
+async def _listen(task: _Task) -> bool:
+    """Whether the provider is silent; then it is said."""
+    if task.ear.is_silent:
+        await _say(task, f"{PROVIDER_DOWN}: no answer for {SILENCE_S:.0f} s")
+    return task.ear.is_silent
+
+
+def _set_going(task: _Task, claim: Claim, *, at_s: float, serial: int, is_probe: bool) -> None:
+    post = asyncio.create_task(_post(task, claim, at_s=at_s, serial=serial, is_probe=is_probe))
     task.in_air.add(post)
     post.add_done_callback(task.in_air.discard)
 
@@ -210,13 +218,15 @@ async def _say(task: _Task, reason: str | None) -> None:
     task.said, task.said_at_s = reason, now_s
 
 
-async def _post(task: _Task, claim: Claim, *, at_s: float, serial: int) -> None:
-    """One purchase: wait for the permit's moment, POST once, turn the outcome into a fact."""
+async def _post(task: _Task, claim: Claim, *, at_s: float, serial: int, is_probe: bool) -> None:
+    """One purchase: wait for the permit's moment, POST once, turn the outcome into a fact.
+
+    A pause that was set meanwhile holds back permits that are out already, all but a probe's: that pause is its own."""
     rooms, order = task.rooms, task.order
     handed_back = Fact(Event.NOT_SENT, rooms.clock.now(), claim.attempt_id, error="handed back: not sent")
     try:
         await rooms.clock.sleep(max(0.0, at_s - rooms.clock.boottime()))
-        is_off = rooms.stopping() or await task.ear.is_held()
+        is_off = rooms.stopping() or (not is_probe and await task.ear.is_held())
     except BaseException:
         task.facts.add(handed_back)
         raise
