@@ -24,6 +24,7 @@ from orchestrator.core.permits import Heard
 
 DOCUMENTED_US = 100_000  # Replicate docs, rate limits: 600 creates per minute; from where a budget without a rate slows down
 SLOWEST = 20  # times the budget's own interval
+DOUBTED = 4  # so many times, and still short of permits: the provider may have fewer than it ever said
 KEPT_S = 1.0  # so much of the rate is left with the provider where its bucket is large enough, for others and for delays
 STEPS_SEEN, STEPS_UNSEEN = 16, 64  # rounds from nothing back to the full rate: with permits known to be left, and blindly
 THROTTLED_BY = 1.5
@@ -74,6 +75,14 @@ def keeps(bucket: Bucket, rate: Rate) -> int:
     return min(bucket.full * 2 // 3, max(4, second))
 
 
+def _doubted(bucket: Bucket, rate: Rate, remaining: int) -> Bucket:
+    """Its bucket may have shrunk: kept at a share of what it never has again, our rate would sink for good."""
+    if bucket.slow_us < DOUBTED * (rate.interval_us or DOCUMENTED_US):
+        return bucket
+    second = math.ceil(KEPT_S * MICROSECONDS / (rate.interval_us or DOCUMENTED_US))
+    return replace(bucket, full=max(remaining, min(bucket.full, max(4, second) * 3 // 2) * 3 // 4))
+
+
 def _breaker(bucket: Bucket, told: Heard, *, now_us: int) -> Bucket:
     """Purchases in a row without an answer open it, an answer closes it; while it is open `reserve` gives single permits.
 
@@ -99,10 +108,8 @@ def _steered(bucket: Bucket, rate: Rate, remaining: int | None, *, now_us: int) 
         return _faster(bucket, rate, steps=STEPS_UNSEEN)
     if remaining > keep:
         return _faster(bucket, rate, steps=STEPS_SEEN)
-    base_us, short = rate.interval_us or DOCUMENTED_US, keep - remaining
-    if bucket.slow_us >= SLOWEST * base_us:  # so slow, and no more left: what it can have is less than it was
-        bucket = replace(bucket, full=max(remaining, bucket.full * 3 // 4))
-    slowed = _slowed(bucket, rate, by=1 + short / (4 * keep))
+    short = keep - remaining
+    slowed = _slowed(_doubted(bucket, rate, remaining), rate, by=1 + short / (4 * keep))
     interval_us = max(rate.interval_us, bucket.slow_us)
     if slowed.tat_us is None or not interval_us:
         return slowed

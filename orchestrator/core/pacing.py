@@ -22,12 +22,14 @@ MINUTE_US = 60 * MICROSECONDS
 HORIZON_S = 0.5  # a permit reserved by a worker that dies is lost, so nobody reserves further ahead
 LIMIT_REASON = "limit"
 SLOWEST_PER_MINUTE = 1e-5  # one in ten weeks: whatever is slower is that, so that no number leaves what Lua can count
-LOW_CREDIT_US = 10 * MICROSECONDS  # Replicate docs, rate limits: 6 per minute and no burst while credit is low
+# Replicate docs, rate limits: 6 per minute and no burst while credit is low. Without a burst a request that travels faster
+# than the one before is refused, hence half a second more than those ten.
+LOW_CREDIT_US = 10_500_000
 BREAKS_AFTER = 5  # purchases in a row without a word: a single lost answer is nothing, this is an outage
 PROBED_FOR_S = 35.0  # for so long a probe is waited for: a little longer than its request can take
 LONGEST_PAUSE_S = 86_400.0
 PROVIDER_DOWN = "provider down"
-ASK_AGAIN_US = 5 * MICROSECONDS  # an open breaker closes at the first answer: nobody may sleep through that for long
+ASK_AGAIN_US = 2 * MICROSECONDS  # a breaker closes, and low credit ends, at one answer: nobody may sleep through that for long
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,8 @@ def reserve(rates: Sequence[Rate], buckets: Sequence[Bucket], *, count: int, now
     """Up to `count` permits that every budget allows, evenly spaced, none beyond the horizon.
 
     Count 0: come back in `first_in_us`. That is the end of the longest pause, or the moment when what was asked for, or
-    half a horizon of it, is within the horizon: several permits for one call, and none of them due already.
+    half a horizon of it, is within the horizon: several permits for one call, and none of them due already. With low credit,
+    or a breaker open, it is never long: both may be over at any answer.
     Where purchases of the first budget were not heard of, one permit is given, and then a pause until it was."""
     buckets = [after_set_back(bucket, now_us=now_us) for bucket in buckets]
     kept = tuple(buckets)
@@ -154,7 +157,8 @@ def reserve(rates: Sequence[Rate], buckets: Sequence[Bucket], *, count: int, now
             remembered = (_probing(remembered[0], first_us=first_us), *remembered[1:])
         return Reservation(granted, first_us - now_us, every_us, None, remembered, shared_us, is_low, is_probe)
     gather_us = min(horizon_us // 2, max(0, wanted - 1) * max((rate.interval_us for rate, _ in limited), default=0))
-    return Reservation(0, max(0, gather_us - room_us), 0, LIMIT_REASON, remembered, shared_us, is_low)
+    wait_us = max(0, gather_us - room_us)
+    return Reservation(0, min(wait_us, ASK_AGAIN_US) if is_low else wait_us, 0, LIMIT_REASON, remembered, shared_us, is_low)
 
 
 def most(rates: Sequence[Rate], buckets: Sequence[Bucket], *, now_us: int, horizon_us: int) -> int | None:
@@ -171,6 +175,22 @@ def most(rates: Sequence[Rate], buckets: Sequence[Bucket], *, now_us: int, horiz
             few = max(0, 1 + room_us // rate.interval_us)
             least = few if least is None else min(least, few)
     return least
+
+
+def credit(rates: Sequence[Rate], buckets: Sequence[Bucket], *, at_us: int, now_us: int,
+           horizon_us: int) -> tuple[int | None, int]:
+    """How many permits all of these allow at one moment (None: as many as wanted), and how long until they allow one."""
+    least: int | None = None
+    late_us = 0
+    for bucket, own in zip(buckets, rates, strict=True):
+        bucket = at_pace(bucket, own, now_us=now_us, horizon_us=horizon_us)
+        rate = effective(own, bucket, now_us=now_us)
+        if rate.interval_us:
+            tat_us = standing_tat(bucket, rate, now_us=now_us, horizon_us=horizon_us)
+            few = max(0, 1 + ((rate.burst - 1) * rate.interval_us - max(0, tat_us - at_us)) // rate.interval_us)
+            least = few if least is None else min(least, few)
+            late_us = max(late_us, tat_us - at_us - (rate.burst - 1) * rate.interval_us)
+    return least, late_us
 
 
 def _spread(limited: Sequence[tuple[Rate, int]], count: int, first_us: int, room_us: int) -> tuple[int, int]:

@@ -7,17 +7,17 @@ nobody up, and who waits only while nothing of the rate is lost by it. Who comes
 the others are: neither rest nor feast of the past counts. The Lua script does the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.core.pacing import (
-    LIMIT_REASON,
     MICROSECONDS,
     Bucket,
     Rate,
     Reservation,
     after_set_back,
     at_pace,
+    credit,
     effective,
     most,
     reserve,
@@ -59,30 +59,41 @@ def reserve_in_turn(rates: Sequence[Rate], buckets: Sequence[Bucket], turns: Map
     turns = {key: turn for key, turn in turns.items()
              if turn.seen_us <= now_us <= max(turn.seen_us, turn.last_us) + KEPT_US}  # nor who was seen later than now
     waiting = [turn for key, turn in turns.items() if key != flow.key and _is_waiting(turn, now_us)]
-    own = most(rates[1:], buckets[1:], now_us=now_us, horizon_us=horizon_us)
-    wanted = count if own is None else min(count, own)
-    first = at_pace(buckets[0], rates[0], now_us=now_us, horizon_us=horizon_us)
-    rate = effective(rates[0], first, now_us=now_us)
+    shared = at_pace(buckets[0], rates[0], now_us=now_us, horizon_us=horizon_us)
+    rate = effective(rates[0], shared, now_us=now_us)
     ahead = horizon_us // rate.interval_us + 1 if rate.interval_us else count
     mine = _entering(turns.get(flow.key), flow, waiting, most_ahead=ahead, now_us=now_us)
-    if waiting and rate.interval_us and wanted >= 1 and first.until_us <= now_us:
-        tat_us = standing_tat(first, rate, now_us=now_us, horizon_us=horizon_us)
-        before = [turn for turn in waiting
-                  if turn.spent < mine.spent and tat_us > max(now_us, _soonest(turn, now_us)) + AFTER_US]
-        if before:
-            wait_us = max(0, _soonest(min(before, key=lambda turn: (turn.spent, _soonest(turn, now_us))), now_us) - now_us)
-            answer = Reservation(0, wait_us + AFTER_US, 0, LIMIT_REASON, tuple(buckets), rate.interval_us,
-                                 first.low_until_us > now_us)
-            return Shared(answer, {**turns, flow.key: _expected(mine, wait_us + AFTER_US, now_us=now_us)})
-        count = min(count, max(1, ahead * flow.weight // (flow.weight + sum(turn.weight for turn in waiting))))
-    answer = reserve(rates, buckets, count=count, now_us=now_us, horizon_us=horizon_us)
+    if not waiting or not rate.interval_us or count < 1 or any(bucket.until_us > now_us for bucket in buckets):
+        own = most(rates[1:], buckets[1:], now_us=now_us, horizon_us=horizon_us)
+        answer = reserve(rates, buckets, count=count, now_us=now_us, horizon_us=horizon_us)
+        return _remembered(turns, mine, flow, answer, count=count, wanted=count if own is None else min(count, own))
+    tat_us = standing_tat(shared, rate, now_us=now_us, horizon_us=horizon_us)
+    at_us = max(now_us, tat_us - (rate.burst - 1) * rate.interval_us)
+    own, late_us = credit(rates[1:], buckets[1:], at_us=at_us, now_us=now_us, horizon_us=horizon_us)
+    wanted = count if own is None else min(count, own)  # no schedule at its own slower pace: what lies between would be lost
+    before = [turn for turn in waiting if turn.spent < mine.spent and tat_us > max(now_us, _soonest(turn, now_us)) + AFTER_US]
+    if wanted < 1 or before:
+        wait_us = late_us if wanted < 1 else AFTER_US + max(0, _soonest(min(before, key=_place(now_us)), now_us) - now_us)
+        answer = replace(reserve(rates, buckets, count=0, now_us=now_us, horizon_us=horizon_us), first_in_us=wait_us)
+        return _remembered(turns, mine, flow, answer, count=count, wanted=wanted)
+    share = max(1, ahead * flow.weight // (flow.weight + sum(turn.weight for turn in waiting)))
+    answer = reserve(rates, buckets, count=min(wanted, share), now_us=now_us, horizon_us=horizon_us)
+    return _remembered(turns, mine, flow, answer, count=count, wanted=wanted)
+
+
+def _remembered(turns: Mapping[str, Turn], mine: Turn, flow: Flow, answer: Reservation, *, count: int, wanted: int) -> Shared:
+    """Who got less than wanted, or has more, is expected; who is held to less than asked by a budget of its own is not."""
     after = replace(mine, spent=mine.spent + answer.count * UNIT // flow.weight)
     last_us = answer.first_in_us + max(0, answer.count - 1) * answer.every_us
     if answer.count < wanted:
-        after = _expected(after, last_us, now_us=now_us)
-    elif answer.count and flow.has_more:
-        after = _expected(after, max(0, last_us - BEFORE_US), now_us=now_us)
+        after = _expected(after, last_us)
+    elif answer.count == count and count and flow.has_more:
+        after = _expected(after, max(0, last_us - BEFORE_US))
     return Shared(answer, {**turns, flow.key: after})
+
+
+def _place(now_us: int) -> Callable[[Turn], tuple[int, int]]:
+    return lambda turn: (turn.spent, _soonest(turn, now_us))
 
 
 def _is_waiting(turn: Turn, now_us: int) -> bool:
@@ -106,7 +117,7 @@ def _entering(turn: Turn | None, flow: Flow, waiting: Sequence[Turn], *, most_ah
     return Turn(spent, back_us, last_us, flow.weight, now_us)
 
 
-def _expected(turn: Turn, in_us: int, *, now_us: int) -> Turn:
-    """One lane of it is to come back after so long."""
-    at_us = now_us + in_us
+def _expected(turn: Turn, in_us: int) -> Turn:
+    """The lane that asks now is to come back after so long."""
+    at_us = turn.seen_us + in_us
     return replace(turn, back_us=min(turn.back_us or at_us, at_us), last_us=max(turn.last_us, at_us))

@@ -2,8 +2,10 @@
 
 import heapq
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
@@ -12,6 +14,7 @@ from orchestrator.gateways.testing import HandClock, MemoryLimiter
 
 T = TypeVar("T")
 AHEAD_S = 0.1
+TIMEOUT_S = 10.0  # after so long a purchase counts as not answered
 
 
 def now(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -32,6 +35,7 @@ class Provider:
     burst: float
     says: bool = True
     low_credit: bool = False
+    silent: bool = False  # nobody is there: no answer comes
     tokens: float = 0.0
     at_s: float = 0.0
 
@@ -59,12 +63,18 @@ class Sent:
 
 @dataclass
 class Worker:
-    """One lane of one batch: asks, sends on the schedule of the grant, tells what it heard."""
+    """One lane of one batch: asks, sends on the schedule of the grant, tells what it heard.
+
+    `in_flight`: so many predictions alive at most, each for `takes_s`; `gone`: it died, with whatever it had reserved."""
 
     flow: Flow
-    rows: int
+    rows: int = 10**9
     own: Sequence[Budget] = ()
     chunk: int = 100
+    in_flight: int | None = None
+    takes_s: float = 1.0
+    alive: int = 0
+    gone: bool = False
     heard: Heard | None = None
     held_until_s: float = 0.0
 
@@ -108,15 +118,17 @@ class Market:
         self.clock.advance(max(0.0, until_s - self.now_s))
 
     def work(self, worker: Worker) -> None:
-        """The worker asks again and again, until its rows are bought."""
-        if worker.rows <= 0:
+        """The worker asks again and again, as long as it has rows, and looks for new ones where it has none."""
+        if worker.gone:
             return
-        if worker.heard is not None:
-            now(self.limiter.hear(self.budget, worker.heard))
-            worker.heard = None
-        flow = replace(worker.flow, has_more=worker.rows > worker.chunk)
-        grant = now(self.limiter.reserve([self.budget, *worker.own], count=min(worker.rows, worker.chunk), flow=flow))
+        free = worker.rows if worker.in_flight is None else min(worker.rows, worker.in_flight - worker.alive)
+        if free <= 0:
+            self.at(self.now_s + 0.1, lambda: self.work(worker))
+            return
+        flow = replace(worker.flow, has_more=free > worker.chunk)
+        grant = now(self.limiter.reserve([self.budget, *worker.own], count=min(free, worker.chunk), flow=flow))
         worker.rows -= grant.count
+        worker.alive += grant.count
         self._send(worker, grant)
         last_s = grant.first_in_s + max(0, grant.count - 1) * grant.every_s
         wait_s = max(0.0, last_s - AHEAD_S) if grant.count else grant.first_in_s
@@ -130,21 +142,41 @@ class Market:
             self.at(at_s + self.delay(self.dice) / 2, lambda serial=serial: self._arrive(worker, serial))  # type: ignore[misc]
 
     def _arrive(self, worker: Worker, serial: int) -> None:
-        if self.now_s < worker.held_until_s:
-            worker.rows += 1
+        if worker.gone or self.now_s < worker.held_until_s:
+            worker.rows, worker.alive = worker.rows + 1, worker.alive - 1
+            return
+        self.at(self.now_s + worker.takes_s, lambda: self._ended(worker))
+        if self.provider.silent:
+            nothing = Heard(serial, answered=False, missed=1, trouble="timeout")
+            self.at(self.now_s + TIMEOUT_S, lambda: self._note(worker, nothing))
+            self.sent.append(Sent(self.now_s, worker.flow.key, False))
             return
         accepted, left = self.provider.take(self.now_s)
         self.sent.append(Sent(self.now_s, worker.flow.key, accepted))
         if accepted:
-            self.at(self.now_s + self.delay(self.dice) / 2, lambda: self._hear(worker, serial, left))
+            self.at(self.now_s + self.delay(self.dice) / 2, lambda: self._note(worker, Heard(serial, remaining=left)))
         else:
             worker.rows += 1
             self.at(self.now_s + self.delay(self.dice) / 2, lambda: self._refused(worker, serial))
 
-    def _hear(self, worker: Worker, serial: int, left: int | None) -> None:
-        before = worker.heard
-        told = [n for n in (left, before.remaining if before else None) if n is not None]
-        worker.heard = Heard(max(serial, before.serial if before else 0), remaining=min(told, default=None))
+    def _ended(self, worker: Worker) -> None:
+        worker.alive -= 1
+
+    def _note(self, worker: Worker, told: Heard) -> None:
+        """What is heard is gathered for a quarter of a second, as a worker gathers facts."""
+        if worker.heard is None:
+            self.at(self.now_s + 0.25, lambda: self._tell(worker))
+            worker.heard = told
+            return
+        before, left = worker.heard, [n for n in (told.remaining, worker.heard.remaining) if n is not None]
+        worker.heard = Heard(max(told.serial, before.serial), answered=told.answered or before.answered,
+                             remaining=min(left, default=None), trouble=told.trouble,
+                             missed=0 if told.answered else before.missed + told.missed)
+
+    def _tell(self, worker: Worker) -> None:
+        told, worker.heard = worker.heard, None
+        if told is not None:
+            now(self.limiter.hear(self.budget, told))
 
     def _refused(self, worker: Worker, serial: int) -> None:
         low, seconds = self.provider.low_credit, 1.0 + self.dice.random()
@@ -152,6 +184,19 @@ class Market:
             seconds = max(1.0, 60 / self.provider.per_minute * (1 - self.provider.tokens)) + self.dice.random()
         worker.held_until_s = self.now_s + seconds
         now(self.limiter.throttle(self.budget, serial=serial, seconds=seconds, reason="429", is_low_credit=low))
+
+    def join(self, *workers: Worker, after_s: float = 0.0) -> None:
+        """They begin, a little apart."""
+        for worker in workers:
+            self.at(self.now_s + after_s + self.dice.uniform(0, 0.1), partial(self.work, worker))
+
+    def feed(self, worker: Worker, *, per_minute: float, seconds: float) -> None:
+        """A row for the worker now and then."""
+        for n in range(int(seconds * per_minute / 60)):
+            self.at(self.now_s + n * 60 / per_minute, partial(self._row, worker))
+
+    def _row(self, worker: Worker) -> None:
+        worker.rows += 1
 
     def stranger(self, *, per_minute: float, seconds: float) -> None:
         """Somebody else on the same account, at a steady rate."""
@@ -163,3 +208,8 @@ class Market:
         here = [one for one in self.sent if first_s <= one.at_s < end_s]
         accepted = sum(one.accepted for one in here)
         return accepted * 60 / (end_s - first_s), (len(here) - accepted) / max(1, len(here))
+
+    def shares(self, first_s: float, end_s: float) -> dict[str, float]:
+        """What each flow got in this part of the time, of what the budget allows."""
+        sent = Counter(one.flow for one in self.sent if first_s <= one.at_s < end_s)
+        return {key: number * 60 / (end_s - first_s) / self.budget.per_minute for key, number in sent.items()}

@@ -6,8 +6,8 @@
 --   pause:    duration, reason
 --   paused:   nothing
 -- Answer: {left of a pause, reason}.
-local LOW_CREDIT, LOW_CREDIT_FOR, BREAKS_AFTER = 10000000, 1800000000, 5
-local DOCUMENTED, SLOWEST, KEPT, SEEN, UNSEEN, THROTTLED_BY = 100000, 20, 1000000, 16, 64, 1.5
+local LOW_CREDIT_FOR, BREAKS_AFTER =  1800000000, 5
+local DOCUMENTED, SLOWEST, DOUBTED, KEPT, SEEN, UNSEEN, THROTTLED_BY = 100000, 20, 4, 1000000, 16, 64, 1.5
 local PROVIDER_DOWN, BREAK, LONGEST_BREAK = 'provider down', 5000000, 60000000
 
 local now = tonumber(ARGV[1])
@@ -91,15 +91,16 @@ local function faster(steps)
 end
 
 local function steered(remaining)
-  local kept = math.min(math.floor(bucket.full * 2 / 3), math.max(4, math.ceil(KEPT / base)))
+  local most = math.max(4, math.ceil(KEPT / base))
+  local kept = math.min(math.floor(bucket.full * 2 / 3), most)
   if remaining < 0 or kept == 0 then
     return faster(UNSEEN)
   end
   if remaining > kept then
     return faster(SEEN)
   end
-  if bucket.slow >= SLOWEST * base then
-    bucket.full = math.max(remaining, math.floor(bucket.full * 3 / 4))
+  if bucket.slow >= DOUBTED * base then
+    bucket.full = math.max(remaining, math.floor(math.min(bucket.full, math.floor(most * 3 / 2)) * 3 / 4))
   end
   local short, interval = kept - remaining, math.max(own, bucket.slow)
   slowed(1 + short / (4 * kept))

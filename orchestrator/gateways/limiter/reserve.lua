@@ -3,7 +3,7 @@
 -- KEYS: one hash per budget, then, with a flow, the hash of turns of the first. ARGV: clock ('' for Redis's own), horizon,
 -- count, memory in ms, flow ('' for none), its weight, has more (0 1), then interval and burst per budget (interval 0: no limit).
 -- Answer: {count, first_in, every, reason, serial, interval of the first budget, low credit, probe}.
-local LOW_CREDIT, BREAKS_AFTER, PROBED_FOR, ASK_AGAIN, PROVIDER_DOWN = 10000000, 5, 35000000, 5000000, 'provider down'
+local LOW_CREDIT, BREAKS_AFTER, PROBED_FOR, ASK_AGAIN, PROVIDER_DOWN = 10500000, 5, 35000000, 2000000, 'provider down'
 local UNIT, GRACE, AFTER, BEFORE, KEPT = 25200, 400000, 20000, 80000, 60000000
 
 local now = tonumber(ARGV[1])
@@ -122,7 +122,8 @@ local function reserve(wanted)
     return answer(granted, first - now, every, '', probe)
   end
   local gather = math.min(math.floor(horizon / 2), math.max(0, wanted - 1) * slowest)
-  return answer(0, math.max(0, gather - room), 0, 'limit')
+  local wait = math.max(0, gather - room)
+  return answer(0, shared.low > now and math.min(wait, ASK_AGAIN) or wait, 0, 'limit')
 end
 
 if flow == '' then
@@ -148,18 +149,6 @@ end
 
 local function soonest(turn)
   return turn.back > now and turn.back or turn.last
-end
-
--- core/pacing.py: most
-local wanted = asked
-for i = 2, #buckets do
-  local bucket = buckets[i]
-  if bucket['until'] > now then
-    wanted = 0
-  elseif bucket.interval > 0 then
-    local room = now + horizon - (math.max(bucket.tat, now) - bucket.full)
-    wanted = math.min(wanted, math.max(0, 1 + math.floor(room / bucket.interval)))
-  end
 end
 
 local others, next_spent = 0, nil
@@ -188,28 +177,58 @@ local function note(given)
   return given
 end
 
-if next_spent and shared.interval > 0 and wanted >= 1 and shared['until'] <= now then
-  local before
-  for key, turn in pairs(turns) do
-    if key ~= flow and is_waiting(turn) and turn.spent < mine.spent and shared.tat > math.max(now, soonest(turn)) + AFTER then
-      if not before or turn.spent < before.spent or (turn.spent == before.spent and soonest(turn) < soonest(before)) then
-        before = turn
-      end
+-- who got less than wanted, or has more, is expected; who is held to less than asked by a budget of its own is not
+local function remembered(given, wanted)
+  local last = given[2] + math.max(0, given[1] - 1) * given[3]
+  mine.spent = mine.spent + math.floor(given[1] * UNIT / weight)
+  if given[1] < wanted then
+    expected(now + last)
+  elseif given[1] == asked and asked > 0 and has_more then
+    expected(now + math.max(0, last - BEFORE))
+  end
+  return note(given)
+end
+
+local paused = false
+for _, bucket in ipairs(buckets) do
+  paused = paused or bucket['until'] > now
+end
+
+local wanted, late = asked, 0
+if not next_spent or shared.interval == 0 or asked < 1 or paused then
+  for i = 2, #buckets do -- core/pacing.py: most
+    local bucket = buckets[i]
+    if bucket['until'] > now then
+      wanted = 0
+    elseif bucket.interval > 0 then
+      local room = now + horizon - (math.max(bucket.tat, now) - bucket.full)
+      wanted = math.min(wanted, math.max(0, 1 + math.floor(room / bucket.interval)))
     end
   end
-  if before then
-    local wait = math.max(0, soonest(before) - now) + AFTER
-    expected(now + wait)
-    return note(answer(0, wait, 0, 'limit'))
+  return remembered(reserve(asked), wanted)
+end
+
+local at = math.max(now, shared.tat - shared.full)
+for i = 2, #buckets do -- core/pacing.py: credit
+  local bucket = buckets[i]
+  if bucket.interval > 0 then
+    local few = math.max(0, 1 + math.floor((bucket.full - math.max(0, bucket.tat - at)) / bucket.interval))
+    wanted = math.min(wanted, few)
+    late = math.max(late, bucket.tat - at - bucket.full)
   end
-  asked = math.min(asked, math.max(1, math.floor(ahead * weight / (weight + others))))
 end
-local given = reserve(asked)
-local last = given[2] + math.max(0, given[1] - 1) * given[3]
-mine.spent = mine.spent + math.floor(given[1] * UNIT / weight)
-if given[1] < wanted then
-  expected(now + last)
-elseif given[1] > 0 and has_more then
-  expected(now + math.max(0, last - BEFORE))
+
+local before
+for key, turn in pairs(turns) do
+  if key ~= flow and is_waiting(turn) and turn.spent < mine.spent and shared.tat > math.max(now, soonest(turn)) + AFTER then
+    if not before or turn.spent < before.spent or (turn.spent == before.spent and soonest(turn) < soonest(before)) then
+      before = turn
+    end
+  end
 end
-return note(given)
+if wanted < 1 or before then
+  local given = reserve(0)
+  given[2] = wanted < 1 and late or AFTER + math.max(0, soonest(before) - now)
+  return remembered(given, wanted)
+end
+return remembered(reserve(math.min(wanted, math.max(1, math.floor(ahead * weight / (weight + others))))), wanted)
