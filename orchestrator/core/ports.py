@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
+from orchestrator.core.homeward import Backlog
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.permits import Budget, Flow, Grant, Heard
 from orchestrator.core.records import (
@@ -271,6 +272,7 @@ class ClaimTerms:
     offset_s: float | None = None  # provider's clock minus ours, as it is known now
     made_from: tuple[str, str] | None = None  # job and price of the batch; where it has others by now, nothing is claimed
     model_in_flight: int | None = None  # predictions of the batch's model alive at most, over all batches of its account
+    asks_behind: bool = False  # `claimable` is to tell as well whether downloads are behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +284,8 @@ class Claimable:
     count: int
     reason: str | None
     next_due_at: datetime | None = None  # when the next waiting item is due, if none is now
+    behind_since: datetime | None = None  # by the provider's clock, where asked: since when downloads are behind, if they are
+    backlog: Backlog | None = None  # and by how much, where that is longer than LOOK_S (`core/homeward.py`)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Rows on their way to the provider: how many may go, which, and the attempts committed before any of them does."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -9,10 +9,12 @@ from sqlalchemy import ColumnElement, Row, Select, bindparam, exists, func, or_,
 from sqlalchemy import insert as plain_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from orchestrator.core.homeward import LOOK_S
 from orchestrator.core.lifecycle import IN_AIR_ITEM, AttemptState, BatchState, ItemState
 from orchestrator.core.poison import SUSPECT
 from orchestrator.core.ports import Claimable, ClaimTerms
 from orchestrator.core.records import Batch, Claim
+from orchestrator.gateways.ledger.backlog import backlog, behind_since
 from orchestrator.gateways.ledger.bulk import write_many
 from orchestrator.gateways.ledger.loading import batch_of, set_state
 from orchestrator.gateways.ledger.session import is_postgresql
@@ -33,25 +35,40 @@ class _Room:
 
 
 async def claimable(connection: AsyncConnection, batch_pk: int, *, count: int, terms: ClaimTerms) -> Claimable:
-    """What `claim` would give now, with the reason for giving no more."""
+    """What `claim` would give now, with the reason for giving no more; and, where asked, how far downloads are behind."""
     found = (await connection.execute(select(batches).where(batches.c.pk == batch_pk))).one_or_none()
     if found is None or found.state != BatchState.RUNNING.value:
         return Claimable(0, "not running")
     if _is_amended(found, terms):
         return Claimable(0, "amended")
-    room = await _room(connection, found, count=count, terms=terms)
-    again = await _many(connection, _again(batch_pk, now=terms.now), count=count)
-    fresh = await _many(connection, _fresh(batch_pk), count=count)
-    available = min(count, again + min(fresh, _fresh_room(found)))
+    room = await _claimable(connection, found, count=count, terms=terms)
+    return await _with_backlog(connection, found, room, terms=terms) if terms.asks_behind else room
+
+
+async def _claimable(connection: AsyncConnection, batch: Row[Any], *, count: int, terms: ClaimTerms) -> Claimable:
+    room = await _room(connection, batch, count=count, terms=terms)
+    again = await _many(connection, _again(batch.pk, now=terms.now), count=count)
+    fresh = await _many(connection, _fresh(batch.pk), count=count)
+    available = min(count, again + min(fresh, _fresh_room(batch)))
     if available == 0:
         next_due_at = (await connection.execute(
-            select(func.min(items.c.due_at)).where(*_pending(batch_pk), items.c.due_at > terms.now))).scalar()
+            select(func.min(items.c.due_at)).where(*_pending(batch.pk), items.c.due_at > terms.now))).scalar()
         return Claimable(0, "start limit" if fresh else "none due", next_due_at)
     if room.count < available:
         return Claimable(room.count, room.reason)
     if available == count:
         return Claimable(available, None)
     return Claimable(available, "start limit" if again + fresh > available else "none due")
+
+
+async def _with_backlog(connection: AsyncConnection, batch: Row[Any], room: Claimable, *, terms: ClaimTerms) -> Claimable:
+    """Counted is only where something waits for longer than downloads take: one short read while all is well."""
+    since = await behind_since(connection, batch)
+    offset_s = terms.offset_s or 0.0
+    if since is None or (terms.now - since).total_seconds() + offset_s < LOOK_S:
+        return replace(room, behind_since=since)
+    found = await backlog(connection, batch, since=since, now=terms.now, offset_s=offset_s)
+    return replace(room, behind_since=since, backlog=found)
 
 
 async def pause_for_budget(connection: AsyncConnection, batch_pk: int, *, terms: ClaimTerms) -> bool:
