@@ -12,6 +12,7 @@ from orchestrator.core.lifecycle import Event
 from orchestrator.core.ports import Claimable
 from orchestrator.core.records import Batch, OutputName, StoredOutput
 from orchestrator.gateways.ledger import Database
+from orchestrator.gateways.ledger.backlog import oldest
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 
@@ -121,13 +122,15 @@ async def test_the_pace_of_the_last_files(acts: Any) -> None:
                             idle_s=1000 - 500 - 2 * (SAMPLE - 1))
 
 
-async def test_stubborn_files_do_not_hide_the_pace(acts: Any) -> None:
-    """Files that were tried in vain are older than what comes home; what came home after them tells the pace."""
+async def test_what_is_passed_does_not_hide_the_pace(acts: Any) -> None:
+    """Files tried in vain, and those that porters still hold, are older than what comes home: what came home tells the pace."""
     batch = await ended(acts, 30)
     await bring_home(acts, batch, 4, from_s=5)
     stubborn = await acts.ledger.to_collect(batch.pk, count=2, now=NOW, lease_until=at(1))
     await acts.ledger.delay_collect({item.item_pk: at(1) for item in stubborn}, due_at=at(20), error="no")
-    assert await bring_home(acts, batch, 1, from_s=40) == [6]
+    held = await acts.ledger.to_collect(batch.pk, count=2, now=NOW, lease_until=at(100))
+    await acts.ledger.grant_names([OutputName(c.item_pk, batch.pk, c.attempt_id, c.index, 0, c.row_id) for c in held])
+    assert await bring_home(acts, batch, 1, from_s=40) == [8]
     found = (await looked(acts, batch, 50)).backlog
     assert found is not None
     assert (found.home, found.idle_s) == (5, 10.0)
@@ -135,11 +138,10 @@ async def test_stubborn_files_do_not_hide_the_pace(acts: Any) -> None:
 
 async def test_the_read_is_of_the_index(acts: Any, database: Database) -> None:
     """What every round of buying asks is answered by the index of what is collecting, without sorting."""
-    await ended(acts, 8)
-    query = ("SELECT completed_at FROM items WHERE batch_pk = 1 AND state = 'collecting' ORDER BY completed_at, due_at "
-             "LIMIT 1 OFFSET 3")
+    batch = await ended(acts, 8)
 
     async def plan(connection: Any) -> str:
+        query = oldest(batch.pk, 100_000).compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})
         if connection.dialect.name == "postgresql":
             await connection.execute(text("SET LOCAL enable_seqscan = off"))
             return str((await connection.execute(text(f"EXPLAIN {query}"))).all())

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, TextClause, and_, func, select, text
+from sqlalchemy import ColumnElement, Row, Select, TextClause, and_, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.homeward import SAMPLE, Backlog, passed_over
@@ -17,10 +17,14 @@ _LOOKED_AT = 5 * SAMPLE  # ends on the account, among which a batch's own are so
 async def behind_since(connection: AsyncConnection, batch: Row[Any]) -> datetime | None:
     """When the oldest output that counts and is not home was made, by the provider's clock; None: no more than the few wait that
     do not count."""
-    oldest = (select(items.c.completed_at).where(items.c.batch_pk == batch.pk, text(f"items.{COLLECTING}"))
-              .order_by(items.c.completed_at, items.c.due_at).offset(passed_over(batch.started)).limit(1))
-    found: datetime | None = (await connection.execute(oldest)).scalar()
+    found: datetime | None = (await connection.execute(oldest(batch.pk, batch.started))).scalar()
     return found
+
+
+def oldest(batch_pk: int, started: int) -> Select[Any]:
+    """The end of the oldest row that counts: entries of an index, in its order."""
+    return (select(items.c.completed_at).where(items.c.batch_pk == batch_pk, text(f"items.{COLLECTING}"))
+            .order_by(items.c.completed_at, items.c.due_at).offset(passed_over(started)).limit(1))
 
 
 async def backlog(connection: AsyncConnection, batch: Row[Any], *, since: datetime, now: datetime, offset_s: float) -> Backlog:

@@ -74,7 +74,7 @@ async def _with_backlog(connection: AsyncConnection, batch: Row[Any], room: Clai
 async def pause_for_budget(connection: AsyncConnection, batch_pk: int, *, terms: ClaimTerms) -> bool:
     """Decided under the batch's lock: money that was freed since somebody looked is there to be spent."""
     await connection.execute(select(batches.c.pk).where(batches.c.pk == batch_pk).with_for_update())
-    if (await claimable(connection, batch_pk, count=1, terms=terms)).reason != "budget":
+    if (await claimable(connection, batch_pk, count=1, terms=replace(terms, asks_behind=False))).reason != "budget":
         return False
     return await set_state(connection, batch_pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}),
                            reason="budget", now=terms.now)
