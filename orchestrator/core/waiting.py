@@ -7,6 +7,7 @@ from orchestrator.core.pacing import LIMIT_REASON, PROVIDER_DOWN
 from orchestrator.core.permits import Budget, Grant
 
 BACKOFF = "backoff"
+DOWNLOADS = "downloads"
 IN_FLIGHT = "in flight"
 LOW_CREDIT = "low credit"
 OUTAGE = "cannot"
@@ -53,7 +54,16 @@ def limited(grant: Grant, budgets: Sequence[Budget]) -> str | None:
     return f"{LIMIT_REASON}: {own:,.0f} per minute{whose}" if own else None
 
 
-def in_flight(count: int, *, of_model: bool = False) -> str:
-    """As many predictions are alive as may be."""
-    whose = "model" if of_model else "batch"
-    return f"{IN_FLIGHT}: {count:,} predictions are out, the most for this {whose}"
+def behind(late_s: float, part: float) -> str:
+    """Downloads wait for so long that this part of the rate is left to buy at."""
+    minutes = max(1, round(late_s / 60))
+    return (f"{DOWNLOADS}: {minutes:,} {'minute' if minutes == 1 else 'minutes'} behind; buying "
+            f"{'slows down' if part else 'waits'} until they catch up")
+
+
+def in_words(reason: str, *, batch: int, model: int | None) -> str:
+    """What the ledger says holds rows back, as a sentence. `batch`, `model`: predictions that may be in flight."""
+    if not reason.startswith(IN_FLIGHT):
+        return reason
+    whose, most = ("model", model or 0) if reason.endswith("model") else ("batch", batch)
+    return f"{IN_FLIGHT}: {most:,} predictions are out, the most for this {whose}"

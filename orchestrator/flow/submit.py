@@ -1,44 +1,31 @@
 """Buy: permits, then rows, then POSTs. Every attempt is committed before its POST, and no POST is ever repeated."""
 
 import asyncio
-import math
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from orchestrator.core import homeward
 from orchestrator.core.callback import callback_url
-from orchestrator.core.cost import Pricing, to_units
 from orchestrator.core.errors import Unreachable
-from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.pacing import LIMIT_REASON, PROVIDER_DOWN
-from orchestrator.core.permits import Budget, Flow, Grant, flow_of
+from orchestrator.core.permits import Grant
 from orchestrator.core.ports import Claimable, ClaimTerms, CreateAnswer, Proof, Rooms
-from orchestrator.core.records import Batch, Claim, Fact, Wake
+from orchestrator.core.records import Claim, Fact, Wake
 from orchestrator.core.refusals import Kind, judge
-from orchestrator.core.tempo import ModelLimits
-from orchestrator.core.waiting import in_flight, is_usual, limited, until
+from orchestrator.core.waiting import behind, in_words, is_usual, limited, until
 from orchestrator.flow.hearing import SILENCE_S, Ear
-from orchestrator.flow.listing import learn_clock
+from orchestrator.flow.listing import learn_clock, provider_now
 from orchestrator.flow.record import FactsBuffer, buffered, fact_of
+from orchestrator.flow.terms import Order, budgets_for, order_of
 
 AHEAD_S = 0.1  # the next permits are reserved a little before the last ones are used
 SHORT_WAIT_S = 1.0  # a wait up to this is slept through; a longer one goes back to the ledger as a due time
 LONG_WAIT_S = 5.0  # and nobody stays away longer: what was waited for may be over sooner
+BEHIND_EVERY_S = 1.0  # between two looks at how far downloads are behind
 FULL_S = 0.2  # between two looks while as many are in flight as may be
 SAID_FOR_S = 2.0  # a usual reason for waiting stands for so long, before another one replaces it
-
-
-@dataclass(frozen=True, slots=True)
-class _Order:
-    """On what terms the rows of a batch are bought: read anew when the batch was amended."""
-
-    batch: Batch
-    budgets: tuple[Budget, ...]  # the account's first
-    flow: Flow
-    cancel_after_s: float | None
-    reserve_units: int | None
-    model: ModelLimits
 
 
 @dataclass(slots=True)
@@ -46,12 +33,15 @@ class _Task:
     """One submitting task: what it buys by, what it has in the air, what it has said."""
 
     rooms: Rooms
-    order: _Order
+    order: Order
     facts: FactsBuffer
     ear: Ear
     ends_at_s: float  # clock.boottime()
     said: str | None  # the reason for waiting, as this task knows it to stand in the ledger
     said_at_s: float = float("-inf")
+    part: float = 1.0  # of the batch's rate, that downloads leave
+    late_s: float = 0.0  # so long files wait, that are bought now
+    looked_at_s: float = float("-inf")
     in_air: set[asyncio.Task[None]] = field(default_factory=set)
 
 
@@ -61,34 +51,12 @@ async def submit(rooms: Rooms, batch_id: str, lane: int) -> list[Wake]:
     if batch is None or batch.state is not BatchState.RUNNING:
         return []
     await learn_clock(rooms)
-    order = _order(rooms, batch)
+    order = order_of(rooms, batch)
     async with buffered(rooms) as facts:
         ends_at_s = rooms.clock.boottime() + rooms.tempo.slice_s
         pause_s = await _slice(_Task(rooms, order, facts, Ear(rooms, order.budgets[0]), ends_at_s, batch.reason))
     after = rooms.clock.now() + timedelta(seconds=min(pause_s, LONG_WAIT_S))
     return [*facts.wakes, Wake("submit", batch_id, lane, after)]
-
-
-def _order(rooms: Rooms, batch: Batch) -> _Order:
-    job = Job.model_validate_json(batch.job_json)
-    tempo = rooms.tempo
-    budgets = [Budget(f"creates:{batch.account}", tempo.creates_per_minute, tempo.create_burst)]
-    if job.limits.per_minute is not None and job.limits.per_minute < (tempo.creates_per_minute or math.inf):
-        budgets.append(_budget(f"batch:{batch.id}", job.limits.per_minute, tempo.create_burst))
-    else:
-        budgets.append(Budget(f"batch:{batch.id}", 0.0, 1))  # no rate of its own, but it may be told to pause
-    model = tempo.of_model(batch.target.name)
-    if model.per_minute is not None:
-        budgets.append(_budget(f"model:{batch.account}:{batch.target.name}", model.per_minute, tempo.create_burst))
-    worst = Pricing.from_json(batch.price_json).worst_case_usd(
-        cancel_after_s=job.limits.cancel_after, per_row_usd=job.budget.per_row_usd if job.budget else None)
-    return _Order(batch, tuple(budgets), flow_of(batch.id, priority=job.limits.priority), job.limits.cancel_after,
-                  None if worst is None else to_units(worst), model)
-
-
-def _budget(key: str, per_minute: float, most: int) -> Budget:
-    """A rate of a batch's or a model's own: its burst is what it may do in a second."""
-    return Budget(key, float(per_minute), max(1, min(most, int(per_minute // 60) or 1)))
 
 
 async def _slice(task: _Task) -> float:
@@ -123,12 +91,15 @@ async def _round(task: _Task, *, free: int) -> float:
     rooms, order = task.rooms, task.order
     if await _listen(task):
         return SHORT_WAIT_S
-    room = await rooms.ledger.claimable(order.batch.pk, count=free, terms=_terms(task, Grant(0, 0, 0)))
+    room = await _look(task, count=free)
     if not room.count:
         return await _no_row(task, room)
+    if not task.part:
+        await _say(task, behind(task.late_s, 0.0))
+        return SHORT_WAIT_S
     flow = replace(order.flow, has_more=room.reason is None)
-    grant = await rooms.limiter.reserve(order.budgets, count=room.count, flow=flow)
-    await _say(task, _why(task, grant))
+    grant = await rooms.limiter.reserve(budgets_for(order, part=task.part), count=room.count, flow=flow)
+    await _say(task, behind(task.late_s, task.part) if task.part < 1 else _why(task, grant))
     if not grant.count or (grant.is_probe and not await task.ear.is_there(grant.serial)):
         return grant.first_in_s
     start_s = rooms.clock.boottime() + grant.first_in_s
@@ -140,6 +111,22 @@ async def _round(task: _Task, *, free: int) -> float:
     if grant.is_probe and task.in_air:
         await asyncio.wait(task.in_air)
     return max(0.0, start_s + (grant.count - 1) * grant.every_s - rooms.clock.boottime() - AHEAD_S)
+
+
+async def _look(task: _Task, *, count: int) -> Claimable:
+    """How many rows may go; and now and then, what part of the rate downloads leave."""
+    rooms, now_s = task.rooms, task.rooms.clock.boottime()
+    is_due = now_s - task.looked_at_s > BEHIND_EVERY_S
+    terms = replace(_terms(task, Grant(0, 0, 0)), asks_behind=is_due)
+    room = await rooms.ledger.claimable(task.order.batch.pk, count=count, terms=terms)
+    if is_due:
+        age_s = 0.0
+        if room.behind_since is not None:
+            age_s = (await provider_now(rooms, task.order.batch.account) - room.behind_since).total_seconds()
+        task.looked_at_s, retention_s = now_s, rooms.tempo.retention_s
+        task.part = homeward.buys(age_s, room.backlog, retention_s=retention_s)
+        task.late_s = max(age_s, homeward.wait_s(room.backlog) if room.backlog else 0.0)
+    return room
 
 
 async def _listen(task: _Task) -> bool:
@@ -179,16 +166,11 @@ async def _no_row(task: _Task, room: Claimable) -> float:
         return rooms.tempo.idle_s
     if reason == "amended":
         return await _read_anew(task)
-    await _say(task, None if reason in ("none due", "not running", None) else _in_words(task.order, reason))
+    is_nothing = reason is None or reason in ("none due", "not running")
+    await _say(task, None if is_nothing else in_words(reason, batch=batch.in_flight, model=task.order.model.in_flight))
     if room.next_due_at is not None:
         return max(0.05, (room.next_due_at - rooms.clock.now()).total_seconds())
     return FULL_S if reason in ("in flight", "in flight: this model") else rooms.tempo.idle_s
-
-
-def _in_words(order: _Order, reason: str) -> str:
-    if reason == "in flight: this model":
-        return in_flight(order.model.in_flight or 0, of_model=True)
-    return in_flight(order.batch.in_flight) if reason == "in flight" else reason
 
 
 async def _read_anew(task: _Task) -> float:
@@ -196,7 +178,7 @@ async def _read_anew(task: _Task) -> float:
     batch = await task.rooms.ledger.batch(task.order.batch.id)
     if batch is None or batch.state is not BatchState.RUNNING:
         return task.rooms.tempo.idle_s
-    task.order = _order(task.rooms, batch)
+    task.order = order_of(task.rooms, batch)
     return 0.0
 
 
