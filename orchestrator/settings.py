@@ -132,6 +132,7 @@ class Settings(BaseSettings):
 
 _FIELDS = [str(field.validation_alias or name) for name, field in Settings.model_fields.items()]
 _FIELDS += [name for name, field in Settings.model_fields.items() if field.validation_alias]  # in a file either will do
+_TABLES = ("models", "tempo")  # a variable holds one value: a whole table in one would be JSON, and its keys nobody's concern
 _TEMPO = [field.name for field in dataclasses.fields(Tempo) if field.name != "models"]
 _MODEL = [field.name for field in dataclasses.fields(ModelLimits)]
 _OF_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)$")
@@ -200,7 +201,7 @@ def _wrong_in(table: Any, place: str, *, known: list[str]) -> list[tuple[str, st
 
 def _unknown_names(names: Iterable[str], place: str) -> list[str]:
     """The same of variables. Only those with our prefix are ours, and what Kubernetes sets for a service of that name is not."""
-    known = [_setting((name,)) for name in _FIELDS if name != "models"] + [_setting(("tempo", name)) for name in _TEMPO]
+    known = [_setting((name,)) for name in _FIELDS if name not in _TABLES] + [_setting(("tempo", name)) for name in _TEMPO]
     wrong = sorted(name.upper() for name in names if name.upper().startswith("ORCHESTRATOR_") and name.upper() not in known)
     return [f"{name} in {place}{did_you_mean(name, known)}" for name in wrong if not _OF_KUBERNETES.search(name)]
 

@@ -115,9 +115,10 @@ def test_limits_that_are_none(tmp_path: Path, text: str, words: str):
         read_settings(config(tmp_path, text))
 
 
-@pytest.mark.parametrize("name", ["ORCHESTRATOR_MODELS", "ORCHESTRATOR_MODELS__X__IN_FLIGHT", "ORCHESTRATOR_TEMPO__MODELS"])
-def test_limits_of_models_are_for_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str):
-    """A variable that would not be heard is refused, not passed over."""
+@pytest.mark.parametrize("name", ["ORCHESTRATOR_MODELS", "ORCHESTRATOR_MODELS__X__IN_FLIGHT", "ORCHESTRATOR_TEMPO__MODELS",
+                                  "ORCHESTRATOR_TEMPO"])
+def test_tables_are_for_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str):
+    """A variable that holds a whole table, or a limit of a model, is refused by name: not passed over, and no traceback."""
     monkeypatch.setenv(name, "3")
     with pytest.raises(BadInput, match=f"no such setting: {name} in the environment"):
         read_settings(tmp_path)
