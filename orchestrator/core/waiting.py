@@ -61,8 +61,12 @@ def behind(late_s: float, part: float) -> str:
             f"{'slows down' if part else 'waits'} until they catch up")
 
 
-def in_words(reason: str, *, batch: int, model: int | None) -> str:
-    """What the ledger says holds rows back, as a sentence. `batch`, `model`: predictions that may be in flight."""
+def in_words(reason: str | None, *, batch: int, model: int | None) -> str | None:
+    """What the ledger says holds rows back (`core.ports.Claimable`), as a sentence; None: there is no row to hold back.
+
+    `batch`, `model`: predictions that may be in flight."""
+    if reason is None or reason in ("none due", "not running"):
+        return None
     if not reason.startswith(IN_FLIGHT):
         return reason
     whose, most = ("model", model or 0) if reason.endswith("model") else ("batch", batch)

@@ -166,8 +166,7 @@ async def _no_row(task: _Task, room: Claimable) -> float:
         return rooms.tempo.idle_s
     if reason == "amended":
         return await _read_anew(task)
-    is_nothing = reason is None or reason in ("none due", "not running")
-    await _say(task, None if is_nothing else in_words(reason, batch=batch.in_flight, model=task.order.model.in_flight))
+    await _say(task, in_words(reason, batch=batch.in_flight, model=task.order.model.in_flight))
     if room.next_due_at is not None:
         return max(0.05, (room.next_due_at - rooms.clock.now()).total_seconds())
     return FULL_S if reason in ("in flight", "in flight: this model") else rooms.tempo.idle_s

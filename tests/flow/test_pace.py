@@ -9,6 +9,8 @@ from orchestrator.core.job import Job
 from orchestrator.core.permits import Flow
 from orchestrator.core.tempo import ModelLimits
 from orchestrator.core.waiting import CREDIT_IS_LOW
+from orchestrator.flow.collect import collect
+from orchestrator.flow.reconcile import sweep
 from orchestrator.flow.submit import submit
 from tests.flow.conftest import Stage
 
@@ -130,3 +132,19 @@ async def test_the_rate_of_a_model(stage: Stage):
     await submit(replace(stage.rooms, tempo=replace(stage.rooms.tempo, models=models, slice_s=2.0)), batch.id, 0)
     assert 2 <= len(stage.provider.purchases()) <= 6
     assert await said(stage, batch) == "limit: 120 per minute, this model"
+
+
+async def test_nothing_is_bought_that_cannot_be_fetched(stage: Stage):
+    """Half of the time that outputs are kept is waited for downloads already: nothing more is bought until they catch up."""
+    batch = await stage.load(40, model="black-forest-labs/flux-schnell", more="limits: { in_flight: 20 }\n")
+    rooms = replace(stage.rooms, tempo=replace(stage.rooms.tempo, retention_s=10.0, slice_s=2.5))
+    await submit(rooms, batch.id, 0)
+    while (await stage.states(batch)).get("collecting") != 20:
+        await sweep(rooms, batch.account)
+    await asyncio.sleep(5.1)
+    await submit(rooms, batch.id, 0)
+    assert len(stage.provider.purchases()) == 20
+    assert await said(stage, batch) == "downloads: 1 minute behind; buying waits until they catch up"
+    await collect(rooms, batch.id, 0)
+    await submit(rooms, batch.id, 0)
+    assert len(stage.provider.purchases()) == 40
