@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from itertools import islice
 
-from orchestrator.core.errors import ProviderAway, ProviderRefusal, Unreachable
+from orchestrator.core.errors import ProviderAway, ProviderRefusal, Throttled, Unreachable
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.prediction import TERMINAL
@@ -34,16 +34,21 @@ async def wind_up(rooms: Rooms, batch: Batch) -> Ended:
         now = await rooms.ledger.batch(batch.id)
         if now is None or now.state is not BatchState.CANCELING:
             break  # resumed meanwhile: a round of many takes minutes
-        over += sum(await asyncio.gather(*(_end(rooms, batch.account, *one) for one in some)))
+        ended = await asyncio.gather(*(_end(rooms, batch.account, *one) for one in some))
+        over += ended.count(True)
+        if None in ended:
+            break
     return Ended(withdrawn, len(out), over)
 
 
-async def _end(rooms: Rooms, account: str, attempt_id: str, prediction_id: str) -> bool:
-    """Whether it is over: ended by us, or by itself before."""
+async def _end(rooms: Rooms, account: str, attempt_id: str, prediction_id: str) -> bool | None:
+    """Whether it is over: ended by us, or by itself before. None: the provider cannot be asked for now."""
     try:
         prediction = await _canceled(rooms, account, prediction_id)
+    except Throttled:
+        return None
     except ProviderRefusal:
-        return False  # ended in the meantime, unknown there, or throttled: the list says which
+        return False  # ended in the meantime, or unknown there: the list says which
     if prediction.status not in TERMINAL:
         return False
     await record(rooms, [fact_of(prediction, at=rooms.clock.now(), attempt_id=attempt_id, via="get")])

@@ -2,9 +2,10 @@
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.desk import Desk, Provider, wait_until
+from tests.e2e.desk import Desk, Provider, interrupt, wait_until
 
 ECHO = """\
 model: simulator/echo
@@ -113,6 +114,29 @@ def test_cancel_ends_what_is_out(desk: Desk, provider: Provider):
     assert {p["status"] for p in provider.purchases()} == {"canceled"}
     again = desk("run", "shots", "--yes")
     assert again.code == 5 and "--fresh" in again.err + again.out
+
+
+def test_cancel_while_redis_is_away(desk: Desk, provider: Provider, free_port: Callable[[], int]):
+    """Nobody can pace it, and nobody buys: what is out costs money by the second, and is ended all the same."""
+    provider.put("faults", {"stuck": 1.0})
+    desk.job(ECHO.format(rate=600), rows=texts(12))
+    run = desk.start("run", "shots", "--yes", "--json")
+    wait_until(lambda: len(provider.purchases()) == 12)
+    assert interrupt(run).code == 130
+    (batch,) = desk("status", "--json").json["batches"]
+    done = desk("cancel", batch["batch"], "--json", ORCHESTRATOR_REDIS_URL=f"redis://127.0.0.1:{free_port()}")
+    assert done.code == 0, str(done)
+    assert done.json["ended"] == 12
+    assert {p["status"] for p in provider.purchases()} == {"canceled"}
+
+
+def test_a_start_that_is_throttled_for_long(desk: Desk, provider: Provider):
+    """A minute to wait before anything is known: said, with the exit code of a provider that cannot be asked."""
+    provider.put("limits", {"reads_per_minute": 1})
+    desk.job(ECHO.format(rate=600), rows=texts(2))
+    done = desk("plan", "shots")
+    assert done.code == 4, str(done)
+    assert "throttles" in done.err and "resets in ~" in done.err
 
 
 def test_retry_buys_failed_rows_again(desk: Desk, provider: Provider):

@@ -8,7 +8,7 @@ import typer
 
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.speech import last_words, trouble
-from orchestrator.core.errors import BadInput, OrchestratorError, TokenRefused, Unreachable
+from orchestrator.core.errors import BadInput, OrchestratorError, ProviderRefusal, TokenRefused, Unreachable
 
 app = typer.Typer(
     name="orchestrator", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -51,7 +51,7 @@ def code_of(error: OrchestratorError) -> int:
     """The exit code that an error means."""
     if isinstance(error, BadInput):
         return int(Exit.BAD_INPUT)
-    return int(Exit.UNREACHABLE if isinstance(error, Unreachable | TokenRefused) else Exit.FAILED_ROWS)
+    return int(Exit.UNREACHABLE if isinstance(error, Unreachable | TokenRefused | ProviderRefusal) else Exit.FAILED_ROWS)
 
 
 def seconds(text: str) -> float:
