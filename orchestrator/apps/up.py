@@ -9,7 +9,7 @@ from orchestrator import wiring
 from orchestrator.apps.machine import Keeper
 from orchestrator.apps.signals import until_told_to_stop
 from orchestrator.core.errors import BadInput
-from orchestrator.flow.listing import paced
+from orchestrator.flow.asking import paced
 from orchestrator.flow.presence import present
 from orchestrator.wiring import Settings
 

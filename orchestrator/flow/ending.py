@@ -9,7 +9,7 @@ from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.prediction import TERMINAL
 from orchestrator.core.records import Batch, Prediction
-from orchestrator.flow.listing import paced
+from orchestrator.flow.asking import paced
 from orchestrator.flow.record import fact_of, record
 
 AT_ONCE = 1000

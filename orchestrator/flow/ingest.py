@@ -23,7 +23,7 @@ from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Row, R
 from orchestrator.core.runkey import hash_text, run_key
 from orchestrator.core.schedule import date_of
 from orchestrator.core.template import output_folder
-from orchestrator.flow.listing import paced
+from orchestrator.flow.asking import paced
 
 CHUNK_ROWS = 1000
 KEPT_PROBLEMS = 1000

@@ -12,8 +12,9 @@ from orchestrator.core.ports import KeptDelivery, OpenAttempt, OpenWindow, Rooms
 from orchestrator.core.prediction import TERMINAL
 from orchestrator.core.records import Fact, Wake
 from orchestrator.core.tempo import Tempo
+from orchestrator.flow.asking import paced
 from orchestrator.flow.ending import wind_up
-from orchestrator.flow.listing import CLOCK_MARGIN_S, learn_clock, paced, pages, provider_now
+from orchestrator.flow.listing import CLOCK_MARGIN_S, learn_clock, pages, provider_now
 from orchestrator.flow.record import fact_of, news_of, record
 from orchestrator.flow.unsure import cancel_surplus, resolve_unsure
 

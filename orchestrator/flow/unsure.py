@@ -12,7 +12,8 @@ from orchestrator.core.lifecycle import Event
 from orchestrator.core.matching import Listing, Verdicts, doubts, resolve
 from orchestrator.core.ports import OpenAttempt, Rooms
 from orchestrator.core.records import Fact, Prediction, Wake
-from orchestrator.flow.listing import CLOCK_MARGIN_S, learn_clock, paced, pages, provider_now
+from orchestrator.flow.asking import paced
+from orchestrator.flow.listing import CLOCK_MARGIN_S, learn_clock, pages, provider_now
 from orchestrator.flow.record import fact_of, record
 
 log = logging.getLogger("orchestrator.flow")

@@ -25,7 +25,8 @@ from orchestrator.core.verify import (
     named_attempts,
     unrecorded,
 )
-from orchestrator.flow.listing import CLOCK_MARGIN_S, paced, say_unreadable
+from orchestrator.flow.asking import paced
+from orchestrator.flow.listing import CLOCK_MARGIN_S, say_unreadable
 
 MOST_ASKED = 200  # single GETs for each question
 UNOWNED_AT_ONCE = 500

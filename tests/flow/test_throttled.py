@@ -14,9 +14,9 @@ from orchestrator.core.permits import Budget
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch
 from orchestrator.core.verify import Document, Report
+from orchestrator.flow.asking import BURST, CALLS, LONGEST_WAIT_S, NO_HINT_S, THROTTLED, paced
 from orchestrator.flow.control import cancel, retry
 from orchestrator.flow.ending import SIDE_BY_SIDE
-from orchestrator.flow.listing import BURST, CALLS, LONGEST_WAIT_S, NO_HINT_S, THROTTLED, paced
 from orchestrator.flow.reconcile import sweep
 from orchestrator.flow.submit import submit
 from orchestrator.flow.verify_there import verify_there

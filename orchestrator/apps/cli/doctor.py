@@ -13,7 +13,7 @@ from orchestrator.core.callback import callback_url
 from orchestrator.core.errors import BadInput, OrchestratorError, TokenRefused, Unreachable
 from orchestrator.core.ports import Rooms
 from orchestrator.core.signature import secret_bytes, sign
-from orchestrator.flow.listing import paced
+from orchestrator.flow.asking import paced
 from orchestrator.flow.presence import present
 from orchestrator.wiring import Settings
 
