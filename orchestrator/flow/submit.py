@@ -99,7 +99,7 @@ async def _round(task: _Task, *, free: int) -> float:
         return SHORT_WAIT_S
     flow = replace(order.flow, has_more=room.reason is None)
     grant = await rooms.limiter.reserve(budgets_for(order, part=task.part), count=room.count, flow=flow)
-    await _say(task, behind(task.late_s, task.part) if task.part < 1 else _why(task, grant))
+    await _say(task, _why(task, room, grant))
     if not grant.count or (grant.is_probe and not await task.ear.is_there(grant.serial)):
         return grant.first_in_s
     start_s = rooms.clock.boottime() + grant.first_in_s
@@ -166,7 +166,7 @@ async def _no_row(task: _Task, room: Claimable) -> float:
         return rooms.tempo.idle_s
     if reason == "amended":
         return await _read_anew(task)
-    await _say(task, in_words(reason, batch=batch.in_flight, model=task.order.model.in_flight))
+    await _say(task, _held(task, room))
     if room.next_due_at is not None:
         return max(0.05, (room.next_due_at - rooms.clock.now()).total_seconds())
     return FULL_S if reason in ("in flight", "in flight: this model") else rooms.tempo.idle_s
@@ -181,17 +181,25 @@ async def _read_anew(task: _Task) -> float:
     return 0.0
 
 
-def _why(task: _Task, grant: Grant) -> str | None:
-    """What holds the batch back, as the grant tells."""
+def _held(task: _Task, room: Claimable) -> str | None:
+    """What holds rows back, as the ledger tells."""
+    return in_words(room.reason, batch=task.order.batch.in_flight, model=task.order.model.in_flight)
+
+
+def _why(task: _Task, room: Claimable, grant: Grant) -> str | None:
+    """What holds the batch back, downloads before all, and then as the grant tells."""
+    if task.part < 1:
+        return behind(task.late_s, task.part)
     if grant.count or grant.reason == LIMIT_REASON or grant.is_low_credit:
-        return limited(grant, task.order.budgets)
+        return limited(grant, task.order.budgets) or _held(task, room)
     return until(grant.reason or "", task.rooms.clock.now() + timedelta(seconds=grant.first_in_s))
 
 
 async def _say(task: _Task, reason: str | None) -> None:
     """Write the reason only when it changes, and the usual ones seldom: the batch row is read by everybody."""
     now_s = task.rooms.clock.boottime()
-    if reason == task.said or (reason and is_usual(reason) and is_usual(task.said) and now_s - task.said_at_s < SAID_FOR_S):
+    is_soon = now_s - task.said_at_s < SAID_FOR_S and task.in_air  # with nothing out, it is the last word for a while
+    if reason == task.said or (is_soon and is_usual(reason) and is_usual(task.said)):
         return
     current = await task.rooms.ledger.batch(task.order.batch.id)
     if current is not None and current.reason != reason and current.state is BatchState.RUNNING:
