@@ -29,7 +29,7 @@ async def test_script_and_model_agree(redis_url: str, seed: int) -> None:
     model, real = MemoryLimiter(clock), RedisLimiter(redis_url, clock_us=clock.boottime_us)
     client = redis_client(redis_url)
     budgets = [Budget("a", dice.choice([6, 7, 600, 971.3, 30_000]), dice.randint(1, 12)),
-               Budget("b", dice.choice([600, 3000, 7001]), dice.randint(1, 40)), Budget("c", 0, 1),
+               Budget("b", dice.choice([600, 3000, 7001]), dice.randint(1, 40)), Budget("c", dice.choice([0, 1e-9]), 1),
                Budget("a", dice.choice([300, 1200]), dice.randint(1, 12))]  # another opinion of the first
     newest: dict[str, int] = {}
     for _ in range(500):
@@ -67,6 +67,43 @@ def _something(dice: random.Random, newest: int) -> Callable[[Limiter, Budget], 
             await limiter.hear(about, told)
 
     return tell
+
+
+async def test_every_key_ends(redis_url: str) -> None:
+    """Whatever was called last, each key has an end, later than what it has to remember; asking for a pause makes none."""
+    clock = HandClock()
+    clock.advance(1_700_000_000)
+    limiter, client = RedisLimiter(redis_url, clock_us=clock.boottime_us), redis_client(redis_url)
+    budget, slow, flow = Budget("a", 600, 3), Budget("slow", 0.01, 1), Flow("x", 50)
+
+    async def ends() -> dict[str, int]:
+        return {key.rsplit(":", 1)[-1]: await client.ttl(key) for key in await client.keys("*")}
+
+    await limiter.paused("nobody")
+    assert await ends() == {}
+    for call in (lambda: limiter.reserve([slow], count=1), lambda: limiter.reserve([slow], count=1),
+                 lambda: limiter.reserve([budget, slow], count=4, flow=flow), lambda: limiter.hear(budget, Heard(1, missed=1)),
+                 lambda: limiter.throttle(budget, serial=1, seconds=9000, reason="429", is_low_credit=True),
+                 lambda: limiter.reserve([budget], count=4, flow=flow), lambda: limiter.pause("b", seconds=5, reason="x")):
+        await call()
+        clock.advance(1)
+        found = await ends()
+        assert all(3500 <= left <= 30_000 for left in found.values())
+        assert found.get("slow", 9000) >= 9000
+    assert (await ends())["a"] >= 9000
+    await asyncio.gather(limiter.aclose(), client.aclose())
+
+
+async def test_flows_of_old_are_dropped(redis_url: str) -> None:
+    """A thousand batches, one after the other: what is remembered of whose turn it is stays small."""
+    clock = HandClock()
+    clock.advance(1_700_000_000)
+    limiter, client = RedisLimiter(redis_url, clock_us=clock.boottime_us), redis_client(redis_url)
+    for n in range(1000):
+        await limiter.reserve([Budget("a", 600, 3)], count=3, flow=Flow(f"batch {n}", 50))
+        clock.advance(1)
+    assert await client.hlen("orchestrator:limit:turns:a") <= 65
+    await asyncio.gather(limiter.aclose(), client.aclose())
 
 
 async def test_no_minute_above_the_allowance(redis_url: str) -> None:
