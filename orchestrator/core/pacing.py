@@ -119,12 +119,13 @@ class Reservation:
     shared_us: int = 0  # the interval at which the first bucket is spent; 0: without a limit
     is_low_credit: bool = False
     is_probe: bool = False
+    pause_us: int = 0
 
     def grant(self) -> Grant:
         """The same in seconds, as the port says it."""
         return Grant(self.count, self.first_in_us / MICROSECONDS, self.every_us / MICROSECONDS, self.reason,
                      self.buckets[0].served, MINUTE_US / self.shared_us if self.shared_us else 0.0, self.is_low_credit,
-                     self.is_probe)
+                     self.is_probe, self.pause_us / MICROSECONDS)
 
 
 def reserve(rates: Sequence[Rate], buckets: Sequence[Bucket], *, count: int, now_us: int,
@@ -143,8 +144,8 @@ def reserve(rates: Sequence[Rate], buckets: Sequence[Bucket], *, count: int, now
     paused = max(buckets, key=lambda bucket: bucket.until_us)
     if paused.until_us > now_us:
         left_us = paused.until_us - now_us
-        left_us = min(left_us, ASK_AGAIN_US) if is_probe and paused is buckets[0] else left_us
-        return Reservation(0, left_us, 0, paused.reason, kept, shared_us, is_low)
+        wait_us = min(left_us, ASK_AGAIN_US) if is_probe and paused is buckets[0] else left_us
+        return Reservation(0, wait_us, 0, paused.reason, kept, shared_us, is_low, pause_us=left_us)
     limited = [(rate, standing_tat(bucket, rate, now_us=now_us, horizon_us=horizon_us))
                for rate, bucket in zip(rates, buckets, strict=True) if rate.interval_us]
     first_us = max([now_us, *(tat - (rate.burst - 1) * rate.interval_us for rate, tat in limited)])

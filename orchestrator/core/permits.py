@@ -41,6 +41,7 @@ class Grant:
     per_minute: float = 0.0  # at what rate the first budget is spent now, which the provider may have lowered; 0: none
     is_low_credit: bool = False  # the provider's mode for accounts with little credit
     is_probe: bool = False  # a single one, to see whether the provider is there again
+    pause_s: float = 0.0  # count 0: how long the pause lasts, where that is the reason; to ask sooner may still be worth it
 
 
 @dataclass(frozen=True, slots=True)

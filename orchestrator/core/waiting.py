@@ -1,5 +1,6 @@
 """Why a batch waits, in words: the kind of reason first, then what is behind it. The ledger keeps one sentence for all."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -20,6 +21,10 @@ CREDIT_IS_LOW = (f"{LOW_CREDIT}: the provider takes 6 predictions per minute unt
                  "method (https://replicate.com/account/billing)")
 
 
+_END = re.compile(r"until (\d\d):(\d\d):(\d\d) UTC")
+CLOCKS_APART_S = 2
+
+
 def is_usual(reason: str | None) -> bool:
     """Whether a reason is no news."""
     return reason is None or reason.startswith(USUAL)
@@ -36,6 +41,20 @@ def until(reason: str, at: datetime) -> str:
     if kind in (BACKOFF, PROVIDER_DOWN):
         return f"{kind} until {at:%H:%M:%S} UTC: {rest}"
     return f"{reason}; until {at:%H:%M:%S} UTC"
+
+
+def is_same(one: str | None, other: str | None) -> bool:
+    """Whether two sentences say the same: the end of one pause, by several clocks, may differ by a second or two."""
+    if one is None or other is None or one == other:
+        return one == other
+    ends_s = _end_s(one), _end_s(other)
+    is_one_pause = _END.sub("", one) == _END.sub("", other) and None not in ends_s
+    return is_one_pause and abs((ends_s[0] or 0) - (ends_s[1] or 0)) <= CLOCKS_APART_S
+
+
+def _end_s(sentence: str) -> int | None:
+    found = _END.search(sentence)
+    return None if found is None else int(found[1]) * 3600 + int(found[2]) * 60 + int(found[3])
 
 
 def limited(grant: Grant, budgets: Sequence[Budget]) -> str | None:

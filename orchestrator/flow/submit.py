@@ -14,7 +14,7 @@ from orchestrator.core.permits import Grant
 from orchestrator.core.ports import Claimable, ClaimTerms, CreateAnswer, Proof, Rooms
 from orchestrator.core.records import Claim, Fact, Wake
 from orchestrator.core.refusals import Kind, judge
-from orchestrator.core.waiting import behind, in_words, is_usual, limited, until
+from orchestrator.core.waiting import behind, in_words, is_same, is_usual, limited, until
 from orchestrator.flow.hearing import SILENCE_S, Ear
 from orchestrator.flow.listing import learn_clock, provider_now
 from orchestrator.flow.record import FactsBuffer, buffered, fact_of
@@ -22,7 +22,7 @@ from orchestrator.flow.terms import Order, budgets_for, order_of
 
 AHEAD_S = 0.1  # the next permits are reserved a little before the last ones are used
 SHORT_WAIT_S = 1.0  # a wait up to this is slept through; a longer one goes back to the ledger as a due time
-LONG_WAIT_S = 5.0  # and nobody stays away longer: what was waited for may be over sooner
+LONG_WAIT_S = 5.0  # and nobody stays away longer: a pause ends with the first answer
 BEHIND_EVERY_S = 1.0  # between two looks at how far downloads are behind
 FULL_S = 0.2  # between two looks while as many are in flight as may be
 SAID_FOR_S = 2.0  # a usual reason for waiting stands for so long, before another one replaces it
@@ -188,21 +188,23 @@ def _held(task: _Task, room: Claimable) -> str | None:
 
 def _why(task: _Task, room: Claimable, grant: Grant) -> str | None:
     """What holds the batch back, downloads before all, and then as the grant tells."""
+    if grant.is_probe:
+        return task.said
     if task.part < 1:
         return behind(task.late_s, task.part)
     if grant.count or grant.reason == LIMIT_REASON or grant.is_low_credit:
         return limited(grant, task.order.budgets) or _held(task, room)
-    return until(grant.reason or "", task.rooms.clock.now() + timedelta(seconds=grant.first_in_s))
+    return until(grant.reason or "", task.rooms.clock.now() + timedelta(seconds=grant.pause_s))
 
 
 async def _say(task: _Task, reason: str | None) -> None:
     """Write the reason only when it changes, and the usual ones seldom: the batch row is read by everybody."""
     now_s = task.rooms.clock.boottime()
     is_soon = now_s - task.said_at_s < SAID_FOR_S and task.in_air  # with nothing out, it is the last word for a while
-    if reason == task.said or (is_soon and is_usual(reason) and is_usual(task.said)):
+    if is_same(reason, task.said) or (is_soon and is_usual(reason) and is_usual(task.said)):
         return
     current = await task.rooms.ledger.batch(task.order.batch.id)
-    if current is not None and current.reason != reason and current.state is BatchState.RUNNING:
+    if current is not None and not is_same(reason, current.reason) and current.state is BatchState.RUNNING:
         await task.rooms.ledger.note_reason(current.pk, reason)
     task.said, task.said_at_s = reason, now_s
 

@@ -4,6 +4,7 @@ from orchestrator.core.errors import Unreachable
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Clock, Ledger, Queue
 from orchestrator.core.tempo import Tempo
+from orchestrator.core.waiting import is_outage
 
 NO_BROKER = "cannot go on: the message broker"  # how the reason of a batch begins whose stations cannot be called
 
@@ -22,9 +23,10 @@ async def tick(ledger: Ledger, queue: Queue, *, clock: Clock, tempo: Tempo) -> i
 
 
 async def say_away(ledger: Ledger, outage: str | None) -> None:
-    """Why nothing moves, where every command can read it; None: it is over. Another reason that stands already stays."""
+    """Why nothing moves, where every command can read it; None: it is over. Another outage that is said already stays."""
     said = None if outage is None else f"cannot go on: {outage}"
     for batch in await ledger.live_batches():
-        is_ours = batch.reason is None if said else (batch.reason or "").startswith(NO_BROKER)
+        reason = batch.reason or ""
+        is_ours = not is_outage(reason) if said else reason.startswith(NO_BROKER)
         if batch.state is BatchState.RUNNING and is_ours:
             await ledger.note_reason(batch.pk, said)

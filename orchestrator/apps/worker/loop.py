@@ -15,6 +15,7 @@ from orchestrator.core.errors import OrchestratorError, Unreachable
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Wake
+from orchestrator.core.waiting import is_outage
 from orchestrator.flow.collect import collect
 from orchestrator.flow.presence import at_work
 from orchestrator.flow.reconcile import sweep
@@ -141,5 +142,5 @@ async def _say_why(rooms: Rooms, batch_id: str, error: Unreachable) -> None:
     """Where every command can read it: a disk that is full still takes this much. The next purchase takes the word back."""
     with suppress(Unreachable):
         batch = await rooms.ledger.batch(batch_id)
-        if batch is not None and batch.state is BatchState.RUNNING and batch.reason is None:
+        if batch is not None and batch.state is BatchState.RUNNING and not is_outage(batch.reason or ""):
             await rooms.ledger.note_reason(batch.pk, f"cannot go on: {error}")

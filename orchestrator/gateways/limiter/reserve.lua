@@ -2,7 +2,7 @@
 -- microseconds.
 -- KEYS: one hash per budget, then, with a flow, the hash of turns of the first. ARGV: clock ('' for Redis's own), horizon,
 -- count, memory in ms, flow ('' for none), its weight, has more (0 1), then interval and burst per budget (interval 0: no limit).
--- Answer: {count, first_in, every, reason, serial, interval of the first budget, low credit, probe}.
+-- Answer: {count, first_in, every, reason, serial, interval of the first budget, low credit, probe, left of a pause}.
 local LOW_CREDIT, BREAKS_AFTER, PROBED_FOR, ASK_AGAIN, PROVIDER_DOWN = 10500000, 5, 35000000, 2000000, 'provider down'
 local UNIT, GRACE, AFTER, BEFORE, KEPT = 25200, 400000, 20000, 80000, 60000000
 
@@ -62,8 +62,9 @@ for i = 1, #KEYS - (flow ~= '' and 1 or 0) do
 end
 local shared = buckets[1]
 
-local function answer(granted, first_in, every, reason, probe)
-  return {granted, first_in, every, reason, shared.served, shared.interval, shared.low > now and 1 or 0, probe and 1 or 0}
+local function answer(granted, first_in, every, reason, probe, pause)
+  return {granted, first_in, every, reason, shared.served, shared.interval, shared.low > now and 1 or 0, probe and 1 or 0,
+          pause or 0}
 end
 
 -- core/pacing.py: reserve
@@ -78,7 +79,7 @@ local function reserve(wanted)
     end
   end
   if left > 0 then
-    return answer(0, probe and left == shared['until'] - now and math.min(left, ASK_AGAIN) or left, 0, why)
+    return answer(0, probe and left == shared['until'] - now and math.min(left, ASK_AGAIN) or left, 0, why, false, left)
   end
   if probe then
     wanted = math.min(wanted, 1)
