@@ -273,6 +273,21 @@ async def test_an_end_within_the_budget(stage: Stage):
     assert clock.boottime() >= 29 / 10  # an unknown bucket is an empty one
 
 
+async def test_an_end_that_is_throttled(stage: Stage):
+    """Twenty cancels side by side on an account whose reads somebody else uses up: each asking again by itself would be refused
+    again and again."""
+    batch = await bought(stage, 160)
+    rooms = replace(stage.rooms, tempo=replace(stage.rooms.tempo, reads_per_minute=12 * THEIRS))
+    stage.provider.put("limits", {"reads_per_minute": 4 * THEIRS})
+    drained(stage.provider, "/v1/account", calls=4 * THEIRS)
+    async with asyncio.timeout(60):
+        await cancel(rooms, batch)
+    assert await stage.states(batch) == {"canceled": 160}
+    ended, refused = answered(stage.provider, "cancel prediction")
+    assert ended == 160
+    assert 0 < refused <= SIDE_BY_SIDE + 2  # those that were out together, and hardly one afterwards
+
+
 async def test_an_end_that_has_to_wait(stage: Stage):
     """Paused for long, a round of a thousand would ask the limiter a thousand times in vain: it stops, and the sweep goes on."""
     batch = await bought(stage, 45)
