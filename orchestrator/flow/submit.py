@@ -22,6 +22,7 @@ from orchestrator.flow.terms import Order, budgets_for, order_of
 
 AHEAD_S = 0.1  # the next permits are reserved a little before the last ones are used
 SHORT_WAIT_S = 1.0  # a wait up to this is slept through; a longer one goes back to the ledger as a due time
+AWAY_S = 2.0  # who is given nothing for so long leaves its place to others, for as long
 LONG_WAIT_S = 5.0  # and nobody stays away longer: a pause ends with the first answer
 BEHIND_EVERY_S = 1.0  # between two looks at how far downloads are behind
 FULL_S = 0.2  # between two looks while as many are in flight as may be
@@ -36,12 +37,14 @@ class _Task:
     order: Order
     facts: FactsBuffer
     ear: Ear
+    lane: int
     ends_at_s: float  # clock.boottime()
     said: str | None  # the reason for waiting, as this task knows it to stand in the ledger
     said_at_s: float = float("-inf")
     part: float = 1.0  # of the batch's rate, that downloads leave
     late_s: float = 0.0  # so long files wait, that are bought now
     looked_at_s: float = float("-inf")
+    given_at_s: float = 0.0  # when there was last something to do, or rows in flight to wait for
     in_air: set[asyncio.Task[None]] = field(default_factory=set)
 
 
@@ -53,8 +56,9 @@ async def submit(rooms: Rooms, batch_id: str, lane: int) -> list[Wake]:
     await learn_clock(rooms)
     order = order_of(rooms, batch)
     async with buffered(rooms) as facts:
-        ends_at_s = rooms.clock.boottime() + rooms.tempo.slice_s
-        pause_s = await _slice(_Task(rooms, order, facts, Ear(rooms, order.budgets[0]), ends_at_s, batch.reason))
+        now_s, ear = rooms.clock.boottime(), Ear(rooms, order.budgets[0])
+        task = _Task(rooms, order, facts, ear, lane, ends_at_s=now_s + rooms.tempo.slice_s, said=batch.reason, given_at_s=now_s)
+        pause_s = await _slice(task)
     after = rooms.clock.now() + timedelta(seconds=min(pause_s, LONG_WAIT_S))
     return [*facts.wakes, Wake("submit", batch_id, lane, after)]
 
@@ -82,8 +86,19 @@ async def _rounds(task: _Task) -> float:
         wait_s = await _round(task, free=free)
         if wait_s > SHORT_WAIT_S:
             return wait_s
+        if _is_in_the_way(task):
+            return AWAY_S
         await rooms.clock.sleep(wait_s)
     return 0.0
+
+
+def _is_in_the_way(task: _Task) -> bool:
+    """Whether a task that is given nothing had better go: six batches that waited for permits had all places of a worker, and
+    nobody swept or fetched. One lane is enough to wait; the others are there for the rate."""
+    now_s = task.rooms.clock.boottime()
+    if task.in_air:
+        task.given_at_s = now_s
+    return not task.in_air and (task.lane > 0 or now_s - task.given_at_s > AWAY_S)
 
 
 async def _round(task: _Task, *, free: int) -> float:
@@ -169,7 +184,10 @@ async def _no_row(task: _Task, room: Claimable) -> float:
     await _say(task, _held(task, room))
     if room.next_due_at is not None:
         return max(0.05, (room.next_due_at - rooms.clock.now()).total_seconds())
-    return FULL_S if reason in ("in flight", "in flight: this model") else rooms.tempo.idle_s
+    if reason not in ("in flight", "in flight: this model"):
+        return rooms.tempo.idle_s
+    task.given_at_s = rooms.clock.boottime()
+    return FULL_S
 
 
 async def _read_anew(task: _Task) -> float:
