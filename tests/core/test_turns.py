@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from orchestrator.core.pacing import HORIZON_S, MICROSECONDS, Bucket, Rate
 from orchestrator.core.permits import Budget, Flow, flow_of
-from orchestrator.core.turns import GRACE_US, KEPT_US, Turn, reserve_in_turn
+from orchestrator.core.turns import GRACE_US, KEPT_US, UNIT, Turn, reserve_in_turn
 from orchestrator.gateways.testing import HandClock, MemoryLimiter
 from tests.core.market import Market, Provider, Worker, now
 
@@ -208,6 +208,49 @@ def test_clock_set_back_holds_nobody_up() -> None:
     assert now(limiter.reserve(budget, count=100, flow=Flow("b", 50))).count
 
 
+def test_a_feast_is_forgiven() -> None:
+    """A flow that had the budget to itself for long, always getting all it asked for, shares it at once with one that comes
+    in a moment when nobody waits, and starts at nothing."""
+    clock = HandClock()
+    clock.advance(1000)
+    limiter, budget = MemoryLimiter(clock), [Budget("a", 600, 10)]
+    for _ in range(2000):
+        now(limiter.reserve(budget, count=5, flow=Flow("old", 50)))
+        clock.advance(0.5)
+    got, back_s = Counter[str](), {"new": clock.boottime(), "old": clock.boottime() + 0.01}
+    end_s = clock.boottime() + 10
+    while clock.boottime() < end_s:
+        key = min(back_s, key=lambda key: back_s[key])
+        clock.advance(max(0.001, back_s[key] - clock.boottime()))
+        grant = now(limiter.reserve(budget, count=100, flow=Flow(key, 50)))
+        got[key] += grant.count
+        back_s[key] = clock.boottime() + grant.first_in_s + max(0, grant.count - 1) * grant.every_s
+    assert got["old"] >= 40
+
+
+def in_turn(turns: dict[str, Turn], flow: Flow, *, now_us: int, count: int, tat_us: int) -> Turn:
+    """Where a flow stands after it asked, at ten a second and no burst."""
+    bucket = Bucket(tat_us, pace_us=100_000)
+    return reserve_in_turn([Rate(100_000, 1)], [bucket], turns, flow, count=count, now_us=now_us,
+                           horizon_us=HORIZON_US).turns[flow.key]
+
+
+def test_the_other_lanes_of_a_flow_still_wait() -> None:
+    """A lane that gets all it asked for does not make forget the lanes of the same flow that were told to come back."""
+    at_us = 1000 * MICROSECONDS
+    waiting = {"a": Turn(0, at_us + 100_000, at_us + 200_000, 50, at_us - 1)}
+    assert in_turn(waiting, Flow("a", 50), now_us=at_us, count=1, tat_us=at_us).last_us == at_us + 200_000
+    assert in_turn(waiting, Flow("a", 50), now_us=at_us + 150_000, count=1, tat_us=at_us).last_us == at_us + 200_000
+    assert in_turn(waiting, Flow("a", 50), now_us=at_us + 200_000, count=1, tat_us=at_us).last_us == 0
+
+
+def test_turns_of_a_time_to_come_are_dropped() -> None:
+    """What was noted before the clock was set back counts for nothing: no share is kept for it, no place."""
+    at_us = 1000 * MICROSECONDS
+    later = {"a": Turn(0, 2 * at_us, 2 * at_us, 90, 2 * at_us)}
+    assert in_turn(later, Flow("b", 10), now_us=at_us, count=100, tat_us=at_us).spent == 6 * UNIT // 10
+
+
 def test_gone_flows_are_forgotten() -> None:
     """What is remembered of batches does not grow with every batch that ever was."""
     turns: dict[str, Turn] = {}
@@ -220,7 +263,7 @@ def test_gone_flows_are_forgotten() -> None:
 
 
 others = st.lists(st.tuples(
-    st.floats(0, 0.7),  # seconds that pass
+    st.one_of(st.floats(0, 0.02), st.floats(0, 0.1), st.floats(0, 0.7)),  # seconds that pass
     st.sampled_from("abcd"),
     st.sampled_from([1, 10, 50, 90]),
     st.sampled_from([1, 2, 7, 100]),
@@ -246,7 +289,8 @@ def test_nothing_starves(per_minute: int, burst: int, weight: int, wanted: int,
     clock = HandClock()
     clock.advance(1000)
     limiter, budget, got = MemoryLimiter(clock), [Budget("creates", per_minute, burst)], Counter[str]()
-    bound_s = longest_wait_s(per_minute, mine=weight, others=4 * 90, flows=4)
+    heaviest = {key: max(heft for _, other, heft, _, _ in script if other == key) for _, key, *_ in script}
+    bound_s = longest_wait_s(per_minute, mine=weight, others=sum(heaviest.values()), flows=len(heaviest))
     mine_s = since_s = clock.boottime()
     other_s, step = mine_s, 0
     while got["me"] < 4 and step < 5000:
