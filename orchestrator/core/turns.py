@@ -65,8 +65,10 @@ def reserve_in_turn(rates: Sequence[Rate], buckets: Sequence[Bucket], turns: Map
     mine = _entering(turns.get(flow.key), flow, waiting, most_ahead=ahead, now_us=now_us)
     if not waiting or not rate.interval_us or count < 1 or any(bucket.until_us > now_us for bucket in buckets):
         own = most(rates[1:], buckets[1:], now_us=now_us, horizon_us=horizon_us)
-        answer = reserve(rates, buckets, count=count, now_us=now_us, horizon_us=horizon_us)
-        return _remembered(turns, mine, flow, answer, count=count, wanted=count if own is None else min(count, own))
+        wanted = count if own is None else min(count, own)
+        # whom a second budget gives nothing comes back for one: who gathers there is always too late beside who does not
+        answer = reserve(rates, buckets, count=count if wanted else min(count, 1), now_us=now_us, horizon_us=horizon_us)
+        return _remembered(turns, mine, flow, answer, count=count, wanted=wanted)
     tat_us = standing_tat(shared, rate, now_us=now_us, horizon_us=horizon_us)
     at_us = max(now_us, tat_us - (rate.burst - 1) * rate.interval_us)
     own, late_us = credit(rates[1:], buckets[1:], at_us=at_us, now_us=now_us, horizon_us=horizon_us)

@@ -128,6 +128,19 @@ def test_own_budget_without_a_burst_costs_the_others_nothing(per_minute: int) ->
     assert 0.005 <= got["a"] <= 0.105
 
 
+@pytest.mark.parametrize("beside", [0, 1])
+@pytest.mark.parametrize("part", [0.1, 0.3, 0.6])
+def test_batches_of_one_model_both_get_on(part: float, beside: int) -> None:
+    """Two batches held by the same model's budget, alone and beside a third: turns are taken for the account only, so it is
+    not by weight, but neither starves, and the model's rate is used."""
+    per_minute = 600 * part
+    own = [Budget("model:x", per_minute, int(per_minute * HORIZON_S / 60) + 2)]
+    got = shares(600, Worker(Flow("a", 50), own=own), Worker(Flow("b", 50), own=own), *[Worker(Flow("c", 50))] * beside)
+    model = got["a"] + got["b"]
+    assert min(got["a"], got["b"]) >= 0.25 * model
+    assert model >= 0.9 * part
+
+
 def test_own_pause_leaves_the_rest_to_the_others() -> None:
     """A flow whose own budget is paused waits for that, and nobody waits for it."""
     play, own = market(600), Budget("batch:a", 300, 1)

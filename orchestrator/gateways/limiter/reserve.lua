@@ -206,7 +206,7 @@ if not next_spent or shared.interval == 0 or asked < 1 or paused then
       wanted = math.min(wanted, math.max(0, 1 + math.floor(room / bucket.interval)))
     end
   end
-  return remembered(reserve(asked), wanted)
+  return remembered(reserve(wanted < 1 and math.min(asked, 1) or asked), wanted)
 end
 
 local at = math.max(now, shared.tat - shared.full)
