@@ -21,6 +21,14 @@ CREDIT_IS_LOW = (f"{LOW_CREDIT}: the provider takes 6 predictions per minute unt
                  "method (https://replicate.com/account/billing)")
 
 
+def in_short(trouble: str) -> str:
+    """What went wrong, on one line: a proxy in between answers with a page."""
+    text = " ".join(_TAG.sub(" ", trouble).split())
+    return text if len(text) <= LONGEST else text[:LONGEST - 1] + "…"
+
+
+_TAG = re.compile(r"<[^<>]{0,200}>")
+LONGEST = 160
 _END = re.compile(r"until (\d\d):(\d\d):(\d\d) UTC")
 CLOCKS_APART_S = 2
 

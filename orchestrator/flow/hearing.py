@@ -8,7 +8,7 @@ from orchestrator.core.permits import Budget, Heard
 from orchestrator.core.ports import CreateAnswer, Proof, Rooms
 from orchestrator.core.records import Batch
 from orchestrator.core.refusals import Kind, is_low_credit, judge
-from orchestrator.core.waiting import CREDIT_IS_LOW, NO_PERMIT_LEFT, THROTTLED
+from orchestrator.core.waiting import CREDIT_IS_LOW, NO_PERMIT_LEFT, THROTTLED, in_short
 
 LOOK_S = 0.2  # how old may be what a sender knows of pauses: permits that are out already must heed them too
 SILENCE_S = 10.0  # answered within a second as a rule; each purchase that is lost costs minutes of looking for it
@@ -68,7 +68,7 @@ class Ear:
     def missed(self, serial: int, trouble: str) -> None:
         """Nobody answered, or only to say that it is out of order."""
         before = self._heard or Heard(0, answered=False)
-        self._heard = Heard(max(serial, before.serial), before.answered, before.remaining, before.missed + 1, trouble)
+        self._heard = Heard(max(serial, before.serial), before.answered, before.remaining, before.missed + 1, in_short(trouble))
 
     async def tell(self) -> None:
         """Tell the limiter what was heard since the last time. Raises Unreachable."""

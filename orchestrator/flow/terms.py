@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from orchestrator.core.cost import Pricing, to_units
 from orchestrator.core.job import Job
+from orchestrator.core.pacing import HORIZON_S
 from orchestrator.core.permits import Budget, Flow, flow_of
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch
@@ -32,21 +33,22 @@ def order_of(rooms: Rooms, batch: Batch) -> Order:
     tempo = rooms.tempo
     budgets = [Budget(f"creates:{batch.account}", tempo.creates_per_minute, tempo.create_burst)]
     if job.limits.per_minute is not None and job.limits.per_minute < (tempo.creates_per_minute or math.inf):
-        budgets.append(_budget(f"batch:{batch.id}", job.limits.per_minute, tempo.create_burst))
+        budgets.append(_budget(f"batch:{batch.id}", job.limits.per_minute))
     else:
         budgets.append(Budget(f"batch:{batch.id}", 0.0, 1))  # no rate of its own, but it may be told to pause
     model = tempo.of_model(batch.target.name)
     if model.per_minute is not None:
-        budgets.append(_budget(f"model:{batch.account}:{batch.target.name}", model.per_minute, tempo.create_burst))
+        budgets.append(_budget(f"model:{batch.account}:{batch.target.name}", model.per_minute))
     worst = Pricing.from_json(batch.price_json).worst_case_usd(
         cancel_after_s=job.limits.cancel_after, per_row_usd=job.budget.per_row_usd if job.budget else None)
     return Order(batch, tuple(budgets), flow_of(batch.id, priority=job.limits.priority), job.limits.cancel_after,
                   None if worst is None else to_units(worst), model)
 
 
-def _budget(key: str, per_minute: float, most: int) -> Budget:
-    """A rate of a batch's or a model's own: its burst is what it may do in a second."""
-    return Budget(key, float(per_minute), max(1, min(most, int(per_minute // 60) or 1)))
+def _budget(key: str, per_minute: float) -> Budget:
+    """A rate of a batch's or a model's own. Its burst is what it may do by the horizon: beside others on the account it takes its
+    permits in one go, as a slower schedule would waste what lies in between."""
+    return Budget(key, float(per_minute), max(2, 1 + math.ceil(per_minute * HORIZON_S / 60)))
 
 
 def budgets_for(order: Order, *, part: float) -> Sequence[Budget]:

@@ -10,6 +10,7 @@ from orchestrator.core.waiting import (
     CREDIT_IS_LOW,
     THROTTLED,
     behind,
+    in_short,
     in_words,
     is_outage,
     is_same,
@@ -57,6 +58,12 @@ def test_one_pause_by_two_clocks_is_one_sentence():
     assert not is_same(told, until(THROTTLED, AT.replace(second=13)))
     assert not is_same(told, until(f"{PROVIDER_DOWN}: 500", AT))
     assert not is_same(told, None) and is_same(None, None) and not is_same("limit: 1", "limit: 2")
+
+
+def test_a_page_is_no_reason():
+    """What a proxy answers is a page of HTML: its words are enough, on one line."""
+    assert in_short("<html>\n<h1>502 Bad Gateway</h1></html>") == "502 Bad Gateway"
+    assert len(in_short("x" * 999)) == 160
 
 
 def test_in_flight_downloads_and_outages():

@@ -137,7 +137,8 @@ async def watch(name: str) -> Ending:
     async with wiring.redis(settings) as hold, wiring.rooms(settings, redis_url=hold.redis_url, token_needed=False) as rooms:
         batch = await rooms.ledger.find(name)
         with screen() as shown:
-            code = await Follower(rooms, batch.id, shown, None, 0, rooms.clock.boottime()).follow(asyncio.Event())
+            looking_on = float("inf")  # whoever only looks is not sent home by an outage
+            code = await Follower(rooms, batch.id, shown, None, looking_on, rooms.clock.boottime()).follow(asyncio.Event())
     return replace(await status(batch.id), code=code or Exit.DONE)
 
 
