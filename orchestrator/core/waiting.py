@@ -11,10 +11,12 @@ BACKOFF = "backoff"
 DOWNLOADS = "downloads"
 IN_FLIGHT = "in flight"
 LOW_CREDIT = "low credit"
+LOW_CREDIT_PER_MINUTE = 6  # Replicate docs, rate limits
 OUTAGE = "cannot"
 # What every batch waits for that has more rows than may go at once: no news, and nothing to be done.
 USUAL = (LIMIT_REASON, IN_FLIGHT)
 
+TRIED_AGAIN = f"{BACKOFF}: rows wait for their next try, after failures"
 THROTTLED = f"{BACKOFF}: throttled by the provider (429)"
 NO_PERMIT_LEFT = f"{BACKOFF}: the provider has no permit left"
 CREDIT_IS_LOW = (f"{LOW_CREDIT}: the provider takes 6 predictions per minute until the account has more credit or a payment "
@@ -27,10 +29,12 @@ def in_short(trouble: str) -> str:
     return text if len(text) <= LONGEST else text[:LONGEST - 1] + "…"
 
 
+_KIND = re.compile(r": | until ")
 _TAG = re.compile(r"<[^<>]{0,200}>")
 LONGEST = 160
 _END = re.compile(r"until (\d\d):(\d\d):(\d\d) UTC")
 CLOCKS_APART_S = 2
+SLOWER = 0.8  # of the rate: above, it is only the end of a burst
 
 
 def is_usual(reason: str | None) -> bool:
@@ -44,11 +48,15 @@ def is_outage(reason: str) -> bool:
 
 
 def until(reason: str, at: datetime) -> str:
-    """A pause with its end: `backoff until 12:03:10 UTC: throttled by the provider (429)`."""
+    """A pause with its end, where that is the end: `backoff until 12:03:10 UTC: throttled by the provider (429)`. Nobody knows
+    when an outage will be over, or low credit."""
     kind, _, rest = reason.partition(": ")
-    if kind in (BACKOFF, PROVIDER_DOWN):
-        return f"{kind} until {at:%H:%M:%S} UTC: {rest}"
-    return f"{reason}; until {at:%H:%M:%S} UTC"
+    return f"{kind} until {at:%H:%M:%S} UTC: {rest}" if kind in (BACKOFF, PROVIDER_DOWN) else reason
+
+
+def kind_of(reason: str | None) -> str | None:
+    """The kind of a reason: what stands before the particulars, and before a time."""
+    return None if reason is None else _KIND.split(reason, maxsplit=1)[0]
 
 
 def is_same(one: str | None, other: str | None) -> bool:
@@ -75,9 +83,10 @@ def limited(grant: Grant, budgets: Sequence[Budget]) -> str | None:
         return None
     own, whose = min(((budget.per_minute, whose) for budget, whose in zip(
         budgets, ("", ", this batch", ", this model"), strict=False) if budget.per_minute > 0), default=(0.0, ""))
-    if 0 < grant.per_minute < 0.99 * (own or float("inf")):
+    if 0 < grant.per_minute < SLOWER * (own or float("inf")):
         of = f" than {own:,.0f} per minute" if own else ""
-        return f"{LIMIT_REASON}: slower{of}, as the provider has few permits left (somebody else may be using the account)"
+        return (f"{LIMIT_REASON}: slower{of}, as the provider has few permits left (somebody else uses the account, or its limit "
+                "is lower than creates_per_minute in the settings)")
     return f"{LIMIT_REASON}: {own:,.0f} per minute{whose}" if own else None
 
 

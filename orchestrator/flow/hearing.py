@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-from orchestrator.core.errors import OrchestratorError, Unreachable
+from orchestrator.core.errors import OrchestratorError, Throttled, TokenRefused, Unreachable
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.permits import Budget, Heard
 from orchestrator.core.ports import CreateAnswer, Proof, Rooms
@@ -26,6 +26,7 @@ class Ear:
         self._heard: Heard | None = None
         self._out = 0
         self._quiet_since_s = 0.0
+        self.answered_at_s = float("-inf")  # clock.boottime()
         self._looked_at_s = float("-inf")
         self._held = False
 
@@ -81,7 +82,7 @@ class Ear:
             await self._rooms.limiter.pause(self._budget.key, seconds=self._rooms.tempo.outage_pause_s, reason=answer.detail)
 
     async def _answered(self, answer: CreateAnswer, batch: Batch, *, serial: int) -> None:
-        self._quiet_since_s = self._rooms.clock.boottime()
+        self._quiet_since_s = self.answered_at_s = self._rooms.clock.boottime()
         before = self._heard or Heard(0)
         left = [n for n in (before.remaining, answer.rate_remaining) if n is not None]
         self._heard = Heard(max(serial, before.serial), remaining=min(left, default=None))
@@ -105,10 +106,17 @@ class Ear:
                                                reason=refusal.sentence, now=self._rooms.clock.now())
 
     async def is_there(self, serial: int) -> bool:
-        """Whether the provider answers a question that costs nothing: asked before a breaker risks a purchase."""
+        """Whether the provider answers a question that costs nothing: asked before a breaker risks a purchase. To refuse is to
+        answer: a 429 of a read holds no purchase back, and of a token that is not taken the purchase will tell."""
         try:
             await self._rooms.predictions.account()
+        except (Throttled, TokenRefused):
+            return True
         except OrchestratorError as error:
             self.missed(serial, str(error))
             return False
         return True
+
+    def probed(self, serial: int) -> None:
+        """A probe has ended. Where no purchase came of it, and so no word, it was answered all the same."""
+        self._heard = self._heard or Heard(serial)

@@ -1,9 +1,11 @@
 """Buy: permits, then rows, then POSTs. Every attempt is committed before its POST, and no POST is ever repeated."""
 
 import asyncio
+import logging
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from orchestrator.core import homeward
 from orchestrator.core.callback import callback_url
@@ -14,15 +16,18 @@ from orchestrator.core.permits import Grant
 from orchestrator.core.ports import Claimable, ClaimTerms, CreateAnswer, Proof, Rooms
 from orchestrator.core.records import Claim, Fact, Wake
 from orchestrator.core.refusals import Kind, judge
-from orchestrator.core.waiting import behind, in_words, is_same, is_usual, limited, until
+from orchestrator.core.waiting import TRIED_AGAIN, behind, in_words, is_outage, is_same, is_usual, limited, until
 from orchestrator.flow.hearing import SILENCE_S, Ear
 from orchestrator.flow.listing import learn_clock, provider_now
 from orchestrator.flow.record import FactsBuffer, buffered, fact_of
 from orchestrator.flow.terms import Order, budgets_for, order_of
 
+log = logging.getLogger("orchestrator.flow")
 AHEAD_S = 0.1  # the next permits are reserved a little before the last ones are used
 SHORT_WAIT_S = 1.0  # a wait up to this is slept through; a longer one goes back to the ledger as a due time
-AWAY_S = 2.0  # who is given nothing for so long leaves its place to others, for as long
+AWAY_S = 2.0  # a lane that is not needed comes back after so long
+SOON_S = 5.0  # a row that is tried again within this is no reason to speak of
+STALE_S = 15.0  # an outage is over with the next answer, or when it was not met again for so long
 LONG_WAIT_S = 5.0  # and nobody stays away longer: a pause ends with the first answer
 BEHIND_EVERY_S = 1.0  # between two looks at how far downloads are behind
 FULL_S = 0.2  # between two looks while as many are in flight as may be
@@ -44,7 +49,6 @@ class _Task:
     part: float = 1.0  # of the batch's rate, that downloads leave
     late_s: float = 0.0  # so long files wait, that are bought now
     looked_at_s: float = float("-inf")
-    given_at_s: float = 0.0  # when there was last something to do, or rows in flight to wait for
     in_air: set[asyncio.Task[None]] = field(default_factory=set)
 
 
@@ -57,7 +61,8 @@ async def submit(rooms: Rooms, batch_id: str, lane: int) -> list[Wake]:
     order = order_of(rooms, batch)
     async with buffered(rooms) as facts:
         now_s, ear = rooms.clock.boottime(), Ear(rooms, order.budgets[0])
-        task = _Task(rooms, order, facts, ear, lane, ends_at_s=now_s + rooms.tempo.slice_s, said=batch.reason, given_at_s=now_s)
+        said_at_s = now_s if is_outage(batch.reason or "") else float("-inf")
+        task = _Task(rooms, order, facts, ear, lane, now_s + rooms.tempo.slice_s, said=batch.reason, said_at_s=said_at_s)
         pause_s = await _slice(task)
     after = rooms.clock.now() + timedelta(seconds=min(pause_s, LONG_WAIT_S))
     return [*facts.wakes, Wake("submit", batch_id, lane, after)]
@@ -93,12 +98,9 @@ async def _rounds(task: _Task) -> float:
 
 
 def _is_in_the_way(task: _Task) -> bool:
-    """Whether a task that is given nothing had better go: six batches that waited for permits had all places of a worker, and
-    nobody swept or fetched. One lane is enough to wait; the others are there for the rate."""
-    now_s = task.rooms.clock.boottime()
-    if task.in_air:
-        task.given_at_s = now_s
-    return not task.in_air and (task.lane > 0 or now_s - task.given_at_s > AWAY_S)
+    """Whether a task that is given nothing had better go. One lane is enough to wait, and it stays in its place: by way of the
+    ledger it would come late for its turn. The others are there for the rate."""
+    return task.lane > 0 and not task.in_air
 
 
 async def _round(task: _Task, *, free: int) -> float:
@@ -121,10 +123,11 @@ async def _round(task: _Task, *, free: int) -> float:
     ids = [rooms.clock.token() for _ in range(grant.count)]
     claims = await rooms.ledger.claim(order.batch.pk, attempt_ids=ids, terms=_terms(task, grant))
     for n, claim in enumerate(claims):
-        _set_going(task, claim, at_s=start_s + n * grant.every_s, serial=grant.serial - grant.count + 1 + n,
+        _set_going(task, order, claim, at_s=start_s + n * grant.every_s, serial=grant.serial - grant.count + 1 + n,
                    is_probe=grant.is_probe)
-    if grant.is_probe and task.in_air:
-        await asyncio.wait(task.in_air)
+    if grant.is_probe:
+        await asyncio.gather(*task.in_air, return_exceptions=True)
+        task.ear.probed(grant.serial)
     return max(0.0, start_s + (grant.count - 1) * grant.every_s - rooms.clock.boottime() - AHEAD_S)
 
 
@@ -151,10 +154,17 @@ async def _listen(task: _Task) -> bool:
     return task.ear.is_silent
 
 
-def _set_going(task: _Task, claim: Claim, *, at_s: float, serial: int, is_probe: bool) -> None:
-    post = asyncio.create_task(_post(task, claim, at_s=at_s, serial=serial, is_probe=is_probe))
+def _set_going(task: _Task, order: Order, claim: Claim, *, at_s: float, serial: int, is_probe: bool) -> None:
+    """`order`: that by which the row was claimed, as the batch may be amended meanwhile."""
+    post = asyncio.create_task(_post(task, order, claim, at_s=at_s, serial=serial, is_probe=is_probe))
     task.in_air.add(post)
-    post.add_done_callback(task.in_air.discard)
+    post.add_done_callback(partial(_landed, task))
+
+
+def _landed(task: _Task, post: asyncio.Task[None]) -> None:
+    task.in_air.discard(post)
+    if not post.cancelled() and (error := post.exception()) is not None:  # its fact was recorded before
+        log.error("after a purchase of batch %s", task.order.batch.id, exc_info=error)
 
 
 def _terms(task: _Task, grant: Grant) -> ClaimTerms:
@@ -184,10 +194,7 @@ async def _no_row(task: _Task, room: Claimable) -> float:
     await _say(task, _held(task, room))
     if room.next_due_at is not None:
         return max(0.05, (room.next_due_at - rooms.clock.now()).total_seconds())
-    if reason not in ("in flight", "in flight: this model"):
-        return rooms.tempo.idle_s
-    task.given_at_s = rooms.clock.boottime()
-    return FULL_S
+    return FULL_S if reason in ("in flight", "in flight: this model") else rooms.tempo.idle_s
 
 
 async def _read_anew(task: _Task) -> float:
@@ -201,6 +208,9 @@ async def _read_anew(task: _Task) -> float:
 
 def _held(task: _Task, room: Claimable) -> str | None:
     """What holds rows back, as the ledger tells."""
+    due_at = room.next_due_at
+    if due_at is not None and (due_at - task.rooms.clock.now()).total_seconds() > SOON_S:
+        return until(TRIED_AGAIN, due_at)
     return in_words(room.reason, batch=task.order.batch.in_flight, model=task.order.model.in_flight)
 
 
@@ -221,17 +231,20 @@ async def _say(task: _Task, reason: str | None) -> None:
     is_soon = now_s - task.said_at_s < SAID_FOR_S and task.in_air  # with nothing out, it is the last word for a while
     if is_same(reason, task.said) or (is_soon and is_usual(reason) and is_usual(task.said)):
         return
+    is_unproven = task.ear.answered_at_s < task.said_at_s and now_s - task.said_at_s < STALE_S
+    if reason and is_usual(reason) and is_outage(task.said or "") and is_unproven:
+        return  # a pause has ended, and nobody knows yet whether the outage has
     current = await task.rooms.ledger.batch(task.order.batch.id)
     if current is not None and not is_same(reason, current.reason) and current.state is BatchState.RUNNING:
         await task.rooms.ledger.note_reason(current.pk, reason)
     task.said, task.said_at_s = reason, now_s
 
 
-async def _post(task: _Task, claim: Claim, *, at_s: float, serial: int, is_probe: bool) -> None:
+async def _post(task: _Task, order: Order, claim: Claim, *, at_s: float, serial: int, is_probe: bool) -> None:
     """One purchase: wait for the permit's moment, POST once, turn the outcome into a fact.
 
     A pause that was set meanwhile holds back permits that are out already, all but a probe's: that pause is its own."""
-    rooms, order = task.rooms, task.order
+    rooms = task.rooms
     handed_back = Fact(Event.NOT_SENT, rooms.clock.now(), claim.attempt_id, error="handed back: not sent")
     try:
         await rooms.clock.sleep(max(0.0, at_s - rooms.clock.boottime()))

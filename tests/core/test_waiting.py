@@ -15,6 +15,7 @@ from orchestrator.core.waiting import (
     is_outage,
     is_same,
     is_usual,
+    kind_of,
     limited,
     until,
 )
@@ -24,10 +25,13 @@ ACCOUNT, OWN, NONE = Budget("a", 600, 10), Budget("b", 60, 1), Budget("b", 0, 1)
 
 
 def test_a_pause_says_its_end():
-    """The kind of reason first, with the time at which it is over; an outage keeps its own first word."""
+    """The kind of reason first, with the time at which it is over, where anybody knows; the kind is the same without it."""
     assert until(THROTTLED, AT) == "backoff until 12:03:10 UTC: throttled by the provider (429)"
     assert until(f"{PROVIDER_DOWN}: 500", AT) == "provider down until 12:03:10 UTC: 500"
-    assert until("cannot reach it", AT) == "cannot reach it; until 12:03:10 UTC"
+    assert until("cannot reach it", AT) == "cannot reach it"
+    assert until(CREDIT_IS_LOW, AT) == CREDIT_IS_LOW
+    kinds = [kind_of(until(one, AT)) for one in (THROTTLED, f"{PROVIDER_DOWN}: 500", CREDIT_IS_LOW)]
+    assert kinds == ["backoff", "provider down", "low credit"] and kind_of(None) is None
 
 
 @pytest.mark.parametrize(("grant", "budgets", "words"), [

@@ -15,7 +15,8 @@ from orchestrator.core.lifecycle import IN_AIR_ITEM, BatchState, ItemState
 from orchestrator.core.matching import last_moment
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Counts
-from orchestrator.core.waiting import is_outage, until
+from orchestrator.core.tempo import Tempo
+from orchestrator.core.waiting import LOW_CREDIT, LOW_CREDIT_PER_MINUTE, is_outage, until
 from orchestrator.flow.control import BY_OPERATOR, START_LIMIT
 from orchestrator.flow.homecoming import OUTPUTS_REFUSED
 from orchestrator.flow.report import write_all
@@ -98,10 +99,10 @@ class Follower:
         counts = await self.rooms.ledger.counts(batch.pk)
         now_s = self.rooms.clock.boottime()
         per_minute = self._rate(now_s, counts.total - counts.by_state.get(ItemState.PENDING, 0))
-        limit = _limit(batch, self.rooms.tempo.creates_per_minute)
         left = counts.by_state.get(ItemState.PENDING, 0)
         eta_s = left / per_minute * 60 if per_minute > 0 and left else None
-        reason = await self._reason(batch) or await self._unsure(batch, counts)
+        reason = await self._reason(batch, left=left) or await self._unsure(batch, counts)
+        limit = _limit(batch, self.rooms.tempo, reason)
         return Look(batch, counts, per_minute, limit, eta_s, reason, now_s - self.began_s)
 
     def _rate(self, now_s: float, started: int) -> float:
@@ -111,11 +112,11 @@ class Follower:
         then_s, before = self._started[0]
         return max(0.0, (started - before) / (now_s - then_s) * 60) if now_s > then_s else 0.0
 
-    async def _reason(self, batch: Batch) -> str | None:
+    async def _reason(self, batch: Batch, *, left: int) -> str | None:
         if self.machine is not None and self.machine.trouble:
             return self.machine.trouble
         paused = await self.rooms.limiter.paused(f"creates:{batch.account}")
-        if paused is not None:
+        if paused is not None and left:  # who has nothing left to buy does not wait for it
             return until(paused[1], self.rooms.clock.now() + timedelta(seconds=paused[0]))
         return why(batch)
 
@@ -169,6 +170,8 @@ class Follower:
         now_s, by = self.rooms.clock.boottime(), look.counts.by_state
         answered = tuple(by.get(state, 0) for state in _ANSWERED)
         moved, self._answered = answered != self._answered, answered
+        if moved:  # what stops the buying stops nothing else
+            self._outage_since_s = None
         is_own = self.machine is not None and look.reason == self.machine.trouble
         if look.reason and (is_own or is_outage(look.reason)):
             return self._patience(look.reason)
@@ -186,10 +189,11 @@ class Follower:
         return Exit.UNREACHABLE
 
 
-def _limit(batch: Batch, account_per_minute: float) -> float:
-    asked = Job.model_validate_json(batch.job_json).limits.per_minute
-    limits = [float(value) for value in (asked, account_per_minute) if value]
-    return min(limits) if limits else 0.0
+def _limit(batch: Batch, tempo: Tempo, reason: str | None) -> float:
+    asked, of_model = Job.model_validate_json(batch.job_json).limits.per_minute, tempo.of_model(batch.target.name).per_minute
+    is_low = (reason or "").startswith(LOW_CREDIT)
+    limits = [float(value) for value in (asked, of_model, tempo.creates_per_minute, LOW_CREDIT_PER_MINUTE * is_low) if value]
+    return min(limits, default=0.0)
 
 
 def exit_of(batch: Batch, counts: Counts) -> Exit:

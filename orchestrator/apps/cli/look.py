@@ -72,7 +72,8 @@ async def status(name: str | None) -> Ending:
         documents, idle, expired = [], dict[str, str](), dict[str, str]()
         for batch in await ledger.batches(limit=50):
             counts = await ledger.counts(batch.pk)
-            documents.append(summary(batch, counts, results=None, now=wiring.clock().now(), state=batch.state))
+            documents.append(summary(batch, counts, results=None, now=wiring.clock().now(), state=batch.state)
+                             | {"reason": why(batch)})
             if counts.by_state.get(ItemState.FAILED, 0) and (many := await ledger.expired(batch.pk)):
                 expired[batch.id] = f" ({many:,} expired)"
             if batch.state in _MOVED_BY_WORKERS:
@@ -81,7 +82,7 @@ async def status(name: str | None) -> Ending:
             idle = {}
     lines = [f"{d['batch']:<40} {d['state']:<9} {d['items']['succeeded']:>7,} of {d['items']['total']:>7,} done, "
              f"{d['items']['failed']:,} failed{expired.get(d['batch'], '')}  {usd_text(Decimal(d['cost_usd']))}"
-             f"{idle.get(d['batch'], '')}"
+             f"{'  ' if d['reason'] else ''}{d['reason'] or ''}{idle.get(d['batch'], '')}"
              for d in documents] or ["no batches yet"]
     return Ending(Exit.DONE, {"batches": documents}, tuple(lines))
 

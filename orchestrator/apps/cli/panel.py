@@ -17,7 +17,7 @@ from rich.text import Text
 from orchestrator.apps.cli.follow import Look
 from orchestrator.core.cost import to_usd
 from orchestrator.core.lifecycle import ItemState
-from orchestrator.core.waiting import is_usual
+from orchestrator.core.waiting import is_usual, kind_of
 
 LINE_EVERY_S = 5.0
 SAME_LINE_EVERY_S = 60.0  # while nothing changes
@@ -126,12 +126,13 @@ class PlainLines:
         """Print a line every few seconds, once a minute while nothing moves, and at once when the reason for waiting changes."""
         now_s = self._monotonic()
         parts = ", ".join(f"{value:,} {name}" for name, value in _parts(look).items() if value)
-        every_s = SAME_LINE_EVERY_S if self._said == (parts, look.reason) else LINE_EVERY_S
+        kind = kind_of(look.reason)
+        every_s = SAME_LINE_EVERY_S if self._said == (parts, kind) else LINE_EVERY_S
         before = self._said[1] if self._said else None
-        is_new_reason = look.reason != before and not (is_usual(look.reason) and is_usual(before))
+        is_new_reason = kind != before and not (is_usual(kind) and is_usual(before))
         if self._said and now_s - self._last_s < every_s and not is_new_reason:
             return
-        self._last_s, self._said = now_s, (parts, look.reason)
+        self._last_s, self._said = now_s, (parts, kind)
         waiting = f"; waiting: {look.reason}" if look.reason else ""
         print(f"{clock_text(look.elapsed_s)}  {parts}; {_rate_text(look)}; {money_text(look)}{waiting}",
               file=self._stream, flush=True)

@@ -90,7 +90,8 @@ def _no_rows(prepared: Prepared) -> str:
 
 
 def _per_minute(rooms: Rooms, prepared: Prepared) -> float:
-    rates = [r for r in (prepared.order.job.limits.per_minute, rooms.tempo.creates_per_minute) if r]
+    of_model = rooms.tempo.of_model(prepared.model.name).per_minute
+    rates = [r for r in (prepared.order.job.limits.per_minute, of_model, rooms.tempo.creates_per_minute) if r]
     return float(min(rates)) if rates else 0.0
 
 
@@ -235,7 +236,8 @@ async def _ended(this: ThisRun, batch: Batch, follower: Follower, code: Exit) ->
     if code is Exit.UNREACHABLE:
         why += await still_out(this, latest or batch, counts, why="left")
     if code is Exit.BUDGET and latest is not None:
-        why = [f"stopped: {latest.reason}{_of_the_budget(latest, counts)}; raise it, then {options.again(batch)}"]
+        raise_it = "raise it, then " if latest.reason == "budget" else ""
+        why = [f"stopped: {latest.reason}{_of_the_budget(latest, counts)}; {raise_it}{options.again(batch)}"]
     return await close(this, latest or batch, counts, code=code, lines=why)
 
 

@@ -15,7 +15,7 @@ from orchestrator import wiring
 from orchestrator.apps.cli.speech import say
 from orchestrator.apps.worker.loop import STATIONS, StationLoop
 
-THREADS = 40  # stations at once: lanes of many batches, sweep, report; a thread only waits for its coroutine
+THREADS = 100  # stations at once: lanes of many batches, sweep, report; a thread only waits for its coroutine
 
 
 def work() -> None:
