@@ -121,7 +121,7 @@ class StationLoop:
             log.warning("station %s of %s: %s", station, key, error, exc_info=not isinstance(error, OrchestratorError))
             wakes = [Wake(station, key, lane, rooms.clock.now() + timedelta(seconds=AFTER_ERROR_S))]
             if isinstance(error, Unreachable) and station in ("submit", "collect"):
-                await _say_why(rooms, key, error)
+                await say_why(rooms, key, error)
         await self._schedule(rooms, Wake(station, key, lane), wakes)
 
     async def _schedule(self, rooms: Rooms, ran: Wake, wakes: Sequence[Wake]) -> None:
@@ -138,7 +138,7 @@ class StationLoop:
                 await rooms.clock.sleep(AFTER_ERROR_S)
 
 
-async def _say_why(rooms: Rooms, batch_id: str, error: Unreachable) -> None:
+async def say_why(rooms: Rooms, batch_id: str, error: Unreachable) -> None:
     """Where every command can read it: a disk that is full still takes this much. The next purchase takes the word back."""
     with suppress(Unreachable):
         batch = await rooms.ledger.batch(batch_id)
