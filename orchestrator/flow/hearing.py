@@ -41,6 +41,11 @@ class Ear:
         self._out -= 1
 
     @property
+    def is_busy(self) -> bool:
+        """Whether purchases are out."""
+        return self._out > 0
+
+    @property
     def is_silent(self) -> bool:
         """Whether purchases are out, and not one has been answered for long."""
         return self._out > 0 and self._rooms.clock.boottime() - self._quiet_since_s > SILENCE_S

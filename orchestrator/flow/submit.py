@@ -16,10 +16,11 @@ from orchestrator.core.permits import Grant
 from orchestrator.core.ports import Claimable, ClaimTerms, CreateAnswer, Proof, Rooms
 from orchestrator.core.records import Claim, Fact, Wake
 from orchestrator.core.refusals import Kind, judge
-from orchestrator.core.waiting import TRIED_AGAIN, behind, in_words, is_outage, is_same, is_usual, limited, until
+from orchestrator.core.waiting import TRIED_AGAIN, behind, in_words, limited, until
 from orchestrator.flow.hearing import SILENCE_S, Ear
 from orchestrator.flow.listing import learn_clock, provider_now
 from orchestrator.flow.record import FactsBuffer, buffered, fact_of
+from orchestrator.flow.saying import Voice
 from orchestrator.flow.terms import Order, budgets_for, order_of
 
 log = logging.getLogger("orchestrator.flow")
@@ -27,25 +28,22 @@ AHEAD_S = 0.1  # the next permits are reserved a little before the last ones are
 SHORT_WAIT_S = 1.0  # a wait up to this is slept through; a longer one goes back to the ledger as a due time
 AWAY_S = 2.0  # a lane that is not needed comes back after so long
 SOON_S = 5.0  # a row that is tried again within this is no reason to speak of
-STALE_S = 15.0  # an outage is over with the next answer, or when it was not met again for so long
 LONG_WAIT_S = 5.0  # and nobody stays away longer: a pause ends with the first answer
 BEHIND_EVERY_S = 1.0  # between two looks at how far downloads are behind
 FULL_S = 0.2  # between two looks while as many are in flight as may be
-SAID_FOR_S = 2.0  # a usual reason for waiting stands for so long, before another one replaces it
 
 
 @dataclass(slots=True)
 class _Task:
-    """One submitting task: what it buys by, what it has in the air, what it has said."""
+    """One submitting task: what it buys by, what it has in the air, what it hears and says."""
 
     rooms: Rooms
     order: Order
     facts: FactsBuffer
     ear: Ear
+    voice: Voice
     lane: int
     ends_at_s: float  # clock.boottime()
-    said: str | None  # the reason for waiting, as this task knows it to stand in the ledger
-    said_at_s: float = float("-inf")
     part: float = 1.0  # of the batch's rate, that downloads leave
     late_s: float = 0.0  # so long files wait, that are bought now
     looked_at_s: float = float("-inf")
@@ -60,10 +58,8 @@ async def submit(rooms: Rooms, batch_id: str, lane: int) -> list[Wake]:
     await learn_clock(rooms)
     order = order_of(rooms, batch)
     async with buffered(rooms) as facts:
-        now_s, ear = rooms.clock.boottime(), Ear(rooms, order.budgets[0])
-        said_at_s = now_s if is_outage(batch.reason or "") else float("-inf")
-        task = _Task(rooms, order, facts, ear, lane, now_s + rooms.tempo.slice_s, said=batch.reason, said_at_s=said_at_s)
-        pause_s = await _slice(task)
+        ear, ends_at_s = Ear(rooms, order.budgets[0]), rooms.clock.boottime() + rooms.tempo.slice_s
+        pause_s = await _slice(_Task(rooms, order, facts, ear, Voice(rooms, batch, ear), lane, ends_at_s))
     after = rooms.clock.now() + timedelta(seconds=min(pause_s, LONG_WAIT_S))
     return [*facts.wakes, Wake("submit", batch_id, lane, after)]
 
@@ -112,11 +108,11 @@ async def _round(task: _Task, *, free: int) -> float:
     if not room.count:
         return await _no_row(task, room)
     if not task.part:
-        await _say(task, behind(task.late_s, 0.0))
+        await task.voice.say(behind(task.late_s, 0.0))
         return SHORT_WAIT_S
     flow = replace(order.flow, has_more=room.reason is None)
     grant = await rooms.limiter.reserve(budgets_for(order, part=task.part), count=room.count, flow=flow)
-    await _say(task, _why(task, room, grant))
+    await task.voice.say(_why(task, room, grant))
     if not grant.count or (grant.is_probe and not await task.ear.is_there(grant.serial)):
         return grant.first_in_s
     start_s = rooms.clock.boottime() + grant.first_in_s
@@ -126,7 +122,8 @@ async def _round(task: _Task, *, free: int) -> float:
         _set_going(task, order, claim, at_s=start_s + n * grant.every_s, serial=grant.serial - grant.count + 1 + n,
                    is_probe=grant.is_probe)
     if grant.is_probe:
-        await asyncio.gather(*task.in_air, return_exceptions=True)
+        if task.in_air:
+            await asyncio.wait(task.in_air)
         task.ear.probed(grant.serial)
     return max(0.0, start_s + (grant.count - 1) * grant.every_s - rooms.clock.boottime() - AHEAD_S)
 
@@ -150,7 +147,7 @@ async def _look(task: _Task, *, count: int) -> Claimable:
 async def _listen(task: _Task) -> bool:
     """Whether the provider is silent; then it is said."""
     if task.ear.is_silent:
-        await _say(task, f"{PROVIDER_DOWN}: no answer for {SILENCE_S:.0f} s")
+        await task.voice.say(f"{PROVIDER_DOWN}: no answer for {SILENCE_S:.0f} s")
     return task.ear.is_silent
 
 
@@ -191,7 +188,7 @@ async def _no_row(task: _Task, room: Claimable) -> float:
         return rooms.tempo.idle_s
     if reason == "amended":
         return await _read_anew(task)
-    await _say(task, _held(task, room))
+    await task.voice.say(_held(task, room))
     if room.next_due_at is not None:
         return max(0.05, (room.next_due_at - rooms.clock.now()).total_seconds())
     return FULL_S if reason in ("in flight", "in flight: this model") else rooms.tempo.idle_s
@@ -217,27 +214,12 @@ def _held(task: _Task, room: Claimable) -> str | None:
 def _why(task: _Task, room: Claimable, grant: Grant) -> str | None:
     """What holds the batch back, downloads before all, and then as the grant tells."""
     if grant.is_probe:
-        return task.said
+        return task.voice.said
     if task.part < 1:
         return behind(task.late_s, task.part)
     if grant.count or grant.reason == LIMIT_REASON or grant.is_low_credit:
         return limited(grant, task.order.budgets) or _held(task, room)
     return until(grant.reason or "", task.rooms.clock.now() + timedelta(seconds=grant.pause_s))
-
-
-async def _say(task: _Task, reason: str | None) -> None:
-    """Write the reason only when it changes, and the usual ones seldom: the batch row is read by everybody."""
-    now_s = task.rooms.clock.boottime()
-    is_soon = now_s - task.said_at_s < SAID_FOR_S and task.in_air  # with nothing out, it is the last word for a while
-    if is_same(reason, task.said) or (is_soon and is_usual(reason) and is_usual(task.said)):
-        return
-    is_unproven = task.ear.answered_at_s < task.said_at_s and now_s - task.said_at_s < STALE_S
-    if reason and is_usual(reason) and is_outage(task.said or "") and is_unproven:
-        return  # a pause has ended, and nobody knows yet whether the outage has
-    current = await task.rooms.ledger.batch(task.order.batch.id)
-    if current is not None and not is_same(reason, current.reason) and current.state is BatchState.RUNNING:
-        await task.rooms.ledger.note_reason(current.pk, reason)
-    task.said, task.said_at_s = reason, now_s
 
 
 async def _post(task: _Task, order: Order, claim: Claim, *, at_s: float, serial: int, is_probe: bool) -> None:
