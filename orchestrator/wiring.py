@@ -15,6 +15,8 @@ from celery import Celery
 
 from orchestrator.core.errors import BadInput, Unreachable
 from orchestrator.core.ports import Clock, Queue, Rooms, Storage
+from orchestrator.core.pricebook import read_book
+from orchestrator.core.prices import Book
 from orchestrator.core.records import Batch
 from orchestrator.gateways import jobfile
 from orchestrator.gateways.beat import Beat
@@ -249,16 +251,13 @@ def simulator_role(folder: Path, *, arguments: tuple[str, ...]) -> tuple[Role, P
     return Role("simulator", argv, dict(os.environ), folder / "simulator.log"), ready
 
 
-def price_book(settings: Settings) -> dict[str, Any]:
-    """The shipped price book with the project's own laid over it, entry by entry."""
-    book: dict[str, Any] = {"hardware": {}, "models": {}}
-    for path in (config_folder() / "prices.toml", settings.home.parent / "config" / "prices.toml"):
-        if not path.is_file():
-            continue
-        layer = read_toml(path)
-        for section in ("hardware", "models"):
-            book[section] |= layer.get(section, {})
-    return book
+def price_book(settings: Settings) -> Book:
+    """The project's own price book, then the shipped one, which it wins over entry by entry. Raises BadInput with all places."""
+    shipped, own = config_folder() / "prices.toml", settings.home.parent / "config" / "prices.toml"
+    layers = [(str(shipped), "", read_toml(shipped))]
+    if own.is_file() and own.resolve() != shipped.resolve():
+        layers.insert(0, (str(own), "project:", read_toml(own)))
+    return read_book(layers)
 
 
 def find_job(name_or_path: str, *, cwd: Path) -> Path:

@@ -1,78 +1,183 @@
 """What an attempt cost, and what it may cost at worst. Money is Decimal USD here and integers of 10^-12 USD in SQL.
 
-Replicate's API has no cost field, so a charge is computed from a price and from what the prediction says of itself.
-What cannot be known is None, never zero (Replicate docs: billing).
+Replicate's API has no cost field, so a charge is computed from a price (`core/prices.py` finds it) and from what the
+prediction says of itself. What cannot be known is None, never zero (Replicate docs: billing).
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from orchestrator.core.errors import BadInput
-from orchestrator.core.records import MILLION_MILLIONTHS, Prediction
+from orchestrator.core.records import MILLION_MILLIONTHS, ChargeLine, Prediction
+
+MOST_UNITS = 2**63 - 1  # what a column of the ledger holds: nine million dollars
+
+
+class Rate(NamedTuple):
+    """US dollars for one unit; of tokens for one read, and for one written."""
+
+    usd: Decimal
+    usd_out: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """The rate of rows whose input has these values, spelled as `spelled` does: input name, and what it may be."""
+
+    when: tuple[tuple[str, tuple[str, ...]], ...]
+    rate: Rate
+
+    def fits(self, given: Mapping[str, str]) -> bool:
+        """Whether an input is of this tier."""
+        return all(given.get(name) in values for name, values in self.when)
+
+    def may_fit(self, known: Mapping[str, str]) -> bool:
+        """Whether an input of which only some is known may be of this tier."""
+        return all(known[name] in values for name, values in self.when if name in known)
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One price. `unit`: second (of predict_time), output (a file), run, or token (in and out priced apart)."""
+    """One price. `unit`: second (of predict_time), output (a file), output second (of video), run, or token (in and out
+    priced apart). The first tier that fits an input has its rate; where none fits, the price's own; without one nobody knows."""
 
     id: str  # where it stands: price book entry and date, or `job`
     unit: str
-    usd: Decimal
+    usd: Decimal | None  # None: only its tiers have a rate
     usd_out: Decimal | None = None  # token: price of an output token
-    failed: str = "free"  # failed runs: free (public community models), billed (deployments), unknown (official ones)
+    failed: str = "free"  # failed runs: free (public community models), billed (deployments, private), unknown (official)
+    is_estimate: bool = False  # the bill counts what no prediction tells: set-up and idle time of one's own instances
+    tiers: tuple[Tier, ...] = ()
+    defaults: tuple[tuple[str, str], ...] = ()  # of the inputs that tiers ask for, where a row leaves them out
+
+    @property
+    def rate(self) -> Rate | None:
+        """The rate where no tier fits."""
+        return None if self.usd is None else Rate(self.usd, self.usd_out)
+
+    def rate_of(self, given: Mapping[str, Any] | None) -> Rate | None:
+        """The rate of a row by its input; None where nobody knows."""
+        if not self.tiers:
+            return self.rate
+        if given is None:
+            return None
+        said = dict(self.defaults) | {name: spelled(value) for name, value in given.items() if value is not None}
+        return next((tier.rate for tier in self.tiers if tier.fits(said)), self.rate)
+
+    def dearest(self, known: Mapping[str, Any]) -> Rate | None:
+        """The dearest rate of rows of which these inputs are known: constants, and defaults of what nothing feeds."""
+        said = {name: spelled(value) for name, value in known.items() if value is not None}
+        rates: list[Rate] = []
+        for tier in self.tiers:
+            if tier.may_fit(said):
+                rates.append(tier.rate)
+                if tier.fits(said):
+                    break
+        else:
+            rates += [self.rate] if self.rate is not None else []
+        return max(rates or [tier.rate for tier in self.tiers], key=lambda rate: rate.usd, default=None)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON, money as text."""
-        return {"id": self.id, "unit": self.unit, "usd": str(self.usd), "failed": self.failed,
-                "usd_out": None if self.usd_out is None else str(self.usd_out)}
+        return {"id": self.id, "unit": self.unit, **_rate_json(self.rate), "failed": self.failed,
+                "estimate": self.is_estimate, "defaults": dict(self.defaults),
+                "tiers": [{"when": {name: list(values) for name, values in tier.when}, **_rate_json(tier.rate)}
+                          for tier in self.tiers]}
 
     @staticmethod
     def from_json(value: Mapping[str, Any] | None) -> "Price | None":
-        """The inverse of `to_json`; None stays None."""
+        """The inverse of `to_json`, also of what older versions wrote; None stays None."""
         if value is None:
             return None
-        out = value.get("usd_out")
-        return Price(value["id"], value["unit"], Decimal(value["usd"]), None if out is None else Decimal(out),
-                     value.get("failed") or ("unknown" if value.get("official") else "free"))
+        tiers = tuple(Tier(tuple((name, tuple(values)) for name, values in tier["when"].items()), rate)
+                      for tier in value.get("tiers", ()) if (rate := _rate(tier)) is not None)
+        usd, usd_out = _rate(value) or (None, None)
+        return Price(value["id"], value["unit"], usd, usd_out,
+                     value.get("failed") or ("unknown" if value.get("official") else "free"),
+                     value.get("estimate", False), tiers, tuple(value.get("defaults", {}).items()))
+
+
+def _rate_json(rate: Rate | None) -> dict[str, str | None]:
+    return {"usd": None if rate is None else str(rate.usd),
+            "usd_out": None if rate is None or rate.usd_out is None else str(rate.usd_out)}
+
+
+def _rate(value: Mapping[str, Any]) -> Rate | None:
+    usd, out = value["usd"], value.get("usd_out")
+    return None if usd is None else Rate(Decimal(usd), None if out is None else Decimal(out))
+
+
+def spelled(value: Any) -> str:
+    """The value of an input as a price's condition has it: `true`, `8` for 8.0 as well, text as it is."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Pricing:
-    """What a batch keeps about money from its start: its price, and the most outputs that one row can give."""
+    """What a batch keeps about money from its start: its price, and what bounds the cost of a row."""
 
     price: Price | None
-    most_outputs: int
+    most_outputs: int  # that one row can give
+    most_seconds: Decimal | None = None  # of video that one output can last
+    dearest_usd: Decimal | None = None  # of the rates that a row can have
+    failed: str = "unknown"  # as of `Price`, for a model without one
 
     def to_json(self) -> str:
         """As JSON text."""
-        return json.dumps({"price": self.price.to_json() if self.price else None, "most_outputs": self.most_outputs})
+        return json.dumps({
+            "price": self.price.to_json() if self.price else None, "most_outputs": self.most_outputs, "failed": self.failed,
+            "most_seconds": None if self.most_seconds is None else str(self.most_seconds),
+            "dearest_usd": None if self.dearest_usd is None else str(self.dearest_usd)})
 
     @staticmethod
     def from_json(text: str) -> "Pricing":
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`, also of what older versions wrote."""
         value = json.loads(text)
-        return Pricing(Price.from_json(value["price"]), value["most_outputs"])
+        price = Price.from_json(value["price"])
+        seconds, dearest = value.get("most_seconds"), value.get("dearest_usd")
+        only = None if price is None else price.usd
+        return Pricing(price, value["most_outputs"], None if seconds is None else Decimal(seconds),
+                       only if dearest is None else Decimal(dearest), value.get("failed", "unknown"))
 
     def worst_case_usd(self, *, cancel_after_s: float | None, per_row_usd: Decimal | None) -> Decimal | None:
         """The most that one row can cost, or None where it is not finite: then a cap cannot be kept."""
         if per_row_usd is not None:
             return per_row_usd
-        if self.price is None or self.price.unit == "token":
+        if self.price is None or self.dearest_usd is None:
             return None
-        if self.price.unit == "second":
-            return None if cancel_after_s is None else self.price.usd * Decimal(str(cancel_after_s))
-        return self.price.usd * (self.most_outputs if self.price.unit == "output" else 1)
+        most = self._most(self.price.unit, None if cancel_after_s is None else Decimal(str(cancel_after_s)))
+        return None if most is None else self.dearest_usd * most
+
+    def _most(self, unit: str, cancel_after_s: Decimal | None) -> Decimal | None:
+        """The most units that one row can use."""
+        if unit == "output second":
+            return None if self.most_seconds is None else self.most_seconds * self.most_outputs
+        return {"second": cancel_after_s, "output": Decimal(self.most_outputs), "run": Decimal(1)}.get(unit)
+
+
+@lru_cache(maxsize=64)
+def asks_input(price_json: str) -> bool:
+    """Whether the charge of an attempt needs its row's input: asked with every fact, so remembered."""
+    if price_json in ("", "null"):
+        return False
+    price = Pricing.from_json(price_json).price
+    return price is not None and bool(price.tiers)
 
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What an attempt cost (None: unknown) and how that is known."""
+    """What an attempt cost (None: unknown), how that is known, and what was counted."""
 
     usd: Decimal | None
-    basis: str | None
+    basis: str | None  # metrics, counted outputs, run, estimate; free, not bought
+    line: ChargeLine | None = None
 
 
 FREE = Charge(Decimal(0), "free")
@@ -93,88 +198,91 @@ def to_usd(units: int) -> Decimal:
     return usd if usd.as_tuple().exponent <= 0 else usd.quantize(Decimal(1))  # type: ignore[operator]
 
 
-def charge(prediction: Prediction, *, price: Price | None, outputs: int | None) -> Charge:
-    """The charge of an ended prediction: `outputs` is the number of files it gave, None if that is not known.
+def charge(prediction: Prediction, *, price: Price | None, outputs: int | None, given: Mapping[str, Any] | None = None,
+           failed: str = "unknown") -> Charge:
+    """The charge of an ended prediction: `outputs` is the number of files it gave, None if that is not known; `given` its
+    row's input, which only a price with tiers asks for; `failed` says what a failed run costs where there is no price.
 
     Failed public runs and aborted ones are free, canceled ones are billed up to the cancellation, failed ones of
-    deployments are billed (Replicate docs: billing). Whether a failed run of an official model is billed is not documented:
-    unknown.
+    deployments and private models are billed (Replicate docs: billing). Whether a failed run of an official model is
+    billed is not documented: unknown.
     """
     if prediction.status == "aborted":
         return FREE
     if prediction.status == "failed":
-        return _of_failed(prediction, price)
-    if price is None:
+        failed = failed if price is None else price.failed
+        if failed != "billed":
+            return FREE if failed == "free" else UNKNOWN
+    rate = None if price is None else price.rate_of(given)
+    if price is None or rate is None or (prediction.status == "failed" and price.unit != "second"):
         return UNKNOWN
-    return _METHODS[price.unit](prediction, price, outputs)
+    found = _METHODS[price.unit](prediction, outputs)
+    return UNKNOWN if found is None else _charge(price, rate, found)
 
 
-def _by_second(prediction: Prediction, price: Price, _outputs: int | None) -> Charge:
-    seconds = prediction.metrics.get("predict_time")
-    if not isinstance(seconds, int | float):
+class _Used(NamedTuple):
+    """So many units, and how that is known."""
+
+    basis: str
+    quantity: Decimal
+    quantity_out: Decimal | None = None
+
+
+def _charge(price: Price, rate: Rate, used: _Used) -> Charge:
+    usd, rate_out = rate.usd * used.quantity, None
+    if used.quantity_out is not None:
+        rate_out = rate.usd if rate.usd_out is None else rate.usd_out
+        usd += rate_out * used.quantity_out
+    if to_units(usd) > MOST_UNITS:  # nonsense, which the ledger could not hold: the fact would be lost with it
         return UNKNOWN
-    return Charge(price.usd * Decimal(str(seconds)), "metrics")
+    line = ChargeLine(price.unit, used.quantity, rate.usd, price.id, used.quantity_out, rate_out)
+    return Charge(usd, "estimate" if price.is_estimate else used.basis, line)
 
 
-def _by_output(prediction: Prediction, price: Price, outputs: int | None) -> Charge:
+def _told(prediction: Prediction, *names: str) -> Decimal | None:
+    """The first of these metrics that is a number, digit for digit as the provider writes it; None where none is told."""
+    for name in names:
+        value = prediction.metrics.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            number = Decimal(str(value))
+            return number if number.is_finite() and number >= 0 else None
+    return None
+
+
+# What official models tell of themselves (public code of Replicate's own models records them). Languages models of 2024 had
+# the words in another order.
+_COUNTS = ("image_output_count", "video_output_count", "audio_output_count", "generic_output_count")
+_READ, _WROTE = ("token_input_count", "input_token_count"), ("token_output_count", "output_token_count")
+
+
+def _by_second(prediction: Prediction, _outputs: int | None) -> _Used | None:
+    seconds = _told(prediction, "predict_time")
+    return None if seconds is None else _Used("metrics", seconds)
+
+
+def _by_output(prediction: Prediction, outputs: int | None) -> _Used | None:
+    """By the provider's own count, else by counting the files that came."""
+    counts = [told for name in _COUNTS if (told := _told(prediction, name)) is not None]
+    if len(counts) == 1:
+        return _Used("metrics", counts[0])
     if prediction.status != "succeeded" or outputs is None:
-        return UNKNOWN
-    return Charge(price.usd * outputs, "counted outputs")
-
-
-def _by_run(prediction: Prediction, price: Price, _outputs: int | None) -> Charge:
-    return Charge(price.usd, "run") if prediction.status == "succeeded" else UNKNOWN
-
-
-def _by_token(prediction: Prediction, price: Price, _outputs: int | None) -> Charge:
-    read, wrote = (prediction.metrics.get(name) for name in ("input_token_count", "output_token_count"))
-    if not isinstance(read, int) or not isinstance(wrote, int):
-        return UNKNOWN
-    return Charge(price.usd * read + (price.usd_out or price.usd) * wrote, "metrics")
-
-
-def _of_failed(prediction: Prediction, price: Price | None) -> Charge:
-    if price is None or price.failed == "unknown":
-        return UNKNOWN
-    if price.failed == "free":
-        return FREE
-    return _by_second(prediction, price, None) if price.unit == "second" else UNKNOWN
-
-
-_METHODS = {"second": _by_second, "output": _by_output, "run": _by_run, "token": _by_token}
-
-
-def resolve(*, model: str, official: bool, given: Mapping[str, Any] | None, book: Mapping[str, Any],
-            deployment: bool) -> Price | None:
-    """The price of a model: the job's own `price` first, then the price book; None where neither knows.
-
-    A deployment is billed for its instances' time online, not per prediction: no price per row can be derived.
-    """
-    failed = "billed" if deployment else "unknown" if official else "free"
-    if given:
-        return _entry(given, book=book, failed=failed, id_="job")
-    if deployment:
         return None
-    entry = book.get("models", {}).get(model)
-    if entry is None:
-        return None
-    return _entry(entry, book=book, failed=failed, id_=f"{model}@{entry.get('as_of', '?')}")
+    return _Used("counted outputs", Decimal(outputs))
 
 
-_UNITS = {"per_second_usd": "second", "per_output_usd": "output", "per_run_usd": "run", "per_input_token_usd": "token"}
+def _by_output_second(prediction: Prediction, _outputs: int | None) -> _Used | None:
+    """A file does not tell how long it lasts, and what was asked for is not what came: only the provider's word counts."""
+    seconds = _told(prediction, "video_output_duration_seconds", "audio_output_duration_seconds")
+    return None if seconds is None else _Used("metrics", seconds)
 
 
-def _entry(entry: Mapping[str, Any], *, book: Mapping[str, Any], failed: str, id_: str) -> Price:
-    hardware = entry.get("hardware")
-    if hardware is not None:
-        rate = book.get("hardware", {}).get(hardware)
-        if rate is None:
-            known = ", ".join(sorted(book.get("hardware", {})))
-            raise BadInput(f"price: hardware {hardware!r} is not in the price book; it has {known}")
-        return Price(f"{id_}:{hardware}", "second", Decimal(str(rate["per_second_usd"])), failed=failed)
-    for name, unit in _UNITS.items():
-        if entry.get(name) is not None:
-            out = entry.get("per_output_token_usd")
-            return Price(id_, unit, Decimal(str(entry[name])), None if out is None else Decimal(str(out)), failed)
-    raise BadInput(f"price: say one of hardware, {', '.join(_UNITS)}")
+def _by_run(prediction: Prediction, _outputs: int | None) -> _Used | None:
+    return _Used("run", Decimal(1)) if prediction.status == "succeeded" else None
 
+
+def _by_token(prediction: Prediction, _outputs: int | None) -> _Used | None:
+    read, wrote = _told(prediction, *_READ), _told(prediction, *_WROTE)
+    return None if read is None or wrote is None else _Used("metrics", read, wrote)
+
+
+_METHODS = {"second": _by_second, "output": _by_output, "output second": _by_output_second, "run": _by_run, "token": _by_token}

@@ -187,21 +187,24 @@ class Budget(_Part):
 
 
 class JobPrice(_Part):
-    """What the model costs, where the price book does not know it: one of the units."""
+    """What the model costs, where the price book does not know it: one of the units. It wins over the price book."""
 
     hardware: Text | None = Field(None, description="Billed by the second on this hardware: gpu-l40s, gpu-h100, cpu, …")
     per_second_usd: Money | None = Field(None, description="US dollars per second of prediction time.")
     per_output_usd: Money | None = Field(None, description="US dollars per output file.")
+    per_output_second_usd: Money | None = Field(None, description="US dollars per second of video that comes out.")
     per_run_usd: Money | None = Field(None, description="US dollars per prediction.")
     per_input_token_usd: Money | None = Field(None, description="US dollars per input token.")
     per_output_token_usd: Money | None = Field(None, description="US dollars per output token; with per_input_token_usd.")
+    fast_booting: Annotated[bool, Field(strict=True)] | None = Field(
+        None, description="true for a fast-booting fine-tune: though private, it is billed like a public model.")
 
     @model_validator(mode="after")
     def _one_unit(self) -> Self:
         units = [name for name in type(self).model_fields if getattr(self, name) is not None]
-        if len([name for name in units if name != "per_output_token_usd"]) != 1:
-            raise ValueError("say exactly one of hardware, per_second_usd, per_output_usd, per_run_usd, per_input_token_usd "
-                             "(the last with per_output_token_usd)")
+        if len([name for name in units if name not in ("per_output_token_usd", "fast_booting")]) != 1:
+            raise ValueError("say exactly one of hardware, per_second_usd, per_output_usd, per_output_second_usd, per_run_usd, "
+                             "per_input_token_usd (the last with per_output_token_usd)")
         if "per_output_token_usd" in units and "per_input_token_usd" not in units:
             raise ValueError("per_output_token_usd goes with per_input_token_usd")
         return self

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any, Self
 
@@ -38,6 +39,7 @@ class FieldSpec:
     is_secret: bool = False
     items: "FieldSpec | None" = None
     has_default: bool = False
+    default: Any = field(default=None, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ def _field(name: str, prop: Any, schemas: Mapping[str, Any], *, required: bool, 
         nullable=bool(node.get("nullable")), is_uri=kind == "string" and node.get("format") == "uri",
         is_secret=bool(node.get("x-cog-secret")) or node.get("format") == "password",
         items=_field(name, node["items"], schemas, required=False, depth=depth + 1) if has_items else None,
-        has_default=node.get("default") is not None)
+        has_default=node.get("default") is not None, default=node.get("default"))
 
 
 def _type_of(options: tuple[Any, ...] | None) -> str | None:
@@ -255,3 +257,29 @@ def most_outputs(openapi_schema: Mapping[str, Any], constants: Mapping[str, Any]
         if spec.maximum is not None:
             return max(1, int(spec.maximum))
     return max(1, _count(output, "maxItems") or 1)
+
+
+def longest_output_s(schema: InputSchema, constants: Mapping[str, Any]) -> Decimal | None:
+    """The most seconds that one output can last, for the worst case of prices per second of video: what `constants` say of the
+    input `duration`, else the greatest of its values, else its maximum; None where the schema does not bound it."""
+    spec = schema.fields.get("duration")
+    if spec is None:
+        return None
+    asked = _seconds(constants.get("duration"))
+    if asked is not None:
+        return asked
+    if spec.enum is not None:
+        each = [_seconds(value) for value in spec.enum]
+        return max((one for one in each if one is not None), default=None)
+    return _seconds(spec.maximum if spec.exclusive_maximum is None else spec.exclusive_maximum)
+
+
+def _seconds(value: Any) -> Decimal | None:
+    """More than none; a model may mean something else by 0 or -1."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() and number > 0 else None

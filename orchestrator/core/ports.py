@@ -81,6 +81,7 @@ class Model:
     is_official: bool
     version: str | None
     openapi_schema: dict[str, Any]
+    is_private: bool = False  # of an account's own: billed like a deployment, for all the time its instances are online
 
 
 class Predictions(Protocol):

@@ -247,6 +247,19 @@ class Standing(NamedTuple):
     is_surplus: bool = False  # bought once more than needed: nothing that becomes of it concerns the item
     deaths: int = 0  # of workers that held the item, in a row (`core/poison.py`)
     absences: int = 0  # purchases of the item in a row that were found never to have been made
+    input_json: str | None = None  # of the item; read only where the batch's price asks for it
+
+
+class ChargeLine(NamedTuple):
+    """What a charge was reckoned from: so many units at so many dollars each, and the id of the price. Tokens read and tokens
+    written have each their own."""
+
+    unit: str
+    quantity: Decimal
+    usd: Decimal
+    price_id: str
+    quantity_out: Decimal | None = None
+    usd_out: Decimal | None = None
 
 
 class Change(NamedTuple):
@@ -263,11 +276,12 @@ class Change(NamedTuple):
     error_class: str | None = None
     prediction: Prediction | None = None
     charge_units: int | None = None  # None: unknown
-    charge_basis: str | None = None  # metrics, counted outputs, free; None: not known (yet)
+    charge_basis: str | None = None  # metrics, counted outputs, run, estimate, free, not bought; None: not known (yet)
     final_charge: bool = False  # the attempt is over: release its reservation
     via: str | None = None  # from where the fact was learned
     bound_by: str | None = None  # as of `Fact`, where a prediction is bound now
     deaths: int | None = None  # new value, where it changes
+    charge_line: ChargeLine | None = None  # what the charge was reckoned from, where there was a price
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """What a fact means for an attempt and its row: one pure decision, the same for POST answer, list, GET and webhook."""
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +29,7 @@ class Policy:
     count_files: Callable[[object], int]  # of an output value
     is_live: bool = True
     buys_unsure: bool = False
+    failed: str = "unknown"  # what a failed run costs where there is no price: free, billed, unknown
 
 
 _BY_STATUS = {"succeeded": Event.SUCCEEDED, "failed": Event.FAILED, "canceled": Event.CANCELED, "aborted": Event.CANCELED}
@@ -81,14 +83,15 @@ def _change(standing: Standing, fact: Fact, move: Move | None, *, policy: Policy
     if move is None:
         return None
     wait_s = _wait_s(fact.event, failures=failures, first_s=policy.retry_first_s, jitter=jitter)
-    cost = _charge(fact, policy)
+    cost = _charge(standing, fact, policy)
     return Change(
         standing, fact.event, move.attempt_to, move.item_to or standing.item_state, fact.at,
         due_at=None if wait_s is None else fact.at + timedelta(seconds=wait_s), failures=failures,
         error=fact.error, error_class=fact.error_class, prediction=fact.prediction,
         charge_units=None if cost is None or cost.usd is None else to_units(cost.usd),
         charge_basis=None if cost is None else cost.basis, final_charge=cost is not None, via=fact.via,
-        bound_by=fact.bound_by, deaths=deaths_after(standing, fact))
+        bound_by=fact.bound_by, deaths=deaths_after(standing, fact),
+        charge_line=None if cost is None else cost.line)
 
 
 STRONG = frozenset({"post", "url"})
@@ -149,13 +152,15 @@ _ENDS = {Event.SUCCEEDED, Event.EXPIRED, Event.FAILED, Event.FAILED_AGAIN, Event
 _NEVER_BOUGHT = {Event.NOT_SENT, Event.THROTTLED, Event.HELD, Event.REFUSED, Event.ABSENT, Event.POISONED}
 
 
-def _charge(fact: Fact, policy: Policy) -> Charge | None:
+def _charge(standing: Standing, fact: Fact, policy: Policy) -> Charge | None:
     """What comes with an end: a charge, and its reservation is released. None: not over, or unsure and so still reserved."""
     if fact.event in _NEVER_BOUGHT:
         return NOT_BOUGHT
     if fact.event not in _ENDS or fact.prediction is None:
         return None
-    return charge(fact.prediction, price=policy.price, outputs=_outputs(fact.prediction, policy))
+    given = None if standing.input_json is None else json.loads(standing.input_json)
+    return charge(fact.prediction, price=policy.price, outputs=_outputs(fact.prediction, policy), given=given,
+                  failed=policy.failed)
 
 
 def _outputs(prediction: Prediction, policy: Policy) -> int | None:

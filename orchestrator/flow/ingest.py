@@ -10,15 +10,16 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from orchestrator.core.cost import Pricing, resolve, to_units
+from orchestrator.core.cost import Pricing
 from orchestrator.core.errors import BadInput, BadRows, NotFound, RowProblem
-from orchestrator.core.inputs import InputPlan, InputSchema, canonical, most_outputs, plan_inputs
+from orchestrator.core.inputs import InputPlan, InputSchema, canonical, plan_inputs
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.naming import batch_id
 from orchestrator.core.ports import Model, Rooms
+from orchestrator.core.prices import Book
+from orchestrator.core.quote import cap_of, quote, remarks
 from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Row, RowChunk, SourceFile, Target
 from orchestrator.core.runkey import hash_text, run_key
 from orchestrator.core.schedule import date_of
@@ -61,6 +62,7 @@ class Prepared:
     run_key: str
     cap_units: int | None
     warnings: list[str]
+    book: Book
 
 
 @dataclass(slots=True)
@@ -73,7 +75,7 @@ class Examined:
     source_schema_json: str | None = None
 
 
-async def prepare(rooms: Rooms, order: Order, *, book: dict[str, Any]) -> Prepared:
+async def prepare(rooms: Rooms, order: Order, *, book: Book | None = None) -> Prepared:
     """Ask the provider for account, model and schema; compile the mapping; find and fingerprint the source."""
     job = order.job
     paths = await asyncio.to_thread(rooms.tables.resolve, job.source.path, base=order.folder)
@@ -83,16 +85,22 @@ async def prepare(rooms: Rooms, order: Order, *, book: dict[str, Any]) -> Prepar
     schema = InputSchema.from_openapi(model.openapi_schema)
     plan = plan_inputs(job.input, columns=columns, schema=schema, row_id_column=job.source.id,
                        places=order.places)
-    price = resolve(model=model.name, official=model.is_official, deployment=job.deployment is not None, book=book,
-                    given=job.price.model_dump(exclude_none=True) if job.price else None)
     files = await asyncio.to_thread(rooms.tables.fingerprint, paths)
     key = order.run_key or run_key(job_name=order.name, target_as_written=job.target_as_written(),
                                    input_mapping=job.input, source_hashes=[f.sha256 for f in files])
     if order.fresh:
         key = f"{key}-{rooms.clock.token()[:8]}"
-    pricing = Pricing(price, most_outputs(model.openapi_schema, plan.constants))
-    cap_units, warnings = _money(job, pricing=pricing, model=model)
-    return Prepared(order, account, target, model, paths, files, columns, plan, pricing, key, cap_units, warnings)
+    quoted = quote(book or Book(), job, model=model, plan=plan, on=rooms.clock.now().date(), places=order.places)
+    return Prepared(order, account, target, model, paths, files, columns, plan, quoted.pricing, key, cap_of(job, quoted),
+                    remarks(job, quoted), book or Book())
+
+
+def _of_its_day(prepared: Prepared, batch: Batch) -> Prepared:
+    """By the prices of the day on which the batch began, whenever it goes on."""
+    job = prepared.order.job
+    quoted = quote(prepared.book, job, model=prepared.model, plan=prepared.plan, on=batch.created_at.date(),
+                   places=prepared.order.places)
+    return replace(prepared, pricing=quoted.pricing, cap_units=cap_of(job, quoted))
 
 
 async def _target(rooms: Rooms, job: Job) -> tuple[Target, Model]:
@@ -109,19 +117,6 @@ async def _target(rooms: Rooms, job: Job) -> tuple[Target, Model]:
     return Target("predictions", ref.name, ref.version or model.version), model
 
 
-def _money(job: Job, *, pricing: Pricing, model: Model) -> tuple[int | None, list[str]]:
-    """The cap in units, and what has to be said about money before anything is spent."""
-    if job.budget is None or job.budget.usd is None:
-        unknown = f"no price is known for {model.name}: the cost of this batch will be unknown, not zero"
-        return None, [unknown] if pricing.price is None else []
-    worst = pricing.worst_case_usd(cancel_after_s=job.limits.cancel_after, per_row_usd=job.budget.per_row_usd)
-    if worst is None:
-        raise BadInput(f"budget: what one row of {model.name} may cost at worst is not known, so a cap cannot be kept.\n"
-                       "Add to the job either\n  budget: { usd: …, per_row_usd: 0.05 }\nor, where the price is per second,"
-                       "\n  price: { hardware: gpu-l40s }\n  limits: { cancel_after: 5m }")
-    return to_units(job.budget.usd), []
-
-
 async def check(rooms: Rooms, prepared: Prepared) -> Examined:
     """Read and check every row, keeping nothing."""
     examined = Examined()
@@ -134,6 +129,7 @@ async def load(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
     """The batch of this run key, loaded whole, and whether it is new. Raises BadRows, and then nothing is kept."""
     batch, new = await rooms.ledger.open_batch(_new_batch(prepared, now=rooms.clock.now(), token=rooms.clock.token()))
     _same_content(batch, prepared)
+    prepared = _of_its_day(prepared, batch)
     job = prepared.order.job
     await rooms.ledger.amend(batch.pk, in_flight=job.limits.in_flight, max_attempts=job.retry.attempts,
                              cap_units=prepared.cap_units, price_json=prepared.pricing.to_json(),

@@ -56,14 +56,16 @@ def judge(rooms: Rooms) -> Decide:
 def _policy(rules: Rules, retry_first_s: float) -> Policy:
     """Asked for with every fact, so remembered. In a batch that has ended nothing is bought again."""
     shape = shape_of(rules.schema_json)
+    pricing = Pricing.from_json(rules.price_json)
     return Policy(
         max_attempts=rules.max_attempts if rules.is_live else 1,
         retry_first_s=retry_first_s,
         canceling=rules.canceling,
-        price=Pricing.from_json(rules.price_json).price,
+        price=pricing.price,
         count_files=lambda output: len(shape.files(output)),
         is_live=rules.is_live,
         buys_unsure=Job.model_validate_json(rules.job_json).retry.unsure == "buy",
+        failed=pricing.failed,
     )
 
 

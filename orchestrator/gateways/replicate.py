@@ -139,7 +139,8 @@ class ReplicateApi:
         if version is not None and latest.get("id") != version:
             latest = await self._read("GET", self._url(f"{path}/versions/{quote(version, safe='')}"),
                                       what=f"version {version} of {name}")
-        return Model(name, found.get("is_official") is True, latest.get("id"), latest.get("openapi_schema") or {})
+        return Model(name, found.get("is_official") is True, latest.get("id"), latest.get("openapi_schema") or {},
+                     found.get("visibility") == "private")
 
     async def deployment(self, name: str) -> Model:
         """As the port says."""

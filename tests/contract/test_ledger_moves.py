@@ -3,11 +3,13 @@
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+from orchestrator.core.cost import Price, Pricing, Rate, Tier
 from orchestrator.core.errors import Unreachable
 from orchestrator.core.lifecycle import AttemptState, Event, ItemState
 from orchestrator.core.records import Change, Fact, Standing
@@ -337,3 +339,59 @@ async def test_rows_out_are_not_reopened(acts: Any) -> None:
     acts.policy = replace(acts.policy, is_live=False)
     await acts.tell(acts.answered("a0", "p0")._replace(bound_by="url"))
     assert await acts.ledger.reopen_failed(batch.pk, classes=frozenset({"unsure"})) == 0
+
+
+CHARGED = ("charge_unit", "charge_quantity", "charge_quantity_out", "charge_price", "charge_price_out", "charge_price_id",
+           "charge_basis")
+
+
+async def _charged(database: Database) -> list[tuple[Any, ...]]:
+    async def read(connection: Any) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in await connection.execute(text(f"SELECT {', '.join(CHARGED)} FROM attempts ORDER BY id"))]
+
+    return await database.read(read)
+
+
+async def test_what_a_charge_was_reckoned_from(acts: Any, database: Database) -> None:
+    """Unit, quantity, price and its id are kept with the charge, digit for digit; what has no price keeps none."""
+    batch = await acts.loaded(5)
+    await acts.claim(batch, 5)
+    for n in range(4):
+        await acts.tell(acts.answered(f"a{n}", f"p{n}"))
+    await acts.tell(acts.ended("p0", seconds=0.000001), acts.ended("p1", "canceled", seconds=1234.5), acts.ended(
+        "p2", "failed", error="no", seconds=3), acts.ended("p3", "aborted"), acts.said(Event.NOT_SENT, "a4"))
+    nothing = (None,) * 6
+    assert await _charged(database) == [
+        ("second", "0.000001", None, "0.5", None, "test", "metrics"), ("second", "1234.5", None, "0.5", None, "test", "metrics"),
+        (*nothing, "free"), (*nothing, "free"), (*nothing, "not bought")]
+
+
+async def test_tokens_read_and_written(acts: Any, database: Database) -> None:
+    """Both counts and both prices are kept."""
+    batch = await acts.loaded(1)
+    acts.policy = replace(acts.policy, price=Price("llm", "token", Decimal("0.00000005"), Decimal("0.00000025")))
+    await acts.claim(batch, 1)
+    fact = acts.ended("p0", attempt_id="a0")
+    told = fact.prediction._replace(metrics={"token_input_count": 8, "token_output_count": 43})
+    await acts.tell(fact._replace(prediction=told))
+    assert await _charged(database) == [("token", "8", "43", "0.00000005", "0.00000025", "llm", "metrics")]
+
+
+async def test_a_tier_is_found_by_the_rows_own_input(acts: Any, database: Database) -> None:
+    """Not by what the provider shows of it, which it deletes; and read only where the batch's price asks for it."""
+    tier = Tier((("seed", ("1",)),), Rate(Decimal(7)))
+    tiered = Price("t", "run", Decimal(2), tiers=(tier,))
+    acts.policy = replace(acts.policy, price=tiered)
+    batch = await acts.loaded(3, price_json=Pricing(tiered, 1).to_json())
+    plain = await acts.loaded(2, "plain")
+    await acts.claim(batch, 3)
+    await acts.claim(plain, 2, prefix="b")
+    given: list[str | None] = []
+
+    def decide(standing: Standing, fact: Fact) -> Change | None:
+        given.append(standing.input_json)
+        return acts.decide(standing, fact)  # type: ignore[no-any-return]
+
+    await acts.ledger.move([acts.ended(f"p{i}", attempt_id=i) for i in ("a0", "a1", "a2", "b0")], decide=decide)
+    assert given == ['{"seed":0}', '{"seed":1}', '{"seed":2}', None]
+    assert [row[3] for row in await _charged(database)] == ["2", "7", "2", None, None]

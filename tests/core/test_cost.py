@@ -1,93 +1,145 @@
 """Charges and worst cases: to the last digit where they can be known, None where they cannot."""
 
+import json
 from decimal import Decimal
+from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.cost import Price, Pricing, charge, resolve, to_units, to_usd
-from orchestrator.core.errors import BadInput
-from orchestrator.core.records import Prediction
+from orchestrator.core.cost import (
+    FREE,
+    MOST_UNITS,
+    UNKNOWN,
+    Price,
+    Pricing,
+    Rate,
+    Tier,
+    asks_input,
+    charge,
+    spelled,
+    to_units,
+    to_usd,
+)
+from orchestrator.core.records import ChargeLine, Prediction
 
-BOOK = {
-    "hardware": {"gpu-l40s": {"per_second_usd": "0.000975"}},
-    "models": {
-        "black-forest-labs/flux-schnell": {"per_output_usd": "0.003", "as_of": "2026-09-01"},
-        "meta/llama": {"per_input_token_usd": "0.00000005", "per_output_token_usd": "0.00000025"},
-        "stability-ai/sdxl": {"hardware": "gpu-l40s", "as_of": "2025-07-01"},
-    },
-}
+L40S = Price("sdxl@2025-07-01", "second", Decimal("0.000975"))
+FLUX = Price("flux@2025-07-01", "output", Decimal("0.003"), failed="unknown")
+LLAMA = Price("llama@2025-05-01", "token", Decimal("0.00000005"), Decimal("0.00000025"), failed="unknown")
+FILM = Price("film@2026-01-01", "output second", Decimal("0.10"), failed="unknown", tiers=(
+    Tier((("resolution", ("1080p",)), ("sound", ("true",))), Rate(Decimal("0.50"))),
+    Tier((("resolution", ("1080p",)),), Rate(Decimal("0.30"))),
+    Tier((("resolution", ("480p", "360p")),), Rate(Decimal("0.05")))), defaults=(("resolution", "720p"), ("sound", "false")))
+RUN = Price("coin@2026-01-01", "run", Decimal("0.0001"), failed="unknown")
 
 
-def price_of(model: str, *, official: bool = False) -> Price | None:
-    return resolve(model=model, official=official, given=None, book=BOOK, deployment=False)
-
-
-def prediction(status: str = "succeeded", **metrics: float) -> Prediction:
+def prediction(status: str = "succeeded", **metrics: Any) -> Prediction:
     return Prediction("p1", status, metrics=dict(metrics))
 
 
 def test_images_are_counted():
-    """A price per output times the files that came."""
-    cost = charge(prediction(), price=price_of("black-forest-labs/flux-schnell", official=True), outputs=4)
+    """A price per output times the files that came; what was counted goes with it."""
+    cost = charge(prediction(), price=FLUX, outputs=4)
     assert (cost.usd, cost.basis) == (Decimal("0.012"), "counted outputs")
+    assert cost.line == ChargeLine("output", Decimal(4), Decimal("0.003"), "flux@2025-07-01")
+
+
+def test_the_providers_own_count_comes_first():
+    """Where the provider says how many it counted, that is what it bills, also on a canceled run."""
+    cost = charge(prediction("canceled", image_output_count=3), price=FLUX, outputs=1)
+    assert (cost.usd, cost.basis) == (Decimal("0.009"), "metrics")
+
+
+def test_two_counts_are_none():
+    """Of two counts nobody knows which is billed: the files are counted."""
+    cost = charge(prediction(image_output_count=3, video_output_count=9), price=FLUX, outputs=1)
+    assert (cost.usd, cost.basis) == (Decimal("0.003"), "counted outputs")
 
 
 def test_seconds_are_measured():
     """A hardware price times predict_time, exactly, without a float in between."""
-    cost = charge(prediction(predict_time=0.1), price=price_of("stability-ai/sdxl"), outputs=1)
-    assert cost.usd == Decimal("0.0000975")
+    cost = charge(prediction(predict_time=0.1), price=L40S, outputs=1)
+    assert (cost.usd, cost.basis) == (Decimal("0.0000975"), "metrics")
+    assert cost.line == ChargeLine("second", Decimal("0.1"), Decimal("0.000975"), "sdxl@2025-07-01")
 
 
-def test_tokens_have_two_prices():
-    """Tokens read and tokens written are priced apart."""
-    cost = charge(prediction(input_token_count=8, output_token_count=43), price=price_of("meta/llama"), outputs=0)
+@pytest.mark.parametrize("words", [("input_token_count", "output_token_count"), ("token_input_count", "token_output_count")])
+def test_tokens_have_two_prices(words: tuple[str, str]):
+    """Tokens read and tokens written are priced apart, in the words of older models and of newer ones."""
+    cost = charge(prediction(**{words[0]: 8, words[1]: 43}), price=LLAMA, outputs=0)
     assert cost.usd == Decimal("0.00000005") * 8 + Decimal("0.00000025") * 43
+    assert cost.line is not None and (cost.line.quantity, cost.line.quantity_out, cost.line.usd_out) == (8, 43, LLAMA.usd_out)
 
 
-@pytest.mark.parametrize("status,official,expected", [
-    ("aborted", True, Decimal(0)),
-    ("aborted", False, Decimal(0)),
-    ("failed", False, Decimal(0)),
-    ("failed", True, None),
-])
-def test_what_did_not_run_well(status: str, official: bool, expected: Decimal | None):
-    """Aborted is free; failed is free on public models, and not documented for official ones: unknown."""
-    model = "black-forest-labs/flux-schnell" if official else "stability-ai/sdxl"
-    assert charge(prediction(status, predict_time=3.0), price=price_of(model, official=official), outputs=0).usd == expected
+def test_free_output_tokens_are_free():
+    """A price of zero is a price: not that of the other side."""
+    price = Price("x", "token", Decimal("0.001"), Decimal(0))
+    assert charge(prediction(input_token_count=1, output_token_count=9), price=price, outputs=0).usd == Decimal("0.001")
 
 
-def test_canceled_is_billed_up_to_the_cancellation():
-    """A canceled run on hardware costs its seconds."""
-    cost = charge(prediction("canceled", predict_time=2.0), price=price_of("stability-ai/sdxl"), outputs=0)
-    assert cost.usd == Decimal("0.00195")
+@pytest.mark.parametrize("given_input,rate", [
+    ({"resolution": "1080p", "sound": True}, "0.50"), ({"resolution": "1080p"}, "0.30"), ({"resolution": "360p"}, "0.05"),
+    ({}, "0.10"), ({"resolution": None}, "0.10"), ({"resolution": "4k"}, "0.10")])
+def test_the_first_tier_that_fits(given_input: dict[str, Any], rate: str):
+    """By the row's input, else the model's defaults, else the entry's own figure."""
+    cost = charge(prediction(video_output_duration_seconds=5.04), price=FILM, outputs=1, given=given_input)
+    assert cost.usd == Decimal(rate) * Decimal("5.04")
 
 
-@pytest.mark.parametrize("model", ["stability-ai/sdxl", "meta/llama"])
-def test_missing_metrics_are_unknown_never_zero(model: str):
-    """Without the metric a charge is None."""
-    assert charge(prediction(), price=price_of(model), outputs=1).usd is None
+def test_no_tier_and_no_figure_is_unknown():
+    """What no tier covers is unknown, and so is a row whose input is not known."""
+    bare = Price("x", "output", None, tiers=FILM.tiers)
+    assert charge(prediction(), price=bare, outputs=1, given={"resolution": "4k"}) == UNKNOWN
+    assert charge(prediction(), price=bare, outputs=1, given=None) == UNKNOWN
+    assert charge(prediction(), price=bare, outputs=1, given={"resolution": "480p"}).usd == Decimal("0.05")
 
 
-def test_no_price_is_unknown():
-    """A model outside the book costs an honest None, and so does a deployment."""
-    assert price_of("somebody/else") is None
-    assert charge(prediction(predict_time=1.0), price=None, outputs=1).usd is None
-    deployed = resolve(model="black-forest-labs/flux-schnell", official=False, given=None, book=BOOK, deployment=True)
-    assert deployed is None
+def test_seconds_of_video_are_never_guessed():
+    """Neither from what was asked for, nor from how long it ran: only from what the provider tells of the output."""
+    assert charge(prediction(predict_time=60.0), price=FILM, outputs=1, given={"duration": 5}) == UNKNOWN
 
 
-def test_the_job_has_the_first_word():
-    """A price in the job wins over the book, and names the hardware it took."""
-    price = resolve(model="meta/llama", official=True, given={"hardware": "gpu-l40s"}, book=BOOK, deployment=True)
-    assert price is not None and (price.unit, price.id) == ("second", "job:gpu-l40s")
+@pytest.mark.parametrize("status,price,expected", [
+    ("aborted", FLUX, Decimal(0)), ("aborted", L40S, Decimal(0)), ("aborted", None, Decimal(0)),
+    ("failed", L40S, Decimal(0)), ("failed", FLUX, None), ("failed", None, None),
+    ("canceled", L40S, Decimal("0.002925")), ("canceled", FLUX, None), ("canceled", RUN, None), ("canceled", LLAMA, None),
+    ("canceled", None, None)])
+def test_what_did_not_run_well(status: str, price: Price | None, expected: Decimal | None):
+    """Aborted is free, failed is free on public models and not documented for official ones, canceled costs its seconds."""
+    assert charge(prediction(status, predict_time=3.0), price=price, outputs=0).usd == expected
 
 
-def test_unknown_hardware_lists_the_known():
-    """A misspelt hardware is refused with what there is."""
-    with pytest.raises(BadInput, match="gpu-l40s"):
-        resolve(model="m/n", official=False, given={"hardware": "gpu-l4s"}, book=BOOK, deployment=False)
+def test_failed_runs_without_a_price():
+    """A failed public run is free whatever the price; others cost what nobody knows."""
+    found = [charge(prediction("failed"), price=None, outputs=0, failed=word) for word in ("free", "unknown", "billed")]
+    assert found == [FREE, UNKNOWN, UNKNOWN]
+
+
+@pytest.mark.parametrize("price", [L40S, LLAMA, FILM])
+@pytest.mark.parametrize("metrics", [
+    {}, {"predict_time": None}, {"predict_time": "3"}, {"predict_time": True, "token_input_count": True},
+    {"predict_time": -1.0, "video_output_duration_seconds": -1}, {"predict_time": 1e300, "input_token_count": 10**300,
+     "output_token_count": 1, "video_output_duration_seconds": 1e300}])
+def test_missing_metrics_are_unknown_never_zero(price: Price, metrics: dict[str, Any]):
+    """Without a metric that can be one, a charge is None; nonsense that the ledger cannot hold is none either."""
+    assert charge(prediction(**metrics), price=price, outputs=1, given={}) == UNKNOWN
+
+
+def test_an_estimate_is_called_one():
+    """What a deployment's prediction tells is not what is billed: the figure says so."""
+    price = Price("job", "second", Decimal("0.5"), failed="billed", is_estimate=True)
+    assert [charge(prediction(status, predict_time=2.0), price=price, outputs=0).basis for status in (
+        "succeeded", "failed", "canceled", "aborted")] == ["estimate", "estimate", "estimate", "free"]
+
+
+def test_a_failed_run_of_a_deployment_is_not_free():
+    """Deployments are billed for failures too: by the seconds it ran where the price is per second, else unknown."""
+    by_second = Price("job", "second", Decimal("0.5"), failed="billed")
+    assert charge(prediction("failed", predict_time=60.0), price=by_second, outputs=0).usd == 30
+    by_run = Price("job", "run", Decimal("0.5"), failed="billed")
+    assert charge(prediction("failed", predict_time=60.0), price=by_run, outputs=0).usd is None
 
 
 @given(st.integers(min_value=0, max_value=10**18))
@@ -96,40 +148,106 @@ def test_units_and_usd_are_inverse(units: int):
     assert to_units(to_usd(units)) == units
 
 
+RATES = st.decimals(min_value=0, max_value=100, places=9)
+SECONDS = st.floats(min_value=0, max_value=100_000, allow_nan=False).map(lambda x: round(x, 6))
+
+
+@given(SECONDS, RATES)
+def test_seconds_as_the_provider_writes_them(seconds: float, usd: Decimal):
+    """The text of the number in the answer times the price, as fractions: no float error, and at most one unit rounded up."""
+    written = json.dumps(seconds)
+    cost = charge(prediction(predict_time=json.loads(written)), price=Price("x", "second", usd), outputs=0)
+    exact = Fraction(written) * Fraction(usd)
+    assert cost.usd is not None and Fraction(cost.usd) == exact
+    assert 0 <= to_units(cost.usd) - exact * 10**12 < 1
+
+
+TOKEN_RATES = st.decimals(min_value=0, max_value=Decimal("0.01"), places=12)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**7), st.integers(0, 10**7)), max_size=30), TOKEN_RATES, TOKEN_RATES)
+def test_sums_of_charges_are_exact(counts: list[tuple[int, int]], read: Decimal, wrote: Decimal):
+    """Prices of at most twelve decimals times whole counts: the sum of the charges is the charge of the sums, in units."""
+    price = Price("x", "token", read, wrote)
+    units = [to_units(charge(prediction(token_input_count=i, token_output_count=o), price=price, outputs=0).usd or Decimal(0))
+             for i, o in counts]
+    total = Fraction(read) * sum(i for i, _ in counts) + Fraction(wrote) * sum(o for _, o in counts)
+    assert sum(units) == total * 10**12
+
+
 def test_finer_than_a_unit_rounds_up():
     """What cannot be held is rounded against ourselves, so a cap stays kept."""
     assert to_units(Decimal("0.0000000000001")) == 1
 
 
+def test_the_ledger_can_hold_every_charge():
+    """The dearest charge that is known fits the column, the next one is unknown."""
+    most = Price("x", "run", to_usd(MOST_UNITS))
+    assert charge(prediction(), price=most, outputs=0).usd == to_usd(MOST_UNITS)
+    assert charge(prediction(), price=Price("x", "run", to_usd(MOST_UNITS + 1)), outputs=0) == UNKNOWN
+
+
+def worst(price: Price | None, *, outputs: int = 1, seconds: str | None = None, cancel_after_s: float | None = None,
+          known: dict[str, Any] | None = None, per_row: str | None = None) -> Decimal | None:
+    dearest = price.dearest(known or {}) if price else None
+    pricing = Pricing(price, outputs, Decimal(seconds) if seconds else None, dearest.usd if dearest else None)
+    assert Pricing.from_json(pricing.to_json()) == pricing
+    return pricing.worst_case_usd(cancel_after_s=cancel_after_s, per_row_usd=Decimal(per_row) if per_row else None)
+
+
 def test_worst_cases():
-    """Finite where price and deadline make it so, else None."""
-    per_second, per_output = price_of("stability-ai/sdxl"), price_of("black-forest-labs/flux-schnell")
-    assert Pricing(per_second, 1).worst_case_usd(cancel_after_s=60, per_row_usd=None) == Decimal("0.0585")
-    assert Pricing(per_second, 1).worst_case_usd(cancel_after_s=None, per_row_usd=None) is None
-    assert Pricing(per_output, 4).worst_case_usd(cancel_after_s=None, per_row_usd=None) == Decimal("0.012")
-    assert Pricing(price_of("meta/llama"), 1).worst_case_usd(cancel_after_s=60, per_row_usd=None) is None
-    assert Pricing(None, 1).worst_case_usd(cancel_after_s=None, per_row_usd=Decimal("0.05")) == Decimal("0.05")
+    """Finite where price, deadline and schema make it so, else None."""
+    assert worst(L40S, cancel_after_s=60) == Decimal("0.0585")
+    assert worst(L40S) is None
+    assert worst(FLUX, outputs=4) == Decimal("0.012")
+    assert worst(RUN) == Decimal("0.0001")
+    assert worst(LLAMA, cancel_after_s=60) is None
+    assert worst(FILM, cancel_after_s=60) is None
+    assert worst(FILM, seconds="10") == Decimal("5.0")
+    assert worst(None, cancel_after_s=60) is None
+    assert worst(None, per_row="0.05") == worst(LLAMA, per_row="0.05") == Decimal("0.05")
+
+
+@pytest.mark.parametrize("known,usd", [
+    ({}, "0.50"), ({"resolution": "1080p"}, "0.50"), ({"resolution": "1080p", "sound": False}, "0.30"),
+    ({"resolution": "480p"}, "0.05"), ({"resolution": "4k"}, "0.10"), ({"sound": False}, "0.30")])
+def test_the_dearest_tier_that_is_possible(known: dict[str, Any], usd: str):
+    """What is alike for every row rules tiers out; what is not known rules out nothing."""
+    assert worst(FILM, seconds="1", known=known) == Decimal(usd)
+
+
+@given(st.fixed_dictionaries({}, optional={"resolution": st.sampled_from(["360p", "480p", "720p", "1080p", "4k"]),
+                                           "sound": st.booleans()}), st.sets(st.sampled_from(["resolution", "sound"])))
+def test_no_row_costs_more_than_its_worst_case(row: dict[str, Any], fed: set[str]):
+    """Whatever a column may feed, the rate of a row is never above the dearest that was reserved."""
+    full = dict(FILM.defaults) | row
+    known = {name: value for name, value in full.items() if name not in fed}
+    rate, dearest = FILM.rate_of(row), FILM.dearest(known)
+    assert rate is not None and dearest is not None and rate.usd <= dearest.usd
+
+
+@pytest.mark.parametrize("value,text", [(True, "true"), (8, "8"), (8.0, "8"), (2.5, "2.5"), ("8", "8"), ("True", "True")])
+def test_values_are_spelled_alike(value: Any, text: str):
+    """A cell 8 that the schema makes 8.0 is the book's 8."""
+    assert spelled(value) == text
+
+
+def test_only_tiers_ask_for_the_input():
+    """Most prices do not, and then no fact reads its row's input."""
+    texts = [Pricing(price, 1).to_json() for price in (FLUX, FILM, None)]
+    assert [asks_input(text) for text in [*texts, "null", ""]] == [False, True, False, False, False]
 
 
 def test_prices_survive_json():
     """A batch keeps the price it began with."""
-    for model in BOOK["models"]:
-        price = price_of(model, official=True)
-        assert price is not None
-        assert Pricing.from_json(Pricing(price, 3).to_json()) == Pricing(price, 3)
+    for price in (L40S, FLUX, LLAMA, FILM, RUN, Price("job", "second", None, failed="billed", is_estimate=True)):
+        assert Price.from_json(json.loads(json.dumps(price.to_json()))) == price
     assert Price.from_json(None) is None
 
 
-def test_a_failed_run_of_a_deployment_is_not_free():
-    """Deployments are billed for failures too: by the seconds it ran where the price is per second, else unknown."""
-    by_second = resolve(model="m/n", official=False, given={"hardware": "gpu-l40s"}, book=BOOK, deployment=True)
-    assert by_second is not None
-    assert charge(prediction("failed", predict_time=60.0), price=by_second, outputs=0).usd == by_second.usd * 60
-    by_run = resolve(model="m/n", official=False, given={"per_run_usd": 0.1}, book=BOOK, deployment=True)
-    assert charge(prediction("failed", predict_time=60.0), price=by_run, outputs=0).usd is None
-
-
 def test_a_price_of_an_older_ledger():
-    """Prices written before failures had a word of their own: official ones stay unknown, others free."""
+    """Prices written before failures had a word of their own: official ones stay unknown, others free; nothing gets dearer."""
     old = {"id": "x", "unit": "run", "usd": "1", "usd_out": None}
     assert [Price.from_json(old | {"official": official}).failed for official in (True, False)] == ["unknown", "free"]  # type: ignore[union-attr]
+    pricing = Pricing.from_json(json.dumps({"price": old | {"failed": "free"}, "most_outputs": 3}))
+    assert pricing.worst_case_usd(cancel_after_s=None, per_row_usd=None) == 1

@@ -39,7 +39,7 @@ class Stage:
             f"model: {model}\nsource: {{ path: rows.csv }}\ninput: {{ {field}: \"{{{{ text }}}}\" }}\n{more}")
         loaded = wiring.load_job(self.folder / "job.yaml", changes={})
         order = Order(job=loaded.job, name="job", folder=str(self.folder), output_to="out", output_base=str(self.folder))
-        batch, _ = await load(self.rooms, await prepare(self.rooms, order, book={}))
+        batch, _ = await load(self.rooms, await prepare(self.rooms, order, book=None))
         return batch
 
     async def states(self, batch: Batch) -> dict[str, int]:

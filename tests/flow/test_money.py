@@ -41,7 +41,7 @@ async def loaded(stage: Stage, job: str, *, rows: int = 1) -> Batch:
     (stage.folder / "job.yaml").write_text(job)
     found = wiring.load_job(stage.folder / "job.yaml", changes={})
     order = Order(job=found.job, name="job", folder=str(stage.folder), output_to="out", output_base=str(stage.folder))
-    return (await load(stage.rooms, await prepare(stage.rooms, order, book={})))[0]
+    return (await load(stage.rooms, await prepare(stage.rooms, order, book=None)))[0]
 
 
 async def test_a_lost_answer_with_a_secret_input(stage: Stage):
@@ -222,7 +222,7 @@ async def test_another_folder_while_outputs_are_fetched(stage: Stage):
         (stage.folder / "job.yaml").write_text(job)
         found = wiring.load_job(stage.folder / "job.yaml", changes={})
         order = Order(job=found.job, name="job", folder=str(stage.folder), output_to="elsewhere", output_base=str(stage.folder))
-        await load(stage.rooms, await prepare(stage.rooms, order, book={}))
+        await load(stage.rooms, await prepare(stage.rooms, order, book=None))
 
     await collect(replace(stage.rooms, outputs=Outputs(stage.rooms.outputs, wait)), batch.id, 0)
     known = await stage.rooms.ledger.batch(batch.id)

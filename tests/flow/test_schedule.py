@@ -337,7 +337,7 @@ async def test_a_scheduled_run_goes_all_the_way_to_the_ledger(stage: Stage) -> N
     async def start(run: SlotRun) -> str:
         order = Order(job=run.job, name="night", folder=str(stage.folder), output_to="out/{{ batch }}",
                       output_base=str(stage.folder), run_key=run.run_key)
-        batch, _ = await load(rooms, await prepare(rooms, order, book={}))
+        batch, _ = await load(rooms, await prepare(rooms, order, book=None))
         await control.wake_all(rooms, batch)
         return batch.id
 

@@ -4,15 +4,17 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, TypeVar
 
-from sqlalchemy import Delete, Select, and_, bindparam, delete, or_, select, text, update
+from sqlalchemy import Delete, Row, Select, and_, bindparam, delete, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from orchestrator.core.cost import asks_input
 from orchestrator.core.lifecycle import GONE_ATTEMPT, LIVE_BATCH, AttemptState, BatchState, Event, ItemState
 from orchestrator.core.ports import Decide
 from orchestrator.core.prediction import parse
-from orchestrator.core.records import Change, Fact, Prediction, Rules, Standing
+from orchestrator.core.records import Change, ChargeLine, Fact, Prediction, Rules, Standing
 from orchestrator.core.retry import contest, event_of, misled, untold
 from orchestrator.gateways.ledger.bulk import among, write_many
 from orchestrator.gateways.ledger.steering import schedule
@@ -66,6 +68,7 @@ async def scene_of(connection: AsyncConnection, facts: Sequence[Fact]) -> Scene:
     found = rows.all()
     revives = any(_ATTEMPT_STATES[row.state] in GONE_ATTEMPT for row in found)
     rules = await _rules(connection, {row.batch_pk for row in found}, stays=revives) if found else {}
+    inputs = await _inputs(connection, found, rules)
     scene = Scene({}, await _leases(connection, facts), {}, {})
     for (attempt_id, state, prediction_id, item_pk, batch_pk, reserved, bound_by, surplus_at, item_state, current_id,
          failures, deaths, tries) in found:
@@ -74,10 +77,20 @@ async def scene_of(connection: AsyncConnection, facts: Sequence[Fact]) -> Scene:
         scene.siblings.setdefault(item_pk, []).append(attempt_id)
         scene.standings[attempt_id] = Standing(
             attempt_id, _ATTEMPT_STATES[state], prediction_id, item_pk, _ITEM_STATES[item_state], current_id == attempt_id,
-            failures, batch_pk, reserved, rules[batch_pk], bound_by, surplus_at is not None, deaths or 0, tries)
+            failures, batch_pk, reserved, rules[batch_pk], bound_by, surplus_at is not None, deaths or 0, tries,
+            inputs.get(item_pk))
     return scene
 
 
+async def _inputs(connection: AsyncConnection, found: Sequence[Row[Any]], rules: Mapping[int, Rules]) -> dict[int, str]:
+    """The inputs of the rows whose price depends on them: most prices do not, and then nothing is read."""
+    keys = sorted({row.item_pk for row in found if asks_input(rules[row.batch_pk].price_json)})
+    if not keys:
+        return {}
+    return {row.pk: row.input_json for row in await connection.execute(_INPUTS, {"keys": keys})}
+
+
+_INPUTS = select(items.c.pk, items.c.input_json).where(items.c.pk.in_(bindparam("keys", expanding=True)))
 _ATTEMPT_STATES = {state.value: state for state in AttemptState}
 _ITEM_STATES = {state.value: state for state in ItemState}
 
@@ -260,7 +273,20 @@ def _attempt_values(change: Change, *, lease_until: datetime | None) -> dict[str
     if change.final_charge:
         values |= {"charge_units": change.charge_units, "charge_basis": change.charge_basis, "reserved_units": 0,
                    "ended_via": change.via}
+    if change.charge_line is not None:
+        values |= _charge_values(change.charge_line)
     return values
+
+
+def _charge_values(line: ChargeLine) -> dict[str, str | None]:
+    """What a charge was reckoned from, by column: decimals as text, as SQLite has none."""
+    return {"charge_unit": line.unit, "charge_quantity": _plain(line.quantity), "charge_price": _plain(line.usd),
+            "charge_price_id": clean(line.price_id), "charge_quantity_out": _plain(line.quantity_out),
+            "charge_price_out": _plain(line.usd_out)}
+
+
+def _plain(value: Decimal | None) -> str | None:
+    return None if value is None else format(value, "f")
 
 
 def _prediction_values(prediction: Prediction, *, has_ended: bool) -> dict[str, Any]:

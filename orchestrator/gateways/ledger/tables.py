@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlmodel import Field, SQLModel
 
-HEAD = "0007"  # the newest revision in migrations/versions; a test holds the two together
+HEAD = "0008"  # the newest revision in migrations/versions; a test holds the two together
 
 # Partial indexes serve only queries that repeat their condition literally: SQLite compares the texts.
 PENDING = "state = 'pending'"
@@ -208,11 +208,17 @@ class AttemptRow(_Model, table=True):
     error_class: str | None
     reserved_units: int = Field(sa_type=BigInteger)
     charge_units: int | None = Field(sa_type=BigInteger)
-    charge_basis: str | None
+    charge_basis: str | None  # how the charge is known: metrics, counted outputs, run, estimate, free, not bought
     ended_via: str | None  # from where its end was learned first: post, webhook, list, get
     offset_s: float | None  # the provider's clock minus that of the machine which claimed it, at that time
     bound_by: str | None  # why the prediction is its own: post, url, input; null before the revision that knows
     surplus_at: datetime | None = Field(sa_type=UtcTime)  # since when it is known to have been bought beyond need
+    charge_unit: str | None  # this and the next five: what the charge was reckoned from, where there was a price
+    charge_quantity: str | None  # decimal; of tokens those read
+    charge_quantity_out: str | None  # of tokens those written
+    charge_price: str | None  # USD for one, decimal
+    charge_price_out: str | None
+    charge_price_id: str | None
 
 
 class OutputRow(_Model, table=True):

@@ -1,0 +1,144 @@
+"""What a row of a job costs and may cost at worst, settled before anything is bought, and what has to be said about it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+from orchestrator.core.cost import Price, Pricing, to_units
+from orchestrator.core.errors import BadInput
+from orchestrator.core.inputs import InputPlan, InputSchema, longest_output_s, most_outputs
+from orchestrator.core.job import Job
+from orchestrator.core.nearest import did_you_mean
+from orchestrator.core.ports import Model
+from orchestrator.core.prices import Book, Seller, resolve
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """The pricing of a batch, by the price book of its first day."""
+
+    model: str
+    seller: Seller
+    pricing: Pricing
+    begins: date | None  # the first day of which the book knows a price of this model
+    on: date
+    unfit: str = ""  # why a price that there is cannot be used
+
+
+def quote(book: Book, job: Job, *, model: Model, plan: InputPlan, on: date, places: Mapping[str, str]) -> Quote:
+    """The quote for a job on a day. Raises BadInput where the job's own price cannot be used."""
+    schema = InputSchema.from_openapi(model.openapi_schema)
+    defaults = {name: spec.default for name, spec in schema.fields.items()}
+    seller = _seller(job, model)
+    given = job.price.model_dump(exclude_none=True) if job.price else None
+    try:
+        price = resolve(book, model=model.name, seller=seller, given=given, on=on, defaults=defaults)
+    except BadInput as error:
+        place = places.get("price.hardware") or places.get("price")
+        raise BadInput(f"{place + ': ' if place else ''}price: {error}") from None
+    unfit = _unfit(price, schema)
+    price = None if unfit else price
+    dearest = None if price is None else price.dearest(_known(defaults, plan))
+    pricing = Pricing(price, most_outputs(model.openapi_schema, plan.constants), longest_output_s(schema, plan.constants),
+                      None if dearest is None else dearest.usd, seller.failed)
+    return Quote(model.name, seller, pricing, book.begins(model.name), on, unfit)
+
+
+def _unfit(price: Price | None, schema: InputSchema) -> str:
+    """A tier that asks for an input which the model does not have never fits: silently, the wrong figure would count."""
+    asked = sorted({name for tier in (price.tiers if price else ()) for name, _ in tier.when} - set(schema.fields))
+    if not asked or price is None:
+        return ""
+    near = did_you_mean(asked[0], schema.fields)
+    return f": the tiers of {price.id} ask for an input {asked[0]!r}, which it does not have{near}"
+
+
+def _seller(job: Job, model: Model) -> Seller:
+    if job.deployment is not None:
+        return Seller.DEPLOYMENT
+    if model.is_private:
+        return Seller.PRIVATE
+    return Seller.OFFICIAL if model.is_official else Seller.PUBLIC
+
+
+def _known(defaults: Mapping[str, Any], plan: InputPlan) -> dict[str, Any]:
+    """Inputs that are alike for every row: constants, and the defaults of what nothing feeds."""
+    return {name: value for name, value in defaults.items() if name not in plan.fed} | dict(plan.constants)
+
+
+def worst_case_usd(job: Job, pricing: Pricing) -> Decimal | None:
+    """The most that one row can cost, or None where that is not finite."""
+    return pricing.worst_case_usd(cancel_after_s=job.limits.cancel_after,
+                                  per_row_usd=job.budget.per_row_usd if job.budget else None)
+
+
+def cap_of(job: Job, quoted: Quote) -> int | None:
+    """The cap in units; None: the job has none. Raises BadInput with the lines to add where a cap could not be kept."""
+    if job.budget is None or job.budget.usd is None:
+        return None
+    if worst_case_usd(job, quoted.pricing) is None:
+        raise BadInput(f"budget: what one row of {quoted.model} may cost at worst is not known, so a cap cannot be kept"
+                       f"{_why(quoted)}.\n{_lines_to_add(job.budget.usd, quoted.pricing)}")
+    return to_units(job.budget.usd)
+
+
+_WHY = {"token": ": nothing bounds how many tokens it reads and writes",
+        "output second": ": nothing bounds how long its outputs last (no input `duration` with a maximum)",
+        "second": ": nothing bounds how long it runs"}
+
+
+def _why(quoted: Quote) -> str:
+    price = quoted.pricing.price
+    return f": no price is known{_since(quoted)}" if price is None else _WHY.get(price.unit, "")
+
+
+def _lines_to_add(usd: Decimal, pricing: Pricing) -> str:
+    per_row = f"  budget: {{ usd: {usd}, per_row_usd: 0.05 }}"
+    deadline = "  limits: { cancel_after: 5m }"
+    if pricing.price is None:
+        return (f"Add to the job either\n{per_row}\nor, where the price is per second,\n"
+                f"  price: {{ hardware: gpu-l40s }}\n{deadline}")
+    if pricing.price.unit == "second":
+        return f"Add to the job either\n{deadline}\nor\n{per_row}"
+    return f"Add to the job\n{per_row}"
+
+
+def remarks(job: Job, quoted: Quote) -> list[str]:
+    """What has to be said about money before anything is spent."""
+    price = quoted.pricing.price
+    if price is None:
+        return [_unpriced(job, quoted)]
+    if price.is_estimate:
+        return [f"{_owned(job, quoted)}, so what a row costs cannot be derived: costs are estimates, from what its "
+                "predictions tell"]
+    if price.unit == "output second":
+        return [f"{quoted.model} is billed by the second that comes out: the cost of a row is known only if its prediction tells "
+                "how long that is, else unknown"]
+    return []
+
+
+def _unpriced(job: Job, quoted: Quote) -> str:
+    unknown = "the cost of this batch will be unknown, not zero"
+    if not quoted.seller.bills_instances:
+        return (f"no price is known for {quoted.model}{_since(quoted)}: {unknown}; write it under `price:` in the job, or in "
+                "config/prices.toml beside jobs/")
+    return (f"{_owned(job, quoted)}, so what a row costs cannot be derived: {unknown}. With `price: {{ hardware: … }}` in the "
+            "job it is estimated by the seconds its predictions run"
+            + ("; for a fast-booting fine-tune, billed by just these, add `fast_booting: true` there"
+               if quoted.seller is Seller.PRIVATE else ""))
+
+
+def _owned(job: Job, quoted: Quote) -> str:
+    name = f"the deployment {job.deployment}" if quoted.seller is Seller.DEPLOYMENT else f"the private model {quoted.model}"
+    return f"{name} is billed for all the time its instances are online, set-up and idling included"
+
+
+def _since(quoted: Quote) -> str:
+    """That there is a price, which cannot be used or is of a later day."""
+    if quoted.unfit:
+        return quoted.unfit
+    if quoted.begins is None or quoted.begins <= quoted.on or quoted.seller.bills_instances:
+        return ""
+    return f" on {quoted.on}, when this batch began (the price book has one from {quoted.begins} on)"
