@@ -10,7 +10,8 @@ BEFORE = ("reset_before", "close_before", "error_before", "late_creation")
 # Of a create, after it was bought: the answer is lost, spoiled or slow.
 AFTER = ("lost_answer", "lost_answer_reset", "error_after", "cut_answer", "garbage_answer", "slow_answer")
 # Of the listing, the clock and the limiter.
-AROUND = ("storm_429", "list_lag", "list_error", "get_error", "list_webhook", "next_drops_filters", "internal_names")
+AROUND = ("storm_429", "list_lag", "list_error", "get_error", "list_webhook", "next_drops_filters", "internal_names",
+          "untold_counts")
 # Of the prediction itself.
 INSIDE = ("fail", "stuck", "sync_data_uris")
 # Of a webhook on its way: not sent, sent twice, with the create still open, later; or others besides the genuine one.

@@ -143,6 +143,25 @@ def _esrgan_schema() -> dict[str, Any]:
     return openapi(properties, required=["image"], output=FILE_OUTPUT, enums={})
 
 
+def _portrait_schema() -> dict[str, Any]:
+    properties = {
+        "prompt": text("Prompt", description="Prompt for generated image"),
+        "quality": choice("quality", description="Quality of the image", default="medium"),
+        "num_outputs": number("Num Outputs", default=1, minimum=1, maximum=4),
+    }
+    return openapi(properties, required=["prompt"], output=FILES_OUTPUT, enums={"quality": ["low", "medium", "high"]})
+
+
+def _film_schema() -> dict[str, Any]:
+    properties = {
+        "prompt": text("Prompt", description="What happens"),
+        "duration": number("Duration", description="Seconds", default=5, minimum=2, maximum=12),
+        "resolution": choice("resolution", description="Resolution of the film", default="720p"),
+        "generate_audio": {"type": "boolean", "title": "Generate Audio", "default": False},
+    }
+    return openapi(properties, required=["prompt"], output=FILE_OUTPUT, enums={"resolution": ["480p", "720p", "1080p"]})
+
+
 def _shapes_schema() -> dict[str, Any]:
     properties = {"shape": choice("shape", description="Which shape the output takes"), "prompt": text("Prompt")}
     return openapi(properties, required=["shape"], output={}, enums={"shape": SHAPES})
@@ -163,20 +182,26 @@ def catalogue() -> Catalogue:
     tokens = Price(token_in_usd=Decimal("0.00000005"), token_out_usd=Decimal("0.00000025"))
     shop.add(_model("black-forest-labs/flux-schnell", "images", _flux_schema(), Price(image_usd=Decimal("0.003"))))
     shop.add(_model("meta/meta-llama-3-8b-instruct", "tokens", _llama_schema(), tokens, pace=0.8))
-    shop.add(_model("simulator/echo", "echo", _echo_schema(), Price(image_usd=Decimal("0.0001")), pace=0.1))
+    shop.add(_model("simulator/echo", "echo", _echo_schema(), Price(run_usd=Decimal("0.0001")), pace=0.1))
+    by_quality = (("low", Decimal("0.011")), ("medium", Decimal("0.042")), ("high", Decimal("0.167")))
+    shop.add(_model("simulator/portrait", "images", _portrait_schema(), Price(image_by_quality=by_quality)))
+    seconds = (("480p", False, "0.05"), ("480p", True, "0.10"), ("720p", False, "0.10"), ("720p", True, "0.20"),
+               ("1080p", False, "0.15"), ("1080p", True, "0.30"))  # fmt: skip
+    film = Price(film_second=tuple((resolution, sounds, Decimal(usd)) for resolution, sounds, usd in seconds))
+    shop.add(_model("simulator/film", "film", _film_schema(), film, pace=2.0))
     sdxl = (("39ed52f2a78e934b", True, "2023-10-03T23:06:49Z"), ("7762fd07cf82c948", False, "2023-08-01T12:00:00Z"))
     versions = tuple(
         _version(mark, _sdxl_schema(refine=refine), official=False, created_at=at) for mark, refine, at in sdxl
     )
-    shop.add(_community("stability-ai/sdxl", "images", versions, "gpu-l40s", pace=2.0))
-    for slug, kind, schema, sku, mark in (
-        ("nightmareai/real-esrgan", "upscale", _esrgan_schema(), "gpu-t4", "f121d640bd286e1f"),
-        ("simulator/shapes", "shapes", _shapes_schema(), "cpu", "5ba9e5000c0ffee0"),
+    shop.add(_community("stability-ai/sdxl", "images", versions, Price(hardware="gpu-l40s"), pace=2.0))
+    for slug, kind, schema, price, mark in (
+        ("nightmareai/real-esrgan", "upscale", _esrgan_schema(), Price(image_usd=Decimal("0.002")), "f121d640bd286e1f"),
+        ("simulator/shapes", "shapes", _shapes_schema(), Price(hardware="cpu"), "5ba9e5000c0ffee0"),
     ):
         version = _version(mark, schema, official=False, created_at="2024-01-15T09:30:00Z")
-        shop.add(_community(slug, kind, (version,), sku, pace=0.5))
+        shop.add(_community(slug, kind, (version,), price, pace=0.5))
     own = _version("ac3e000000000001", _sdxl_schema(refine=False), official=False, created_at="2024-05-05T05:05:05Z")
-    private = _community("acme/flux-finetune", "images", (own,), "gpu-l40s", pace=1.0, visibility="private")
+    private = _community("acme/flux-finetune", "images", (own,), Price(hardware="gpu-l40s"), pace=1.0, visibility="private")
     shop.add(private)
     shop.deployments["acme/flux"] = Deployment("acme", "flux", private, "gpu-l40s")
     return shop
@@ -191,7 +216,7 @@ def _model(slug: str, kind: str, schema: dict[str, Any], price: Price, *, pace: 
 
 
 def _community(
-    slug: str, kind: str, versions: tuple[Version, ...], sku: str, *, pace: float, visibility: str = "public"
+    slug: str, kind: str, versions: tuple[Version, ...], price: Price, *, pace: float, visibility: str = "public"
 ) -> Model:
     owner, _, name = slug.partition("/")
-    return Model(owner, name, kind, f"Simulated {slug}", False, pace, Price(hardware=sku), versions, visibility)
+    return Model(owner, name, kind, f"Simulated {slug}", False, pace, price, versions, visibility)

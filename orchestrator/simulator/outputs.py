@@ -35,7 +35,7 @@ def file_count(prediction: Prediction, given: dict[str, Any]) -> int:
     kind = prediction.target.model.kind
     if kind == "images":
         return int(given.get("num_outputs") or 1)
-    if kind == "upscale":
+    if kind in ("upscale", "film"):
         return 1
     shapes = {"uri": 1, "uris": 3, "nested": 3}
     return shapes.get(str(given.get("shape")), 0) if kind == "shapes" else 0
@@ -56,7 +56,7 @@ def output_of(prediction: Prediction, *, base_url: str) -> Any:
     kind = prediction.target.model.kind
     if kind == "images":
         return urls
-    if kind == "upscale":
+    if kind in ("upscale", "film"):  # a film is one still picture here: what it is billed by is in its metrics
         return urls[0]
     if kind == "tokens":
         return tokens(given, prediction.id)

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from orchestrator.simulator.outputs import DOT, output_of, partial_output
-from orchestrator.simulator.words import token_counts
+from orchestrator.simulator.words import film_hundredths, token_counts
 from orchestrator.simulator.world import Prediction, World
 
 
@@ -126,6 +126,8 @@ class Renderer:
             pace = round(tokens_out / max(prediction.predict_s, 0.001), 3)
             metrics |= {"input_token_count": tokens_in, "output_token_count": tokens_out, "tokens_per_second": pace}
             metrics["time_to_first_token"] = round(prediction.predict_s / (tokens_out + 1), 6)
+        if prediction.end_status == "succeeded" and not self._world.faults.standing("untold_counts"):
+            metrics |= _counts(prediction)
         return dict(sorted(metrics.items()))
 
     def _micros(self, at: float) -> int:
@@ -133,6 +135,16 @@ class Renderer:
 
     def _time(self, at: float, *, floor: int = 0) -> str:
         return _micro_time(max(self._micros(at), floor))
+
+
+def _counts(prediction: Prediction) -> dict[str, float]:
+    """Return what official models of 2025 and later tell of what they are billed by."""
+    given = orjson.loads(prediction.input)
+    if prediction.target.model.kind == "film":
+        return {"video_output_duration_seconds": film_hundredths(given, prediction.id) / 100}
+    if prediction.target.model.price.image_by_quality:
+        return {"image_output_count": int(given.get("num_outputs") or 1)}
+    return {}
 
 
 def _redacted(prediction: Prediction) -> Any:

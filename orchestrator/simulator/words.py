@@ -38,6 +38,12 @@ def token_counts(given: dict[str, Any], prediction_id: str) -> tuple[int, int]:
     return len(spoken), min(wanted, int(given.get("max_tokens") or 512))
 
 
+def film_hundredths(given: dict[str, Any], prediction_id: str) -> int:
+    """Return how long a film lasts, in hundredths of a second: up to a second less than was asked for."""
+    lacks = blake2b(prediction_id.encode(), digest_size=2).digest()[1] % 100
+    return 100 * int(given.get("duration") or 5) - lacks
+
+
 def tokens(given: dict[str, Any], prediction_id: str) -> list[str]:
     """Return the tokens a language model says, to be joined without a space."""
     _, count = token_counts(given, prediction_id)

@@ -22,7 +22,7 @@ from orchestrator.simulator.faults import Faults
 from orchestrator.simulator.limits import Limits, new_limits
 from orchestrator.simulator.models import Deployment, Model, Version
 from orchestrator.simulator.prices import ZERO, Usage, charge
-from orchestrator.simulator.words import FAILURES, TIMED_OUT, token_counts
+from orchestrator.simulator.words import FAILURES, TIMED_OUT, film_hundredths, token_counts
 
 RUN_LIMIT_S = 1800.0
 LOW_CREDIT_USD = 5
@@ -326,8 +326,21 @@ class World:
         given = orjson.loads(prediction.input)
         images = int(given.get("num_outputs") or 1) if finished and kind != "tokens" else 0
         tokens_in, tokens_out = token_counts(given, prediction.id) if kind == "tokens" and finished else (0, 0)
-        usage = Usage(prediction.end_status, prediction.started, prediction.predict_s, images, tokens_in, tokens_out)
-        return charge(target.model.price, usage, deployment=target.deployment is not None)
+        film_s = Decimal(film_hundredths(given, prediction.id)).scaleb(-2) if kind == "film" and finished else ZERO
+        usage = Usage(
+            status=prediction.end_status,
+            started=prediction.started,
+            predict_s=prediction.predict_s,
+            images=images,
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
+            quality=given.get("quality") or "medium",
+            film_s=film_s,
+            resolution=given.get("resolution") or "720p",
+            sounds=given.get("generate_audio") is True,
+        )
+        own = target.deployment is not None or target.model.visibility == "private"
+        return charge(target.model.price, usage, deployment=own)
 
 
 def _stored(given: dict[str, Any]) -> bytes:

@@ -124,6 +124,31 @@ def test_a_cap_without_a_worst_case(desk: Desk, provider: Provider):
     refused(desk, provider, "per_row_usd", "hardware")
 
 
+def test_a_price_book_with_faults(desk: Desk, provider: Provider):
+    """Every fault of the project's own price book with file, key and what to do; nothing is spent."""
+    (desk.folder / "config").mkdir()
+    (desk.folder / "config" / "prices.toml").write_text(
+        '[models."acme/x"]\nper_ouput_usd = "0.01"\n[hardware]\ngpu-l40s = { per_second_usd = "free" }\n', "utf-8")
+    desk.job(JOB, rows=ROWS)
+    refused(desk, provider, 'config/prices.toml: models."acme/x".per_ouput_usd: unknown (did you mean \'per_output_usd\'?)',
+            "config/prices.toml: hardware.gpu-l40s.per_second_usd: 'free' is not an amount in US dollars")
+
+
+def test_a_price_of_unknown_hardware(desk: Desk, provider: Provider):
+    """By its place in the job, with the nearest right name."""
+    desk.job(JOB + "price: { hardware: gpu-l4s }\n", rows=ROWS)
+    refused(desk, provider, "jobs/shots.yaml:", "price: there is no price of hardware 'gpu-l4s' (did you mean 'gpu-l40s'?)")
+
+
+def test_the_projects_own_price_book(desk: Desk):
+    """It wins over the shipped one, and `plan` reckons with it."""
+    (desk.folder / "config").mkdir()
+    (desk.folder / "config" / "prices.toml").write_text(
+        '[models."black-forest-labs/flux-schnell"]\nper_output_usd = "7"\n', "utf-8")
+    desk.job(JOB, rows=ROWS)
+    assert "$84.00" in desk("plan", "shots").out  # three rows of four pictures at most
+
+
 def test_a_budget_below_one_row(desk: Desk, provider: Provider):
     """plan warns of it, and run says what is spent of how much and what the next row may need."""
     desk.job(JOB + "budget: { usd: 0.001 }\n", rows=ROWS)

@@ -186,6 +186,17 @@ def test_files_keep_every_byte(rig: Rig) -> None:
     assert rig.http.get(body["urls"]["get"]).json() == {"detail": "File not found"}
 
 
+def test_official_models_tell_what_they_are_billed_by(rig: Rig) -> None:
+    """The seconds of a film, a little less than was asked for, and the number of images; unless a switch keeps them back."""
+    film = rig.buy("simulator/film", prompt="x", duration=12).json()["id"]
+    images = rig.buy("simulator/portrait", prompt="x", num_outputs=3).json()["id"]
+    rig.advance(1000)
+    assert 11 < rig.see(film)["metrics"]["video_output_duration_seconds"] <= 12
+    assert rig.see(images)["metrics"]["image_output_count"] == len(rig.see(images)["output"]) == 3
+    rig.put("faults", untold_counts=True)
+    assert set(rig.see(film)["metrics"]) == set(rig.see(images)["metrics"]) == {"predict_time", "total_time"}
+
+
 def test_descriptions(rig: Rig) -> None:
     """Account, hardware, versions, deployment, collection and webhook secret are there in their documented forms."""
     get = rig.http.get

@@ -2,6 +2,7 @@
 
 import math
 import tracemalloc
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -173,6 +174,27 @@ def test_units_are_billed_by_the_piece() -> None:
     assert charge(Price(image_usd=Decimal("0.003")), usage, deployment=False) == Decimal("0.009")
     price = Price(token_in_usd=Decimal("0.00000005"), token_out_usd=Decimal("0.00000025"))
     assert charge(price, usage, deployment=False) == Decimal("0.0000075")
+
+
+def test_what_the_input_asks_for_has_its_price() -> None:
+    """Images by quality, films by the second, resolution and sound; what failed or was canceled pays for nothing made."""
+    prices = {model.slug: model.price for model in SHOP.models.values()}
+    usage = Usage(status="succeeded", started=True, predict_s=9.0, images=2, tokens_in=0, tokens_out=0)
+    portrait = replace(usage, quality="high")
+    film = replace(usage, film_s=Decimal("4.97"), resolution="480p", sounds=True)
+    assert charge(prices["simulator/portrait"], portrait, deployment=False) == Decimal("0.334")
+    assert charge(prices["simulator/film"], film, deployment=False) == Decimal("0.497")
+    assert charge(prices["simulator/film"], replace(film, status="canceled"), deployment=False) == 0
+    assert charge(prices["simulator/echo"], usage, deployment=False) == Decimal("0.0001")
+
+
+def test_a_private_model_pays_for_failures() -> None:
+    """Like a deployment, and unlike a public model on the same hardware."""
+    here = world()
+    here.faults.put({"fail": {"next": 1}})
+    made = here.create(order("acme/flux-finetune", prompt="x"), at=START)
+    here.settle(START + 10_000)
+    assert made.end_status == "failed" and made.billed is not None and made.billed > 0
 
 
 def test_bucket_allows_its_burst_then_its_rate() -> None:

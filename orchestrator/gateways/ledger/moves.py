@@ -84,7 +84,8 @@ async def scene_of(connection: AsyncConnection, facts: Sequence[Fact]) -> Scene:
 
 async def _inputs(connection: AsyncConnection, found: Sequence[Row[Any]], rules: Mapping[int, Rules]) -> dict[int, str]:
     """The inputs of the rows whose price depends on them: most prices do not, and then nothing is read."""
-    keys = sorted({row.item_pk for row in found if asks_input(rules[row.batch_pk].price_json)})
+    asking = {pk for pk, rule in rules.items() if asks_input(rule.price_json)}
+    keys = sorted({row.item_pk for row in found if row.batch_pk in asking})
     if not keys:
         return {}
     return {row.pk: row.input_json for row in await connection.execute(_INPUTS, {"keys": keys})}
