@@ -1,5 +1,6 @@
 """The price book: which entry counts on which day, by whose rules, and what is wrong with a file."""
 
+import re
 import tomllib
 from datetime import date
 from decimal import Decimal
@@ -191,6 +192,15 @@ def test_the_shipped_book():
     assert all(price_of(model, book=book) is not None for model in said["models"])
     docs = price_of("meta/meta-llama-3.1-405b-instruct", book=book)  # the example in Replicate's billing docs
     assert (docs.usd * 8, docs.usd_out * 43) == (Decimal("0.0000760"), Decimal("0.0004085"))
+
+
+def test_the_samples_of_the_page():
+    """docs/prices.md shows entries that can be read."""
+    page = (SHIPPED.parents[1] / "docs" / "prices.md").read_text("utf-8")
+    (sample,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    book = book_of(sample, SHIPPED.read_text("utf-8"))
+    assert price_of("acme/poster", book=book).usd == Decimal("0.03")
+    assert price_of("acme/film", book=book).rate_of({"resolution": "4k"}).usd == Decimal("0.15")
 
 
 @given(st.lists(st.dates(date(2024, 1, 1), date(2028, 1, 1)), unique=True), st.dates(date(2023, 1, 1), date(2029, 1, 1)))
