@@ -67,6 +67,27 @@ async def test_migrated_equals_metadata(ledger_url: str) -> None:
     await database.close()
 
 
+async def test_charges_of_an_older_ledger(acts: Any, database: Database) -> None:
+    """What was charged before it was written down from what, stays charged, and nothing is made up beside it."""
+    batch = await acts.loaded(2)
+    await acts.claim(batch, 2)
+    await acts.tell(acts.ended("p0", attempt_id="a0"))
+    younger = ("charge_unit", "charge_quantity", "charge_quantity_out", "charge_price", "charge_price_out", "charge_price_id")
+
+    def back(connection: Connection) -> None:
+        for name in younger:
+            connection.execute(text(f"ALTER TABLE attempts DROP COLUMN {name}"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0007'"))
+
+    await _run(database, back)
+    await database.migrate()
+    await acts.tell(acts.ended("p1", attempt_id="a1"))
+    query = text(f"SELECT charge_units, {', '.join(younger)} FROM attempts ORDER BY id")
+    first, second = await _run(database, lambda connection: [tuple(row) for row in connection.execute(query)])
+    assert first == (10**12, *[None] * 6)
+    assert second == (10**12, "second", "2.0", None, "0.5", None, "test")
+
+
 def test_head() -> None:
     """The revision a new ledger is stamped with is the newest one."""
     assert ScriptDirectory.from_config(config()).get_current_head() == HEAD
