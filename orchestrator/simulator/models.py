@@ -1,6 +1,6 @@
 """The catalogue: the few models this Replicate offers, with schemas like those of the real ones."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -32,7 +32,8 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model; `kind` names what it makes, `pace` scales the configured latency, versions stand newest first."""
+    """One model; `kind` names what it makes, `pace` scales the configured latency, versions stand newest first. A private
+    model that is `fast_booting` is billed like a public one."""
 
     owner: str
     name: str
@@ -43,6 +44,7 @@ class Model:
     price: Price
     versions: tuple[Version, ...]
     visibility: str = "public"
+    fast_booting: bool = False
 
     @property
     def slug(self) -> str:
@@ -203,6 +205,11 @@ def catalogue() -> Catalogue:
     own = _version("ac3e000000000001", _sdxl_schema(refine=False), official=False, created_at="2024-05-05T05:05:05Z")
     private = _community("acme/flux-finetune", "images", (own,), Price(hardware="gpu-l40s"), pace=1.0, visibility="private")
     shop.add(private)
+    quick = _version("9c1c000000000001", _sdxl_schema(refine=False), official=False, created_at="2025-05-05T05:05:05Z")
+    tuned = _community(
+        "acme/quick-finetune", "images", (quick,), Price(hardware="gpu-h100"), pace=1.0, visibility="private"
+    )
+    shop.add(replace(tuned, fast_booting=True))
     shop.deployments["acme/flux"] = Deployment("acme", "flux", private, "gpu-l40s")
     return shop
 

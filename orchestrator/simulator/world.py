@@ -339,8 +339,9 @@ class World:
             resolution=given.get("resolution") or "720p",
             sounds=given.get("generate_audio") is True,
         )
-        own = target.deployment is not None or target.model.visibility == "private"
-        return charge(target.model.price, usage, deployment=own)
+        model = target.model
+        own = target.deployment is not None or (model.visibility == "private" and not model.fast_booting)
+        return charge(model.price, usage, deployment=own)
 
 
 def _stored(given: dict[str, Any]) -> bytes:

@@ -56,6 +56,10 @@ tiers = [
 
 [models."acme/flux-finetune"]
 hardware = "gpu-l40s"
+
+[models."acme/quick-finetune"]
+hardware = "gpu-h100"
+fast_booting = true
 """
 BOOK = read_book([("prices.toml", "project:", tomllib.loads(OWN)),
                   ("shipped", "", read_toml(config_folder() / "prices.toml"))])
@@ -69,6 +73,7 @@ class Kind:
     columns: dict[str, list[Any]]
     basis: str
     failed_is_known: bool = False  # failed runs are free, or billed by what they tell
+    more: str = ""  # of the job
 
     def rows(self, count: int) -> list[dict[str, Any]]:
         """So many rows, no two alike, walking through the values of each column."""
@@ -85,6 +90,9 @@ KINDS = {
                                              "duration": [2, 12]}, "metrics"),
     "run": Kind("simulator/echo", {}, "run"),
     "private": Kind("acme/flux-finetune", {"num_outputs": [1]}, "estimate", failed_is_known=True),
+    "deployment": Kind("acme/flux", {"num_outputs": [1]}, "estimate", failed_is_known=True,
+                       more="price: { hardware: gpu-l40s }\n"),
+    "fast-booting": Kind("acme/quick-finetune", {"num_outputs": [1]}, "metrics", failed_is_known=True),
 }
 ROWS = 18
 
@@ -129,13 +137,15 @@ def in_sql(stage: Stage, query: str) -> list[dict[str, Any]]:
 
 async def cancel_some(stage: Stage, count: int) -> None:
     """Cancel so many predictions in the middle of their run, as somebody on the provider's page might."""
-    canceled: set[str] = set()
-    while len(canceled) < count:
-        running_now = [p["id"] for p in stage.provider.purchases() if p["status"] == "processing" and p["id"] not in canceled]
-        for prediction_id in running_now[: count - len(canceled)]:
-            httpx.post(f"{stage.provider.url}/v1/predictions/{prediction_id}/cancel",
-                       headers={"authorization": "Bearer r8_simulator"}, verify=False, timeout=60).raise_for_status()
-            canceled.add(prediction_id)
+    asked: set[str] = set()
+    canceled = 0
+    while canceled < count:
+        running_now = [p["id"] for p in stage.provider.purchases() if p["status"] == "processing" and p["id"] not in asked]
+        for prediction_id in running_now[: count - canceled]:
+            told = httpx.post(f"{stage.provider.url}/v1/predictions/{prediction_id}/cancel",
+                              headers={"authorization": "Bearer r8_simulator"}, verify=False, timeout=60).json()
+            asked.add(prediction_id)
+            canceled += told["status"] == "canceled"  # else it had ended meanwhile
         await asyncio.sleep(0.02)
 
 
@@ -144,7 +154,7 @@ async def test_the_bill_to_the_last_digit(market: Stage, name: str):
     """With failures that are tried again and some that are not, cancellations in the middle, and lost answers: the ledger's
     total is the provider's bill, what is unknown was billed nothing, and it is counted apart."""
     kind = KINDS[name]
-    batch, _ = await load(market.rooms, await prepared(market, kind.model, kind.rows(ROWS)))
+    batch, _ = await load(market.rooms, await prepared(market, kind.model, kind.rows(ROWS), more=kind.more))
     market.provider.put("faults", {"fail": {"next": 4}, "lost_answer": {"next": 2}})
     await asyncio.gather(submit(market.rooms, batch.id, 0), asyncio.to_thread(asyncio.run, cancel_some(market, 3)))
     market.provider.put("faults", {"fail": {"next": 2, "text": "the model did not like it"}})
@@ -177,7 +187,7 @@ def _reckoned(kept: list[dict[str, Any]], kind: Kind) -> None:
         if attempt["charge_quantity_out"] is not None:
             usd += Decimal(attempt["charge_quantity_out"]) * Decimal(attempt["charge_price_out"])
         assert usd.scaleb(12) == attempt["charge_units"]
-        assert kind.model in attempt["charge_price_id"]
+        assert attempt["charge_price_id"].startswith(("job:gpu-l40s@", f"project:{kind.model}@", f"{kind.model}@"))
 
 
 async def test_seconds_of_film_that_nobody_tells(market: Stage):
