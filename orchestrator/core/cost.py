@@ -249,7 +249,7 @@ def _told(prediction: Prediction, *names: str) -> Decimal | None:
     return None
 
 
-# What official models tell of themselves (public code of Replicate's own models records them). Languages models of 2024 had
+# What official models tell of themselves (public code of Replicate's own models records them). Language models of 2024 had
 # the words in another order.
 _COUNTS = ("image_output_count", "video_output_count", "audio_output_count", "generic_output_count")
 _READ, _WROTE = ("token_input_count", "input_token_count"), ("token_output_count", "output_token_count")
