@@ -162,11 +162,13 @@ class Retry(_Part):
     attempts: Annotated[Whole, Field(ge=1, le=100)] = Field(
         3, description="How often a row is tried; only failures of the provider count.")
     tolerate_failed: Share = Field(
-        0, description="Failed rows with which the batch still counts as done: a share such as 5%, or a number of rows.")
+        0, description="Failed rows with which the batch still counts as done: a share such as 5%, or a number of rows. With "
+        "more the batch pauses before it buys the rest; 0 stops nothing, and is judged at the end.")
+    stop_after: Annotated[Whole, Field(ge=0)] = Field(
+        20, description="Failed rows after which the batch pauses if not one has succeeded by then; 0: go on all the same.")
     unsure: Literal["refuse", "buy"] = Field(
         "refuse", description="A purchase whose answer was lost and cannot be cleared up: end the row as failed, or buy again "
         "(it may then be paid twice).")
-
     expired: Literal["refuse", "buy"] = Field(
         "refuse", description="A row that succeeded and whose outputs the provider deleted before they were fetched: end it as "
         "failed, class expired, or buy it again, once (with attempts: 1 not at all). It is paid for again.")

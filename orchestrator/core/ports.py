@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
+from orchestrator.core.failing import Tally
 from orchestrator.core.homeward import Backlog
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.permits import Budget, Flow, Grant, Heard
@@ -386,6 +387,17 @@ class Ledger(Protocol):
 
     async def pause_for_budget(self, batch_pk: int, *, terms: ClaimTerms) -> bool:
         """Pause the batch, reason `budget`, if not one more row can be afforded and nothing is out that could free money."""
+
+    async def tally(self, batch_pk: int, *, most: int) -> Tally:
+        """How the rows fared that were sent to the provider; failures are counted up to `most` beyond the known ones."""
+
+    async def pause_for_failures(self, batch_pk: int, *, most: int, decide: Callable[[Batch, Tally], str | None],
+                                 now: datetime) -> bool:
+        """Pause a running batch for the reason that `decide` gives, asked under the batch's lock with the causes told as well;
+        says whether it is paused by that."""
+
+    async def know_failures(self, batch_pk: int) -> None:
+        """A person says that the batch is to go on: what has failed until now is known, and stops it no more."""
 
     async def claimable(self, batch_pk: int, *, count: int, terms: ClaimTerms) -> Claimable:
         """How many items `claim` would give now, and why not more. Reads only."""

@@ -23,15 +23,18 @@ async def pause(rooms: Rooms, batch: Batch, *, reason: str = BY_OPERATOR) -> boo
 
 
 async def resume(rooms: Rooms, batch: Batch) -> bool:
-    """Go on with a paused or canceled batch: canceled rows that were never bought wait again, and a start limit that stopped
-    it is lifted. After another pause the limit still holds: the run that set it may be there. Raises BadInput while predictions
-    are being canceled: they would end as failures of a batch that nobody cancels any more."""
+    """Go on with a paused or canceled batch: canceled rows that were never bought wait again, a start limit that stopped it is
+    lifted, and what has failed until now is known and stops it no more. After another pause the limit still holds: the run that
+    set it may be there. Raises BadInput while predictions are being canceled: they would end as failures of a batch that nobody
+    cancels any more."""
     if batch.state is BatchState.CANCELING and await rooms.ledger.in_air(batch.pk, count=1):
         raise BadInput(f"batch {batch.id} is still being canceled, with predictions out: try again in a moment. If nobody is at "
                        f"work for it, `orchestrator cancel {batch.id}` goes on with it")
     is_held = batch.state is BatchState.PAUSED and batch.reason == START_LIMIT
     if batch.start_limit is not None and (is_held or batch.state in _CANCELED):
         await _lift_limit(rooms, batch)  # first: with the limit the report would pause it again
+    if batch.state is BatchState.PAUSED or batch.state in _CANCELED:
+        await rooms.ledger.know_failures(batch.pk)  # first, likewise
     return await go_on(rooms, batch)
 
 
@@ -86,6 +89,7 @@ async def retry(rooms: Rooms, batch: Batch, *, classes: frozenset[str]) -> tuple
     fetched += await rooms.ledger.rejoin(batch.pk, classes=classes)
     bought += await rooms.ledger.reopen_failed(batch.pk, classes=classes)
     if fetched or bought:
+        await rooms.ledger.know_failures(batch.pk)
         ended = frozenset({BatchState.FINISHED, BatchState.CANCELED, BatchState.PAUSED})
         if not await _set_going(rooms, batch, allowed=ended):  # it runs already
             await wake_all(rooms, batch)

@@ -17,6 +17,7 @@ from orchestrator.core.ports import Claimable, ClaimTerms, CreateAnswer, Proof, 
 from orchestrator.core.records import Claim, Fact, Wake
 from orchestrator.core.refusals import Kind, judge
 from orchestrator.core.waiting import TRIED_AGAIN, behind, in_words, limited, until
+from orchestrator.flow.failing import Watch
 from orchestrator.flow.hearing import SILENCE_S, Ear
 from orchestrator.flow.listing import learn_clock, provider_now
 from orchestrator.flow.record import FactsBuffer, buffered, fact_of
@@ -48,6 +49,10 @@ class _Task:
     late_s: float = 0.0  # so long files wait, that are bought now
     looked_at_s: float = float("-inf")
     in_air: set[asyncio.Task[None]] = field(default_factory=set)
+    failing: Watch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.failing = Watch(self.rooms)
 
 
 async def submit(rooms: Rooms, batch_id: str, lane: int) -> list[Wake]:
@@ -107,6 +112,8 @@ async def _round(task: _Task, *, free: int) -> float:
     room = await _look(task, count=free)
     if not room.count:
         return await _no_row(task, room)
+    if await task.failing.stops(order.batch):
+        return SHORT_WAIT_S
     if not task.part:
         await task.voice.say(behind(task.late_s, 0.0))
         return SHORT_WAIT_S

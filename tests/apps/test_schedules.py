@@ -37,6 +37,7 @@ def test_the_next_slot_on_both_clocks() -> None:
     (slot("skipped", reason="missed"), "last 2026-03-28 02:30: skipped, missed"),
     (slot("failed", reason="there is no file"), "last 2026-03-28 02:30: failed, there is no file"),
     (slot("running", batch="n-1", batch_state=BatchState.RUNNING), "last 2026-03-28 02:30: running (batch n-1)"),
+    (slot("running", batch="n-1", batch_state=BatchState.PAUSED), "last 2026-03-28 02:30: paused (batch n-1)"),
     (slot("running", batch="n-1", batch_state=BatchState.FINISHED), "last 2026-03-28 02:30: done (batch n-1)"),
 ])
 def test_what_became_of_the_last_slot(last: Slot, words: str) -> None:

@@ -10,6 +10,7 @@ from orchestrator.apps.cli.options import RunOptions
 from orchestrator.apps.cli.panel import clock_text, usd_text
 from orchestrator.apps.cli.speech import say
 from orchestrator.apps.hints import failed_lines, failures
+from orchestrator.core.failing import FAILING
 from orchestrator.core.lifecycle import LIVE_BATCH, BatchState, ItemState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import REWRITE_LANE, Batch, Counts
@@ -56,11 +57,15 @@ async def close(run: ThisRun, batch: Batch, counts: Counts, *, code: Exit, lines
 
 
 def _not_started(options: RunOptions, batch: Batch, counts: Counts) -> list[str]:
-    """What a start limit left, and the command for it."""
+    """What a start limit left, and the command for it; or how much was not bought, as too much had failed."""
     waiting = counts.by_state.get(ItemState.PENDING, 0)
-    if batch.state is not BatchState.PAUSED or batch.reason != START_LIMIT or options.rehearsal or not waiting:
+    if batch.state is not BatchState.PAUSED or not waiting:
         return []
     rows = "1 row" if waiting == 1 else f"{waiting:,} rows"
+    if (batch.reason or "").startswith(FAILING):
+        return [f"{rows} left, and not bought"]
+    if batch.reason != START_LIMIT or options.rehearsal:
+        return []
     return [f"{rows} not started (--limit {batch.start_limit}); the rest: {options.command(batch)}"]
 
 

@@ -10,6 +10,7 @@ from orchestrator.apps.cli.speech import say
 from orchestrator.apps.hints import why
 from orchestrator.apps.machine import Machine
 from orchestrator.core.errors import OrchestratorError, Unreachable
+from orchestrator.core.failing import FAILING
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import IN_AIR_ITEM, BatchState, ItemState
 from orchestrator.core.matching import last_moment
@@ -160,7 +161,7 @@ class Follower:
             say(f"the results cannot be written to {look.batch.output_to}: {error.strerror or error}")
         if reason == START_LIMIT:
             return exit_of(look.batch, look.counts)
-        if reason.startswith(OUTPUTS_REFUSED):
+        if reason.startswith((OUTPUTS_REFUSED, FAILING)):
             self.last_trouble = reason
             return Exit.FAILED_ROWS
         return Exit.UNREACHABLE if "token" in reason else Exit.BUDGET

@@ -15,6 +15,7 @@ from orchestrator.apps.cli.panel import screen, usd_text
 from orchestrator.apps.hints import again, failed_lines, failures, why
 from orchestrator.core.cost import to_usd
 from orchestrator.core.errors import BadInput, OrchestratorError
+from orchestrator.core.failing import FAILING
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.records import Batch, Surplus
@@ -129,7 +130,8 @@ def _next(batch: Batch, *, is_idle: bool) -> list[str]:
         return [f"  go on    {again(batch)}"]
     if batch.state is not BatchState.PAUSED:
         return []
-    return [f"  go on    {f'orchestrator resume {batch.id}' if batch.reason == BY_OPERATOR else again(batch)}"]
+    needs_a_word = batch.reason == BY_OPERATOR or (batch.reason or "").startswith(FAILING)
+    return [f"  go on    {f'orchestrator resume {batch.id}' if needs_a_word else again(batch)}"]
 
 
 async def watch(name: str) -> Ending:

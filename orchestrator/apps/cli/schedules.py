@@ -10,6 +10,7 @@ from orchestrator import wiring
 from orchestrator.core.cron import zone_of
 from orchestrator.core.errors import Unreachable
 from orchestrator.core.job import Schedule
+from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.schedule import Slot, SlotState, job_key, next_slot
 
 
@@ -67,6 +68,8 @@ def _outcome(slot: Slot) -> str:
     word = slot.state.value
     if slot.state is SlotState.RUNNING and slot.batch_state is not None and slot.has_ended:
         word = SlotState.DONE.value  # no scheduler has looked since
+    if slot.state is SlotState.RUNNING and slot.batch_state is BatchState.PAUSED:
+        word = BatchState.PAUSED.value  # until a person has looked, and the slots to come wait for that
     return word + (f", {slot.reason}" if slot.reason else "") + (f" (batch {slot.batch_id})" if slot.batch_id else "")
 
 

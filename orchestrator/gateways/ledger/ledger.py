@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from datetime import datetime
 from typing import Any
 
+from orchestrator.core.failing import Tally
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Claimable, ClaimTerms, Decide, KeptDelivery, OpenAttempt, OpenWindow
 from orchestrator.core.records import (
@@ -29,6 +30,7 @@ from orchestrator.core.verify import Bought, HomeFile, HomeRow, Owner
 from orchestrator.gateways.ledger import (
     claims,
     collecting,
+    failing,
     loading,
     moves,
     naming,
@@ -118,6 +120,19 @@ class SqlLedger:
     async def pause_for_budget(self, batch_pk: int, *, terms: ClaimTerms) -> bool:
         """As the port says."""
         return await self._db.write(claims.pause_for_budget, batch_pk, terms=terms)
+
+    async def tally(self, batch_pk: int, *, most: int) -> Tally:
+        """As the port says."""
+        return await self._db.read(failing.tally, batch_pk, most=most)
+
+    async def pause_for_failures(self, batch_pk: int, *, most: int, decide: Callable[[Batch, Tally], str | None],
+                                 now: datetime) -> bool:
+        """As the port says. `decide` must be pure: it may be asked again."""
+        return await self._db.write(failing.pause, batch_pk, most=most, decide=decide, now=now)
+
+    async def know_failures(self, batch_pk: int) -> None:
+        """As the port says."""
+        await self._db.write(failing.know, batch_pk)
 
     async def claimable(self, batch_pk: int, *, count: int, terms: ClaimTerms) -> Claimable:
         """As the port says."""

@@ -1,0 +1,89 @@
+"""How the rows of a batch fared, counted no further than anybody asks, and the pause that may come of it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.core.failing import SAMPLE, Cause, Tally
+from orchestrator.core.lifecycle import BatchState, ItemState
+from orchestrator.core.records import Batch
+from orchestrator.gateways.ledger.loading import batch_of, set_state
+from orchestrator.gateways.ledger.tables import UNPRICED, attempts, batches, items
+
+CAUSES = 3
+_WORKED = [ItemState.SUCCEEDED.value, ItemState.COLLECTING.value]
+_BOUGHT_NOTHING = and_(items.c.error_class == "invalid_input", attempts.c.prediction_id.is_(None))
+
+
+async def tally(connection: AsyncConnection, batch_pk: int, *, most: int) -> Tally:
+    """Reads only, and short: each number is counted up to what can make a difference."""
+    known = (await connection.execute(
+        select(batches.c.known_failed, batches.c.known_refused).where(batches.c.pk == batch_pk))).one()
+    known_failed, known_refused = known.known_failed or 0, known.known_refused or 0
+    worked = select(items.c.pk).where(items.c.batch_pk == batch_pk, items.c.state.in_(_WORKED))
+    return Tally(
+        worked=await _many(connection, worked, SAMPLE),
+        failed=await _many(connection, _failed(batch_pk, is_refused=False), known_failed + most),
+        refused=await _many(connection, _failed(batch_pk, is_refused=True), known_refused + most),
+        known_failed=known_failed, known_refused=known_refused)
+
+
+async def _many(connection: AsyncConnection, query: Select[Any], count: int) -> int:
+    """How many rows a query has, counted up to `count`."""
+    return int((await connection.execute(select(func.count()).select_from(query.limit(count).subquery()))).scalar_one())
+
+
+def _failed(batch_pk: int, *, is_refused: bool) -> Select[Any]:
+    """Failed rows that were sent; one that was not taken into the batch as it stands was refused before there was a batch."""
+    is_other = or_(items.c.error_class.is_(None), items.c.error_class != "invalid_input",
+                   attempts.c.prediction_id.is_not(None))
+    return (select(items.c.pk).select_from(items.join(attempts, attempts.c.id == items.c.attempt_id))
+            .where(*_sent(batch_pk), _BOUGHT_NOTHING if is_refused else is_other))
+
+
+def _sent(batch_pk: int) -> tuple[ColumnElement[bool], ...]:
+    return items.c.batch_pk == batch_pk, items.c.state == ItemState.FAILED.value
+
+
+async def pause(connection: AsyncConnection, batch_pk: int, *, most: int, decide: Callable[[Batch, Tally], str | None],
+                now: datetime) -> bool:
+    """Decided under the batch's lock: since somebody looked, a person may have said "go on", or changed the job."""
+    found = (await connection.execute(select(batches).where(batches.c.pk == batch_pk).with_for_update())).one_or_none()
+    if found is None or found.state != BatchState.RUNNING.value:
+        return False
+    stands = replace(await tally(connection, batch_pk, most=most), causes=await _causes(connection, batch_pk),
+                     unknown=await _unknown(connection, batch_pk))
+    reason = decide(batch_of(found), stands)
+    if reason is None:
+        return False
+    return await set_state(connection, batch_pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}), reason=reason,
+                           now=now)
+
+
+async def _causes(connection: AsyncConnection, batch_pk: int) -> tuple[Cause, ...]:
+    """Why the rows failed that were sent, the most frequent class first."""
+    many = func.count()
+    rows = await connection.execute(
+        select(items.c.error_class, many.label("many"), func.min(items.c.error).label("example"))
+        .where(*_sent(batch_pk), items.c.attempts > 0).group_by(items.c.error_class)
+        .order_by(many.desc(), items.c.error_class).limit(CAUSES))
+    return tuple(Cause(row.error_class or "unknown", int(row.many), row.example) for row in rows)
+
+
+async def _unknown(connection: AsyncConnection, batch_pk: int) -> int:
+    """Rows of which nobody knows what they cost."""
+    return int((await connection.execute(select(func.count(attempts.c.item_pk.distinct())).where(
+        attempts.c.batch_pk == batch_pk, text(UNPRICED)))).scalar_one())
+
+
+async def know(connection: AsyncConnection, batch_pk: int) -> None:
+    """All that has failed until now is known."""
+    def counted(*, is_refused: bool) -> Any:
+        return select(func.count()).select_from(_failed(batch_pk, is_refused=is_refused).subquery()).scalar_subquery()
+
+    await connection.execute(update(batches).where(batches.c.pk == batch_pk).values(
+        known_failed=counted(is_refused=False), known_refused=counted(is_refused=True)))
