@@ -13,3 +13,16 @@ def results(folder: str | Path) -> Any:
     from orchestrator.gateways.rows.frames import results_frame
 
     return results_frame(Path(folder))
+
+
+def costs(batch: str | None = None, *, by: str = "batch", home: str | Path | None = None) -> Any:
+    """What was spent, as a pandas DataFrame: a row for each batch, job, model, day (UTC) or cell of `column:NAME`, as `by` says.
+
+    Of one batch (its id, the beginning of it, or its job's name), or of all in the ledger. Money is exact: columns `spent_usd`,
+    and of that `succeeded_usd`, `failed_usd`, `canceled_usd`, `surplus_usd`, hold `decimal.Decimal` US dollars; `rows`,
+    `predictions`, and `unknown_rows`, of which something cost nobody knows how much, are counts. `home`: the folder
+    `.orchestrator`; left out, the one nearest to the working folder. Raises `orchestrator.core.errors.BadInput`.
+    """
+    from orchestrator.apps.frames import costs_frame
+
+    return costs_frame(batch, by=by, home=None if home is None else Path(home))

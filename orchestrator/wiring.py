@@ -5,7 +5,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +116,13 @@ def listening(settings: Settings) -> socket.socket:
 def own_settings() -> Settings:
     """The settings of a role: of the home it was given, or the nearest one."""
     return read_settings(home_of(None, cwd=Path.cwd()))
+
+
+def write_table(path: str, rows: Sequence[Mapping[str, Any]], *, columns: Sequence[str]) -> None:
+    """A small table of texts, whole numbers and decimals, named .parquet or .csv. Raises OSError."""
+    from orchestrator.gateways.rows.reports import write
+
+    write(Path(path), rows, columns=columns)
 
 
 def views(rooms: Rooms) -> LedgerViews:

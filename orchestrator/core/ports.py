@@ -36,6 +36,7 @@ from orchestrator.core.records import (
     Wake,
 )
 from orchestrator.core.schedule import NewSlot, Slot, SlotsStanding, SlotState
+from orchestrator.core.spending import BatchNames, Spent
 from orchestrator.core.tempo import Tempo
 from orchestrator.core.verify import Bought, HomeFile, HomeRow, Owner, Seen
 
@@ -235,6 +236,9 @@ class Tables(Protocol):
 
     def entries(self, path: str) -> Iterator[list[dict[str, Any]]]:
         """The objects of a JSON-lines file, in bounded chunks. Raises BadInput, FileNotFoundError."""
+
+    def column(self, blob: bytes, name: str) -> list[str | None]:
+        """The cells of one column of a chunk's snapshot as text, None where empty; a chunk may lack the column."""
 
     def cells(self, path: str, *, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
         """These columns of a results file, in bounded chunks; CSV cells are text. Raises BadInput, FileNotFoundError."""
@@ -587,6 +591,19 @@ class Ledger(Protocol):
 
     async def slots_of(self, job: str, *, limit: int) -> list[Slot]:
         """A job's latest slots, newest first."""
+
+
+    async def batch_names(self) -> list[BatchNames]:
+        """Of all batches, newest first."""
+
+    async def spent_by_batch(self, batch_pks: Sequence[int] | None) -> dict[int, Spent]:
+        """What each of these batches has spent that has tried anything; None: all there are."""
+
+    async def spent_by_day(self, batch_pks: Sequence[int] | None) -> list[tuple[str, Spent]]:
+        """What was spent on each day (UTC), by when a prediction ended; a row tried on two days counts on both."""
+
+    def spent_by_row(self, batch_pk: int) -> AsyncIterator[tuple[int, bytes, dict[int, Spent]]]:
+        """Chunk by chunk: its first row's number, its snapshot, and what each row cost that was tried, by its number."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,16 @@ def items(batch: BatchName, state: Annotated[str | None, typer.Option(help="Only
 
 
 @app.command()
+def costs(batch: Annotated[str | None, typer.Argument(metavar="[BATCH]")] = None,
+          by: Annotated[str, typer.Option(help="batch, job, model, day (UTC), or column:NAME of the batch's source.")] = "batch",
+          to: Annotated[str | None, typer.Option(help="A .parquet or .csv file.")] = None, json: Json = False) -> None:
+    """What was spent: in all, and on what failed, was canceled, or was bought beyond need."""
+    from orchestrator.apps.cli import costs as command
+
+    act(lambda: command.costs(batch, by=by, to=to), as_json=json)
+
+
+@app.command()
 def export(batch: BatchName, to: Annotated[str | None, typer.Option(help="A .parquet, .csv or .jsonl file.")] = None,
            json: Json = False) -> None:
     """Write the results as they stand now."""

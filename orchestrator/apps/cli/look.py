@@ -29,8 +29,13 @@ _MOVED_BY_WORKERS = (BatchState.RUNNING, BatchState.CANCELING)  # one that is lo
 
 
 def here() -> Settings:
-    """The settings of the home nearest to the working folder."""
-    settings = read_settings(home_of(None, cwd=Path.cwd()))
+    """The settings of the home nearest to the working folder. Raises BadInput where it has no ledger."""
+    return settings_of(home_of(None, cwd=Path.cwd()))
+
+
+def settings_of(home: Path) -> Settings:
+    """The settings of a home that has a ledger; none is made by looking. Raises BadInput."""
+    settings = read_settings(home)
     if settings.database_url is None and wiring.is_new(settings):
         raise BadInput(f"no ledger here: {settings.home} has none. Run from the folder of your jobs/, or set ORCHESTRATOR_HOME.")
     return settings

@@ -26,6 +26,7 @@ from orchestrator.core.records import (
     Wake,
 )
 from orchestrator.core.schedule import NewSlot, Slot, SlotsStanding, SlotState
+from orchestrator.core.spending import BatchNames, Spent
 from orchestrator.core.verify import Bought, HomeFile, HomeRow, Owner
 from orchestrator.gateways.ledger import (
     claims,
@@ -37,6 +38,7 @@ from orchestrator.gateways.ledger import (
     presence,
     receiving,
     slots,
+    spending,
     steering,
     sweeping,
     verifying,
@@ -404,6 +406,24 @@ class SqlLedger:
     async def unanswered_since(self, account: str) -> datetime | None:
         """As the port says."""
         return await self._db.read(verifying.unanswered_since, account)
+
+    async def batch_names(self) -> list[BatchNames]:
+        """As the port says."""
+        return await self._db.read(spending.batch_names)
+
+    async def spent_by_batch(self, batch_pks: Sequence[int] | None) -> dict[int, Spent]:
+        """As the port says."""
+        return await self._db.read(spending.by_batch, batch_pks)
+
+    async def spent_by_day(self, batch_pks: Sequence[int] | None) -> list[tuple[str, Spent]]:
+        """As the port says."""
+        return await self._db.read(spending.by_day, batch_pks)
+
+    async def spent_by_row(self, batch_pk: int) -> AsyncIterator[tuple[int, bytes, dict[int, Spent]]]:
+        """As the port says, a transaction for each chunk."""
+        for first, end in await self._db.read(views.chunk_places, batch_pk):
+            blob, spent = await self._db.read(spending.by_row, batch_pk, first=first, end=end)
+            yield first, blob, spent
 
     async def canceled(self, batch_pk: int) -> views.CanceledView:
         """What canceling came to so far: rows withdrawn, predictions ended, and what these cost until then."""

@@ -71,6 +71,12 @@ class FileTables:
         """A JSON document, written atomically."""
         write_json(Path(path), value)
 
+    def column(self, blob: bytes, name: str) -> list[str | None]:
+        """One column of a chunk's snapshot, as text."""
+        from orchestrator.gateways.rows.reports import column
+
+        return column(blob, name)
+
     def entries(self, path: str) -> Iterator[list[dict[str, Any]]]:
         """A JSON-lines file, read back."""
         from orchestrator.gateways.rows import written

@@ -75,7 +75,7 @@ class CsvTable:
 
     def __enter__(self) -> Self:
         """Write the column names."""
-        self._text.write(_csv_line(self._names))
+        self._text.write(csv_line(self._names))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -86,7 +86,7 @@ class CsvTable:
     def write(self, batch: Any) -> None:
         """Add the rows as text."""
         columns = [_texts(name, column) for name, column in zip(self._names, batch.columns, strict=True)]
-        self._text.write("".join(_csv_line(cells) for cells in zip(*columns, strict=True)))
+        self._text.write("".join(csv_line(cells) for cells in zip(*columns, strict=True)))
 
 
 class JsonlTable:
@@ -112,7 +112,8 @@ class JsonlTable:
         self._file.write("".join(f"{line}\n" for line in lines).encode())
 
 
-def _csv_line(cells: Iterable[str]) -> str:
+def csv_line(cells: Iterable[str]) -> str:
+    """The cells as one line, those quoted that need it."""
     # Not csv.writer: with "\n" as line end, Python 3.11's leaves a carriage return inside a cell without quotes.
     quoted = ['"' + cell.replace('"', '""') + '"' if _NEEDS_QUOTES.search(cell) else cell for cell in cells]
     return ",".join(quoted) + "\n"

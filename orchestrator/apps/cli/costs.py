@@ -1,0 +1,94 @@
+"""`costs`: what was spent, and on what, as a table, JSON, Parquet or CSV."""
+
+import asyncio
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from orchestrator import wiring
+from orchestrator.apps.cli.ending import Ending, Exit
+from orchestrator.apps.cli.look import here
+from orchestrator.apps.cli.panel import usd_text
+from orchestrator.apps.cli.steer import absolute
+from orchestrator.core.errors import BadInput
+from orchestrator.core.spending import By, Line, Spent, as_json, by_of, record_of
+from orchestrator.flow.spending import spending
+from orchestrator.wiring import Settings
+
+MOST_LINES = 50
+_SUFFIXES = (".parquet", ".csv")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The lines, all together, and what they are of."""
+
+    by: By
+    lines: list[Line]
+    together: Spent
+
+    def records(self) -> list[dict[str, Any]]:
+        """A line each, its key under the name of its kind; cells of a column under `value`."""
+        return [{self.key: line.key, **record_of(line.spent)} for line in self.lines]
+
+    def columns(self) -> list[str]:
+        """The names, also where there is no line."""
+        return [self.key, *record_of(self.together)]
+
+    @property
+    def key(self) -> str:
+        """What the first column is called."""
+        return self.by.kind if self.by.column is None else "value"
+
+
+async def told(settings: Settings, name: str | None, *, by: str) -> Report:
+    """The report of one batch, or of all. Raises BadInput."""
+    kind = by_of(by)
+    async with wiring.rooms(settings, token_needed=False) as rooms:
+        batch = None if name is None else await rooms.ledger.find(name)
+        lines, together = await spending(rooms, kind, batch=batch)
+    return Report(kind, lines, together)
+
+
+async def costs(name: str | None, *, by: str, to: str | None) -> Ending:
+    """Look, and write it down where asked."""
+    if to is not None and not to.endswith(_SUFFIXES):
+        raise BadInput(f"--to {to}: end the name in {' or '.join(_SUFFIXES)}")
+    report = await told(here(), name, by=by)
+    document: dict[str, Any] = {"by": by, "costs": [as_json(record) for record in report.records()],
+                                "total": as_json(record_of(report.together))}
+    if to is None:
+        return Ending(Exit.DONE, document, tuple(_table(report)))
+    path = absolute(to)
+    try:
+        await asyncio.to_thread(wiring.write_table, path, report.records(), columns=report.columns())
+    except OSError as error:
+        raise BadInput(f"--to {to} cannot be written: {error.strerror or error}. Choose another --to") from error
+    return Ending(Exit.DONE, document | {"written": path}, (f"written: {path}",))
+
+
+def _table(report: Report) -> list[str]:
+    """Right-aligned figures under their names; what is nothing is a dash, and what nobody knows is said."""
+    shown = [(line.key or "(empty)", line.spent) for line in report.lines[:MOST_LINES]]
+    cells = [[report.key, "rows", "predictions", "spent", "failed", "canceled", "surplus", "unknown"],
+             *(_cells(key, spent) for key, spent in shown), _cells("together", report.together)]
+    widths = [max(len(line[place]) for line in cells) for place in range(len(cells[0]))]
+    lines = ["  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
+             for line in cells]
+    left = len(report.lines) - len(shown)
+    if left > 0:
+        lines.insert(-1, f"… and {left:,} more; --json and --to have all")
+    if report.together.unknown_rows:
+        lines.append(f"what {report.together.unknown_rows:,} rows cost is not known, and not in these sums")
+    return lines
+
+
+def _cells(key: str, spent: Spent) -> list[str]:
+    figures = record_of(spent)
+    return [key, f"{spent.rows:,}", f"{spent.predictions:,}", usd_text(Decimal(figures["spent_usd"])),
+            *(_or_dash(Decimal(figures[name])) for name in ("failed_usd", "canceled_usd", "surplus_usd")),
+            f"{spent.unknown_rows:,} rows" if spent.unknown_rows else "–"]
+
+
+def _or_dash(usd: Decimal) -> str:
+    return usd_text(usd) if usd else "–"

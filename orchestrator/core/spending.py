@@ -1,0 +1,108 @@
+"""What was spent, and on what: sums over attempts, told by batch, job, model, day or a column of the source. Pure.
+
+Money is in units of 10^-12 USD, as in SQL, so that sums are exact."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from decimal import Decimal
+from typing import Any
+
+from orchestrator.core.cost import to_usd
+from orchestrator.core.errors import BadInput
+from orchestrator.core.nearest import did_you_mean
+
+BATCH, JOB, MODEL, DAY, COLUMN = "batch", "job", "model", "day", "column"
+KINDS = (BATCH, JOB, MODEL, DAY)
+MOST_VALUES = 10_000  # of one column: more are names, not groups, and would not fit into memory
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Sums over some attempts. `rows`: that were tried at all; `unknown_rows`: of which something ended at a price nobody knows.
+    What was spent is the four sums together, each attempt in one of them: surplus first, then by how it ended."""
+
+    rows: int = 0
+    predictions: int = 0
+    succeeded_units: int = 0
+    failed_units: int = 0  # failed, ended by the provider's deadline, or given up
+    canceled_units: int = 0
+    surplus_units: int = 0
+    unknown_rows: int = 0
+
+    @property
+    def units(self) -> int:
+        """All that is known to have been spent."""
+        return self.succeeded_units + self.failed_units + self.canceled_units + self.surplus_units
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One group. `key`: the batch, job, model, day (UTC, YYYY-MM-DD) or cell it is of; None: an empty cell."""
+
+    key: str | None
+    spent: Spent
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNames:
+    """What a batch can be told by."""
+
+    pk: int
+    id: str
+    job: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class By:
+    """What to group by; `column` only of the kind `column`."""
+
+    kind: str
+    column: str | None = None
+
+
+def by_of(text: str) -> By:
+    """`batch`, `job`, `model`, `day` or `column:NAME`. Raises BadInput."""
+    kind, sign, column = text.partition(":")
+    if kind == COLUMN and column:
+        return By(COLUMN, column)
+    if kind in KINDS and not sign:
+        return By(kind)
+    raise BadInput(f"--by {text}: one of {', '.join(KINDS)}, column:NAME{did_you_mean(kind, [*KINDS, 'column:NAME'])}")
+
+
+_NAMES = [field.name for field in fields(Spent)]
+
+
+def added(one: Spent, other: Spent) -> Spent:
+    """Both together, of different rows."""
+    return Spent(*(getattr(one, name) + getattr(other, name) for name in _NAMES))
+
+
+def total(parts: Iterable[Spent]) -> Spent:
+    """All of them together, of different rows."""
+    sum_ = Spent()
+    for part in parts:
+        sum_ = added(sum_, part)
+    return sum_
+
+
+def grouped(parts: Iterable[tuple[str | None, Spent]]) -> list[Line]:
+    """One line for each key, in the order in which they come first."""
+    found: dict[str | None, Spent] = {}
+    for key, spent in parts:
+        found[key] = added(found[key], spent) if key in found else spent
+    return [Line(key, spent) for key, spent in found.items()]
+
+
+def record_of(spent: Spent) -> dict[str, int | Decimal]:
+    """The figures as they are told, money in USD."""
+    return {"rows": spent.rows, "predictions": spent.predictions, "spent_usd": to_usd(spent.units),
+            "succeeded_usd": to_usd(spent.succeeded_units), "failed_usd": to_usd(spent.failed_units),
+            "canceled_usd": to_usd(spent.canceled_units), "surplus_usd": to_usd(spent.surplus_units),
+            "unknown_rows": spent.unknown_rows}
+
+
+def as_json(figures: dict[str, Any]) -> dict[str, Any]:
+    """The same for JSON: money as decimal text."""
+    return {name: format(value, "f") if isinstance(value, Decimal) else value for name, value in figures.items()}
