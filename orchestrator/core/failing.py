@@ -33,8 +33,9 @@ class Tally:
     refused: int
     known_failed: int = 0
     known_refused: int = 0
-    causes: tuple[Cause, ...] = ()  # the most frequent first; only under the lock, like the next
+    causes: tuple[Cause, ...] = ()  # the most frequent first; only under the lock, like the next two
     unknown: int = 0  # rows of which nobody knows what they cost
+    out: int = 0  # rows that are in the air
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,9 @@ def reason(batch: Batch, tally: Tally, limits: Bounds) -> str | None:
     spent = f"${to_usd(batch.spent_units):f} was spent until then"
     if tally.unknown:
         spent += f", and what {tally.unknown:,} rows cost is not known"
+    out = f", {tally.out:,} more were out" if tally.out else ""
     again = f", `orchestrator retry {batch.id}` the failed rows as well" if tally.failed else ""
-    return f"{FAILING}: {why}{_example(tally)}; {spent}. `orchestrator resume {batch.id}` buys the rest all the same{again}"
+    return f"{FAILING}: {why}{_example(tally)}; {spent}{out}. `orchestrator resume {batch.id}` buys the rest all the same{again}"
 
 
 def _example(tally: Tally) -> str:

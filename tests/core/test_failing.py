@@ -71,8 +71,9 @@ def test_the_sentence():
     assert told == (f"{FAILING}: not one has succeeded, and 22 have failed (21 × memory: CUDA out of memory at step 3); $0.042 "
                     "was spent until then. `orchestrator resume shots-1` buys the rest all the same, `orchestrator retry "
                     "shots-1` the failed rows as well")
-    half_known = reason(BATCH, Tally(0, 22, 0, causes=causes, unknown=7), ALL)
-    assert half_known is not None and "$0.042 was spent until then, and what 7 rows cost is not known." in half_known
+    half_known = reason(BATCH, Tally(0, 22, 0, causes=causes, unknown=7, out=5), ALL)
+    assert half_known is not None
+    assert "; $0.042 was spent until then, and what 7 rows cost is not known, 5 more were out. `orch" in half_known
     assert reason(BATCH, Tally(1, 22, 0, causes=causes), ALL) is None
 
 

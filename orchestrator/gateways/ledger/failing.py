@@ -9,13 +9,14 @@ from sqlalchemy import ColumnElement, Select, and_, func, or_, select, text, upd
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.failing import SAMPLE, Cause, Tally
-from orchestrator.core.lifecycle import BatchState, ItemState
+from orchestrator.core.lifecycle import IN_AIR_ITEM, BatchState, ItemState
 from orchestrator.core.records import Batch
 from orchestrator.gateways.ledger.loading import batch_of, set_state
 from orchestrator.gateways.ledger.tables import UNPRICED, attempts, batches, items
 
 CAUSES = 3
 _WORKED = [ItemState.SUCCEEDED.value, ItemState.COLLECTING.value]
+_OUT = [state.value for state in IN_AIR_ITEM]
 _BOUGHT_NOTHING = and_(items.c.error_class == "invalid_input", attempts.c.prediction_id.is_(None))
 
 
@@ -56,7 +57,7 @@ async def pause(connection: AsyncConnection, batch_pk: int, *, most: int, decide
     if found is None or found.state != BatchState.RUNNING.value:
         return False
     stands = replace(await tally(connection, batch_pk, most=most), causes=await _causes(connection, batch_pk),
-                     unknown=await _unknown(connection, batch_pk))
+                     unknown=await _unknown(connection, batch_pk), out=await _out(connection, batch_pk))
     reason = decide(batch_of(found), stands)
     if reason is None:
         return False
@@ -78,6 +79,12 @@ async def _unknown(connection: AsyncConnection, batch_pk: int) -> int:
     """Rows of which nobody knows what they cost."""
     return int((await connection.execute(select(func.count(attempts.c.item_pk.distinct())).where(
         attempts.c.batch_pk == batch_pk, text(UNPRICED)))).scalar_one())
+
+
+async def _out(connection: AsyncConnection, batch_pk: int) -> int:
+    """Rows in the air."""
+    return int((await connection.execute(select(func.count()).select_from(items).where(
+        items.c.batch_pk == batch_pk, items.c.state.in_(_OUT)))).scalar_one())
 
 
 async def know(connection: AsyncConnection, batch_pk: int) -> None:
