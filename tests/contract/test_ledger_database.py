@@ -77,6 +77,8 @@ async def test_charges_of_an_older_ledger(acts: Any, database: Database) -> None
     def back(connection: Connection) -> None:
         for name in younger:
             connection.execute(text(f"ALTER TABLE attempts DROP COLUMN {name}"))
+        for name in ("known_failed", "known_refused"):  # of the revision after that
+            connection.execute(text(f"ALTER TABLE batches DROP COLUMN {name}"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0007'"))
 
     await _run(database, back)
