@@ -67,20 +67,20 @@ def test_looking_at_a_finished_batch(desk: Desk, provider: Provider):
 
 def test_pause_and_resume_while_it_runs(desk: Desk, provider: Provider):
     """A paused batch buys nothing more, says so, and goes on when resumed."""
-    desk.job(ECHO.format(rate=600), rows=texts(60))
+    desk.job(ECHO.format(rate=600), rows=texts(180))
     run = desk.start("run", "shots", "--yes", "--json")
     wait_until(lambda: len(provider.purchases()) > 10)
     (batch,) = desk("status", "--json").json["batches"]
-    assert desk("pause", batch["batch"]).code == 0
+    assert (paused := desk("pause", batch["batch"])).code == 0, str(paused)
     wait_until(lambda: desk("status", batch["batch"], "--json").json["by_state"].get("running", 0) == 0)
     bought = len(provider.purchases())
     assert desk("status", batch["batch"], "--json").json["state"] == "paused"
-    assert len(provider.purchases()) == bought < 60
+    assert len(provider.purchases()) == bought < 180
     assert desk("resume", batch["batch"]).code == 0
-    out, err = run.communicate(timeout=60)
+    out, err = run.communicate(timeout=90)
     assert run.returncode == 0, err
-    assert json.loads(out)["items"]["succeeded"] == 60
-    assert len(provider.purchases()) == 60
+    assert json.loads(out)["items"]["succeeded"] == 180
+    assert len(provider.purchases()) == 180
 
 
 def test_resume_after_a_limit(desk: Desk, provider: Provider):

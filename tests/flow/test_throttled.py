@@ -102,7 +102,7 @@ async def test_a_budget_of_theirs_that_is_a_third_of_ours(stage: Stage):
     read, refused = answered(stage.provider)
     assert at_first[1] <= 9
     assert read - at_first[0] >= 10
-    assert refused - at_first[1] <= 2
+    assert refused - at_first[1] <= 6  # 18, where each asked again by itself
 
 
 async def test_a_429_on_one_get_is_everybodys_pause(stage: Stage):
