@@ -86,6 +86,10 @@ class Unreadable(ProviderRefusal):
     """The provider knows the prediction, and what it says of it cannot be read."""
 
 
+class NameTaken(OrchestratorError):
+    """Another batch has the id that was drawn: draw another."""
+
+
 class Throttled(ProviderRefusal):
     """429: wait `retry_after_s` seconds (None: no hint was given)."""
 

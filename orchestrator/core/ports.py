@@ -338,7 +338,7 @@ class Ledger(Protocol):
     """All of SQL. Each method is one transaction; none holds one across the network."""
 
     async def open_batch(self, new: NewBatch) -> tuple[Batch, bool]:
-        """The batch of this run key, and whether it is new."""
+        """The batch of this run key, and whether it is new. Raises NameTaken where another batch has this id."""
 
     async def batch(self, batch_id: str) -> Batch | None:
         """One batch by id."""

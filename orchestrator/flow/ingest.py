@@ -7,12 +7,13 @@ every row into the ledger. All that is wrong with the rows is told at once.
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
 from orchestrator.core.cost import Pricing
-from orchestrator.core.errors import BadInput, BadRows, NotFound, RowProblem
+from orchestrator.core.errors import BadInput, BadRows, NameTaken, NotFound, RowProblem
 from orchestrator.core.inputs import InputPlan, InputSchema, canonical, plan_inputs
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState
@@ -127,7 +128,7 @@ async def check(rooms: Rooms, prepared: Prepared) -> Examined:
 
 async def load(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
     """The batch of this run key, loaded whole, and whether it is new. Raises BadRows, and then nothing is kept."""
-    batch, new = await rooms.ledger.open_batch(_new_batch(prepared, now=rooms.clock.now(), token=rooms.clock.token()))
+    batch, new = await _opened(rooms, prepared)
     _same_content(batch, prepared)
     prepared = _of_its_day(prepared, batch)
     job = prepared.order.job
@@ -140,6 +141,13 @@ async def load(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
     loaded = await rooms.ledger.batch(batch.id)
     assert loaded is not None
     return loaded, new
+
+
+async def _opened(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
+    """The last four characters of a batch's id are drawn: of a hundred batches a day now and then two draw the same."""
+    while True:
+        with suppress(NameTaken):
+            return await rooms.ledger.open_batch(_new_batch(prepared, now=rooms.clock.now(), token=rooms.clock.token()))
 
 
 def _new_batch(prepared: Prepared, *, now: datetime, token: str) -> NewBatch:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.core.errors import NameTaken
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.records import NewChunk, NewItem, Target
 
@@ -127,3 +128,12 @@ async def test_reason(acts: Any) -> None:
 async def test_unknown_batch(acts: Any) -> None:
     """An id that is not there is None, not an error."""
     assert await acts.ledger.batch("nobody") is None
+
+
+async def test_an_id_that_another_batch_has(acts: Any) -> None:
+    """Two batches of one job and day can draw the same four characters: the second is told, and neither is touched."""
+    first, _ = await acts.ledger.open_batch(acts.new("one", run_key="first"))
+    with pytest.raises(NameTaken):
+        await acts.ledger.open_batch(acts.new("one", run_key="second"))
+    assert await acts.ledger.batch("one") == first
+    assert not await acts.ledger.known("second")

@@ -8,6 +8,7 @@ from sqlalchemy import Row, bindparam, case, delete, func, select, text, update
 from sqlalchemy import insert as plain_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from orchestrator.core.errors import NameTaken
 from orchestrator.core.lifecycle import LIVE_BATCH, BatchState, ItemState
 from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Target
 from orchestrator.gateways.ledger.bulk import write_many
@@ -32,7 +33,7 @@ def batch_of(row: Row[Any]) -> Batch:
 
 
 async def open_batch(connection: AsyncConnection, new: NewBatch) -> tuple[Batch, bool]:
-    """The batch of this run key, made if there is none."""
+    """The batch of this run key, made if there is none. Raises NameTaken where another batch has this id."""
     values = {
         "id": new.id, "job": new.job, "run_key": new.run_key, "account": new.account, "state": BatchState.LOADING.value,
         "created_at": new.created_at, "target_endpoint": new.target.endpoint, "target_name": new.target.name,
@@ -41,8 +42,10 @@ async def open_batch(connection: AsyncConnection, new: NewBatch) -> tuple[Batch,
         "in_flight": new.in_flight, "max_attempts": new.max_attempts, "cap_units": new.cap_units, "started": 0,
         "spent_units": 0, "reserved_units": 0}
     made = await connection.execute(
-        insert(connection, batches).values(values).on_conflict_do_nothing(index_elements=["run_key"]))
-    row = (await connection.execute(select(batches).where(batches.c.run_key == new.run_key))).one()
+        insert(connection, batches).values(values).on_conflict_do_nothing())
+    row = (await connection.execute(select(batches).where(batches.c.run_key == new.run_key))).one_or_none()
+    if row is None:
+        raise NameTaken(f"there is a batch {new.id} already")
     return batch_of(row), made.rowcount == 1
 
 
