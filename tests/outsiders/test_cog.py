@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,10 @@ def test_it_is_the_pure_python_server(cog: CogServer) -> None:
 def test_the_inputs_of_a_real_schema(schema: dict[str, Any]) -> None:
     """Types, ranges, choices, files, secrets and defaults are read as the model's signature declares them."""
     fields = InputSchema.from_openapi(schema).fields
-    assert list(fields.values()) == [
+    defaults = {name: field.default for name, field in fields.items() if field.has_default}
+    assert defaults == {"count": 1, "strength": 0.5, "style": "plain", "size": 512, "shiny": False, "tags": ["a"],
+                        "suffix": ".txt", "fail": "", "sleep_s": 0.0}
+    assert [replace(field, default=None) for field in fields.values()] == [
         FieldSpec("prompt", "string", required=True, min_length=1, max_length=200),
         FieldSpec("count", "integer", minimum=0, maximum=4, has_default=True),
         FieldSpec("strength", "number", minimum=0, maximum=1, has_default=True),

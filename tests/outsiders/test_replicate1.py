@@ -201,7 +201,7 @@ def test_what_is_on_offer(replicate1: Outsider) -> None:
     assert {"prompt", "seed", "width", "height"} <= set(seen["inputs"])
     assert FLUX in seen["models"]
     assert seen["deployment"] == "acme/flux-finetune"
-    assert seen["collection"] == [FLUX]
+    assert seen["collection"] == [FLUX, "simulator/portrait"]
 
 
 def test_a_failed_prediction_is_a_model_error(replicate1: Outsider, provider: Provider) -> None:
