@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from orchestrator.core.failing import FAILING
+from tests.chaos.outages import long
 from tests.e2e.desk import Desk, Provider, wait_until
 from tests.e2e.test_roles import up
 
@@ -52,6 +53,7 @@ def test_a_model_that_always_fails(desk: Desk, provider: Provider):
     assert done.json["state"] == "finished" and done.code == 1
 
 
+@long
 def test_a_nightly_job_whose_model_is_broken(desk: Desk, provider: Provider, free_port: Callable[[], int]):
     """Nobody sits before it: the batch waits with its reason, nothing more is bought, and `jobs` says that it is paused."""
     provider.put("faults", BROKEN)

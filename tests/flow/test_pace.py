@@ -24,6 +24,7 @@ from orchestrator.flow.collect import collect
 from orchestrator.flow.control import pause, resume
 from orchestrator.flow.reconcile import sweep
 from orchestrator.flow.submit import submit
+from tests.chaos.outages import long
 from tests.flow.conftest import Stage
 
 
@@ -264,6 +265,7 @@ def a_day_ago(stage: Stage) -> None:
                        f"WHERE {column} IS NOT NULL")
 
 
+@long
 async def test_whatever_is_changed_meanwhile_each_row_is_bought_once(stage: Stage):
     """429 storms, slow answers, and an operator who changes priority, rate and deadline, pauses and resumes: the provider's own
     ledger has each row once, and never were more alive than the model may have."""

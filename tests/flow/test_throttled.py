@@ -23,6 +23,7 @@ from orchestrator.flow.verify_there import verify_there
 from orchestrator.gateways.testing import HandClock, MemoryLimiter
 from orchestrator.settings import read_settings
 from orchestrator.simulator.serve import SimulatorConfig, running
+from tests.chaos.outages import long
 from tests.e2e.desk import Provider
 from tests.flow.conftest import Stage
 from tests.flow.test_stations import Flaky
@@ -75,6 +76,7 @@ def quick(stage: Stage, *, reads_per_minute: float = 3000.0) -> tuple[Rooms, Han
     return replace(stage.rooms, clock=clock, limiter=MemoryLimiter(clock), tempo=tempo), clock
 
 
+@long
 async def test_a_budget_of_theirs_that_is_a_third_of_ours(stage: Stage):
     """Two workers look for what has ended, as fast as they may and three times as fast as the provider allows: two calls of three
     would be refused, for as long as anything is out."""
@@ -273,6 +275,7 @@ async def test_an_end_within_the_budget(stage: Stage):
     assert clock.boottime() >= 29 / 10  # an unknown bucket is an empty one
 
 
+@long
 async def test_an_end_that_is_throttled(stage: Stage):
     """Twenty cancels side by side on an account whose reads somebody else uses up: each asking again by itself would be refused
     again and again."""
