@@ -71,16 +71,24 @@ def _is_news(bucket: Bucket, serial: int) -> bool:
 
 def keeps(bucket: Bucket, rate: Rate) -> int:
     """How many permits are to be left with the provider: two thirds of what it can have, and no more than for a second."""
-    second = math.ceil(KEPT_S * MICROSECONDS / (rate.interval_us or DOCUMENTED_US))
-    return min(bucket.full * 2 // 3, max(4, second))
+    return min(bucket.full * 2 // 3, _of_a_second(rate))
+
+
+def _of_a_second(rate: Rate) -> int:
+    """How many permits a second gives; a few at least."""
+    return max(4, math.ceil(KEPT_S * MICROSECONDS / _base_us(rate)))
+
+
+def _base_us(rate: Rate) -> int:
+    """The interval from which a budget slows down: its own, or the documented one where it has none."""
+    return rate.interval_us or DOCUMENTED_US
 
 
 def _doubted(bucket: Bucket, rate: Rate, remaining: int) -> Bucket:
     """Its bucket may have shrunk: kept at a share of what it never has again, our rate would sink for good."""
-    if bucket.slow_us < DOUBTED * (rate.interval_us or DOCUMENTED_US):
+    if bucket.slow_us < DOUBTED * _base_us(rate):
         return bucket
-    second = math.ceil(KEPT_S * MICROSECONDS / (rate.interval_us or DOCUMENTED_US))
-    return replace(bucket, full=max(remaining, min(bucket.full, max(4, second) * 3 // 2) * 3 // 4))
+    return replace(bucket, full=max(remaining, min(bucket.full, _of_a_second(rate) * 3 // 2) * 3 // 4))
 
 
 def _breaker(bucket: Bucket, told: Heard, *, now_us: int) -> Bucket:
@@ -117,13 +125,13 @@ def _steered(bucket: Bucket, rate: Rate, remaining: int | None, *, now_us: int) 
 
 
 def _slowed(bucket: Bucket, rate: Rate, *, by: float) -> Bucket:
-    base_us = rate.interval_us or DOCUMENTED_US
+    base_us = _base_us(rate)
     slow_us = min(math.floor(max(base_us, bucket.slow_us) * by), SLOWEST * base_us)
     return replace(bucket, slow_us=slow_us if by > 1 else bucket.slow_us, steered=bucket.served)
 
 
 def _faster(bucket: Bucket, rate: Rate, *, steps: int) -> Bucket:
     """One step of the rate, of `steps` from nothing to the budget's own."""
-    base_us = rate.interval_us or DOCUMENTED_US
+    base_us = _base_us(rate)
     slow_us = math.floor(bucket.slow_us / (1 + bucket.slow_us / (steps * base_us)))
     return replace(bucket, slow_us=slow_us if slow_us > base_us else 0, steered=bucket.served)
