@@ -67,6 +67,30 @@ async def test_migrated_equals_metadata(ledger_url: str) -> None:
     await database.close()
 
 
+def _without_0010(connection: Connection) -> None:
+    """Take back the newest revision."""
+    connection.execute(text("DROP INDEX ix_items_copies"))
+    connection.execute(text("DROP INDEX uq_items_share_key"))
+    for name in ("twin_of", "copies", "share_key"):
+        connection.execute(text(f"ALTER TABLE items DROP COLUMN {name}"))
+    connection.execute(text("ALTER TABLE batches DROP COLUMN estimate_json"))
+    connection.execute(text("DROP TABLE batch_days"))
+    connection.execute(text("UPDATE alembic_version SET version_num = '0009'"))
+
+
+async def test_days_of_an_older_ledger(acts: Any, database: Database) -> None:
+    """What an older ledger spent and reserves counts for the days on which it was claimed."""
+    batch = await acts.loaded(3)
+    await acts.claim(batch, 3, reserve_units=7)
+    await acts.tell(acts.ended("p0", attempt_id="a0"))
+    await _run(database, _without_0010)
+    await database.migrate()
+    query = text("SELECT d.day, d.spent_units, d.reserved_units, b.spent_units, b.reserved_units FROM batch_days d "
+                 "JOIN batches b ON b.pk = d.batch_pk")
+    ((day, spent, reserved, of_batch, held),) = await _run(database, lambda c: [tuple(r) for r in c.execute(query)])
+    assert (day, spent, reserved) == ("2026-01-05", 10**12, 14) == (day, of_batch, held)
+
+
 async def test_charges_of_an_older_ledger(acts: Any, database: Database) -> None:
     """What was charged before it was written down from what, stays charged, and nothing is made up beside it."""
     batch = await acts.loaded(2)
@@ -79,6 +103,7 @@ async def test_charges_of_an_older_ledger(acts: Any, database: Database) -> None
             connection.execute(text(f"ALTER TABLE attempts DROP COLUMN {name}"))
         for name in ("known_failed", "known_refused"):  # of the revision after that
             connection.execute(text(f"ALTER TABLE batches DROP COLUMN {name}"))
+        _without_0010(connection)
         connection.execute(text("UPDATE alembic_version SET version_num = '0007'"))
 
     await _run(database, back)

@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlmodel import Field, SQLModel
 
-HEAD = "0009"  # the newest revision in migrations/versions; a test holds the two together
+HEAD = "0010"  # the newest revision in migrations/versions; a test holds the two together
 
 # Partial indexes serve only queries that repeat their condition literally: SQLite compares the texts.
 PENDING = "state = 'pending'"
@@ -36,6 +36,8 @@ GONE = "(state = 'absent' OR state = 'lost')"
 SURPLUS = "surplus_at IS NOT NULL"
 COMPLETED = "completed_at IS NOT NULL"
 KEPT = "payload_json IS NOT NULL"
+COPIED = "copies IS NOT NULL"
+SHARES = "share_key IS NOT NULL"
 OPEN_SLOT = "state IN ('due', 'running')"
 UNPRICED = ("charge_units IS NULL AND (state = 'succeeded' OR state = 'failed' OR state = 'canceled' OR state = 'aborted' "
             "OR state = 'lost')")
@@ -137,6 +139,17 @@ class BatchRow(_Model, table=True):
     reserved_units: int = Field(sa_type=BigInteger)
     known_failed: int | None = Field(sa_type=BigInteger)  # failed when a person last said that it is to go on (core/failing.py)
     known_refused: int | None = Field(sa_type=BigInteger)  # and refused for their input
+    estimate_json: str | None  # what it was expected to cost when it was opened (core/estimate.py)
+
+
+class BatchDayRow(_Model, table=True):
+    """What a batch spent and reserves for attempts that were claimed on one day (UTC, YYYY-MM-DD)."""
+
+    __tablename__ = "batch_days"
+    batch_pk: int = Field(primary_key=True, sa_type=BigInteger)
+    day: str = Field(primary_key=True)
+    spent_units: int = Field(sa_type=BigInteger)
+    reserved_units: int = Field(sa_type=BigInteger)
 
 
 class ItemRow(_Model, table=True):
@@ -149,6 +162,9 @@ class ItemRow(_Model, table=True):
         # Nothing else gives this order, so no planner with stale statistics prefers the wrong index.
         _partial("ix_items_pending", "batch_pk", "due_at", "idx", where=PENDING),
         _partial("ix_items_collecting", "batch_pk", "completed_at", "due_at", where=COLLECTING),
+        _partial("ix_items_copies", "batch_pk", "state", "copies", where=COPIED),
+        Index("uq_items_share_key", "batch_pk", "share_key", unique=True, sqlite_where=text(SHARES),
+              postgresql_where=text(SHARES)),
     )
     pk: int | None = Field(default=None, primary_key=True, sa_type=BIG_KEY)
     batch_pk: int = Field(sa_type=BigInteger)
@@ -166,6 +182,9 @@ class ItemRow(_Model, table=True):
     error: str | None
     error_class: str | None
     deaths: int | None  # leases in a row that ended with their holder (`core/poison.py`); one that is held counts ahead
+    twin_of: int | None = Field(sa_type=BigInteger)  # the row (pk) with an equal input that is bought for both
+    copies: int | None = Field(sa_type=BigInteger)  # rows of its batch that share what this one buys; null: none
+    share_key: str | None  # its input's hash, where later rows of an equal input may share what it buys
 
 
 class AttemptRow(_Model, table=True):
@@ -330,6 +349,7 @@ def _table(name: str) -> Table:
 
 
 batches = _table("batches")
+batch_days = _table("batch_days")
 items = _table("items")
 attempts = _table("attempts")
 outputs = _table("outputs")
