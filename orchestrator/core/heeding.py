@@ -3,7 +3,7 @@
 Its answers say how many permits it has left (`ratelimit-remaining`). While that is more than a few, all is well. Below,
 somebody else spends from the same account, or its limit is not what we were told: the bucket is emptied by what is
 missing, and its interval grows by up to a quarter; above, the rate rises again in even steps, back to the budget's own.
-A 429 is a pause for everybody, and half as much again between two permits. Each of these once for a round: permits that
+A 429 is a pause for everybody, and half as much again between two permits. Whoever begins, and knows nothing yet, feels his way. Each of these once for a round: permits that
 were granted before the last word was heeded tell of the time before it. `gateways/limiter/heed.lua` computes the same.
 """
 
@@ -18,6 +18,7 @@ from orchestrator.core.pacing import (
     Rate,
     after_set_back,
     at_pace,
+    is_cold,
     longer_pause,
 )
 from orchestrator.core.permits import Heard
@@ -29,6 +30,7 @@ KEPT_S = 1.0  # so much of the rate is left with the provider where its bucket i
 STEPS_SEEN, STEPS_UNSEEN = 16, 64  # rounds from nothing back to the full rate: with permits known to be left, and blindly
 THROTTLED_BY = 1.5
 LOW_CREDIT_FOR_US = 1800 * MICROSECONDS  # after that the full rate is tried again, if no answer said it sooner
+FEELS = 2  # answers after which nobody feels his way, if none tells how many permits are left
 BREAK_US = 5 * MICROSECONDS  # the first pause of a breaker; doubles with each probe that is not heard
 LONGEST_BREAK_US = 60 * MICROSECONDS
 
@@ -36,6 +38,7 @@ LONGEST_BREAK_US = 60 * MICROSECONDS
 def heard(bucket: Bucket, rate: Rate, told: Heard, *, now_us: int, horizon_us: int) -> Bucket:
     """The bucket after some answers, or after purchases that nobody answered."""
     bucket = _breaker(_looked_at(bucket, rate, now_us=now_us, horizon_us=horizon_us), told, now_us=now_us)
+    bucket = _warmed(bucket, told, now_us=now_us) if told.answered else bucket
     if not told.answered or not _is_news(bucket, told.serial):
         return bucket
     if told.remaining is not None:
@@ -51,7 +54,7 @@ def throttled(bucket: Bucket, rate: Rate, *, serial: int, for_us: int, reason: s
               horizon_us: int) -> Bucket:
     """The bucket after a 429: a pause, and slower from then on; or the low-credit mode."""
     bucket = _breaker(_looked_at(bucket, rate, now_us=now_us, horizon_us=horizon_us), Heard(serial), now_us=now_us)
-    paused = longer_pause(bucket, now_us=now_us, for_us=for_us, reason=reason)
+    paused = longer_pause(replace(bucket, heard_us=now_us, felt_us=0, felt=0), now_us=now_us, for_us=for_us, reason=reason)
     if is_low_credit:
         paused = replace(paused, low_until_us=now_us + LOW_CREDIT_FOR_US, slow_us=0, full=0, steered=bucket.served)
     elif _is_news(bucket, serial):
@@ -62,6 +65,13 @@ def throttled(bucket: Bucket, rate: Rate, *, serial: int, for_us: int, reason: s
 def _looked_at(bucket: Bucket, rate: Rate, *, now_us: int, horizon_us: int) -> Bucket:
     bucket = after_set_back(bucket, now_us=now_us)
     return replace(at_pace(bucket, rate, now_us=now_us, horizon_us=horizon_us), noted_us=now_us)
+
+
+def _warmed(bucket: Bucket, told: Heard, *, now_us: int) -> Bucket:
+    """An answer. Of one who feels his way it ends that if it shows permits that are left, or is the second."""
+    if is_cold(bucket, now_us=now_us) and not told.remaining and bucket.felt + 1 < FEELS:
+        return replace(bucket, felt_us=0, felt=bucket.felt + 1)
+    return replace(bucket, heard_us=now_us, felt_us=0, felt=0)
 
 
 def _is_news(bucket: Bucket, serial: int) -> bool:

@@ -29,6 +29,12 @@ BREAKS_AFTER = 5  # purchases in a row without a word: a single lost answer is n
 PROBED_FOR_S = 35.0  # for so long a probe is waited for: a little longer than its request can take
 LONGEST_PAUSE_S = 86_400.0
 PROVIDER_DOWN = "provider down"
+# What the provider said longer ago tells nothing of now: credit, token or limit may be others. So whoever begins feels his way,
+# purchase by purchase, until permits are known to be left, or two were answered: with answers that take half a second, a burst of
+# ten was refused eight times in low credit, where the first purchase still is let in.
+COLD_AFTER_US = 60 * MICROSECONDS
+FEELS_FOR_US = 2 * MICROSECONDS  # then the next one goes, answered or not
+FEEL_AGAIN_US = 100_000
 ASK_AGAIN_US = 2 * MICROSECONDS  # a breaker closes, and low credit ends, at one answer: nobody may sleep through that for long
 
 
@@ -47,6 +53,9 @@ class Bucket:
     missed: int = 0  # purchases in a row of which nothing was heard
     pace_us: int = 0  # the interval at which `tat_us` was reckoned, low credit apart; 0: unknown
     noted_us: int = 0  # when this was written: a clock before it was set back
+    heard_us: int = 0  # when a purchase was last answered, since it is known how things are; 0: never
+    felt_us: int = 0  # for when the last permit was given to feel the way; 0: it was answered
+    felt: int = 0  # how many such were answered, and it is not known yet how things are
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,8 @@ def after_set_back(bucket: Bucket, *, now_us: int) -> Bucket:
         return bucket
     tat_us = None if bucket.tat_us is None else max(0, bucket.tat_us - back_us)
     return replace(bucket, tat_us=tat_us, until_us=max(0, bucket.until_us - back_us),
-                   low_until_us=max(0, bucket.low_until_us - back_us), noted_us=now_us)
+                   low_until_us=max(0, bucket.low_until_us - back_us), heard_us=min(bucket.heard_us, now_us),
+                   felt_us=min(bucket.felt_us, now_us), noted_us=now_us)
 
 
 def at_pace(bucket: Bucket, rate: Rate, *, now_us: int, horizon_us: int) -> Bucket:
@@ -128,14 +138,20 @@ class Reservation:
                      self.is_probe, self.pause_us / MICROSECONDS)
 
 
+def is_cold(bucket: Bucket, *, now_us: int) -> bool:
+    """Whether it is not known, or not any more, how things are at the provider."""
+    return not bucket.heard_us or bucket.heard_us + COLD_AFTER_US <= now_us
+
+
 def reserve(rates: Sequence[Rate], buckets: Sequence[Bucket], *, count: int, now_us: int,
-            horizon_us: int = int(HORIZON_S * MICROSECONDS)) -> Reservation:
+            horizon_us: int = int(HORIZON_S * MICROSECONDS), feels: bool = False) -> Reservation:
     """Up to `count` permits that every budget allows, evenly spaced, none beyond the horizon.
 
     Count 0: come back in `first_in_us`. That is the end of the longest pause, or the moment when what was asked for, or
     half a horizon of it, is within the horizon: several permits for one call, and none of them due already. With low credit,
     or a breaker open, it is never long: both may be over at any answer.
-    Where purchases of the first budget were not heard of, one permit is given, and then a pause until it was."""
+    Where purchases of the first budget were not heard of, one permit is given, and then a pause until it was. `feels`: likewise
+    where nothing was heard for long, but nobody waits longer than FEELS_FOR_US for that."""
     buckets = [after_set_back(bucket, now_us=now_us) for bucket in buckets]
     kept = tuple(buckets)
     buckets = [at_pace(bucket, rate, now_us=now_us, horizon_us=horizon_us) for rate, bucket in zip(rates, buckets, strict=True)]
@@ -146,14 +162,19 @@ def reserve(rates: Sequence[Rate], buckets: Sequence[Bucket], *, count: int, now
         left_us = paused.until_us - now_us
         wait_us = min(left_us, ASK_AGAIN_US) if is_probe and paused is buckets[0] else left_us
         return Reservation(0, wait_us, 0, paused.reason, kept, shared_us, is_low, pause_us=left_us)
+    feels = feels and rates[0].interval_us > 0 and is_cold(buckets[0], now_us=now_us)
+    if feels and buckets[0].felt_us and buckets[0].felt_us + FEELS_FOR_US > now_us:
+        return Reservation(0, FEEL_AGAIN_US, 0, LIMIT_REASON, kept, shared_us, is_low)
     limited = [(rate, standing_tat(bucket, rate, now_us=now_us, horizon_us=horizon_us))
                for rate, bucket in zip(rates, buckets, strict=True) if rate.interval_us]
     first_us = max([now_us, *(tat - (rate.burst - 1) * rate.interval_us for rate, tat in limited)])
-    room_us, wanted = now_us + horizon_us - first_us, min(count, 1) if is_probe else count
+    room_us, wanted = now_us + horizon_us - first_us, min(count, 1) if is_probe or feels else count
     granted, every_us = (0, 0) if room_us < 0 or wanted < 1 else _spread(limited, wanted, first_us, room_us)
     tats = [_advance(rate, tat, granted, first_us, every_us) for rate, tat in limited]
     remembered = _remember(rates, buckets, tats, granted=granted, kept=kept, now_us=now_us)
     if granted:
+        if feels:
+            remembered = (replace(remembered[0], felt_us=first_us), *remembered[1:])
         if is_probe:
             remembered = (_probing(remembered[0], first_us=first_us), *remembered[1:])
         return Reservation(granted, first_us - now_us, every_us, None, remembered, shared_us, is_low, is_probe)

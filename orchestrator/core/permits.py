@@ -21,11 +21,12 @@ class Flow:
     key: str
     weight: int  # tenths
     has_more: bool = False  # more rows than it asks for, and it comes back for them before its last permit is used
+    feels: bool = False  # one permit at a time, while nobody has heard of the provider for a minute
 
 
-def flow_of(key: str, *, priority: int, has_more: bool = False) -> Flow:
-    """A priority is a weight: 6 gets twice what 3 gets. 0 gets a tenth of 1: little beside others, and never nothing."""
-    return Flow(key, max(1, TENTHS * priority), has_more)
+def flow_of(key: str, *, priority: int) -> Flow:
+    """Who buys. A priority is a weight: 6 gets twice what 3 gets. 0 gets a tenth of 1: little beside others, never nothing."""
+    return Flow(key, max(1, TENTHS * priority), feels=True)
 
 
 @dataclass(frozen=True, slots=True)

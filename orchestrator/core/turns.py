@@ -67,7 +67,8 @@ def reserve_in_turn(rates: Sequence[Rate], buckets: Sequence[Bucket], turns: Map
         own = most(rates[1:], buckets[1:], now_us=now_us, horizon_us=horizon_us)
         wanted = count if own is None else min(count, own)
         # whom a second budget gives nothing comes back for one: who gathers there is always too late beside who does not
-        answer = reserve(rates, buckets, count=count if wanted else min(count, 1), now_us=now_us, horizon_us=horizon_us)
+        answer = reserve(rates, buckets, count=count if wanted else min(count, 1), now_us=now_us, horizon_us=horizon_us,
+                         feels=flow.feels)
         return _remembered(turns, mine, flow, answer, count=count, wanted=wanted)
     tat_us = standing_tat(shared, rate, now_us=now_us, horizon_us=horizon_us)
     at_us = max(now_us, tat_us - (rate.burst - 1) * rate.interval_us)
@@ -79,7 +80,7 @@ def reserve_in_turn(rates: Sequence[Rate], buckets: Sequence[Bucket], turns: Map
         answer = replace(reserve(rates, buckets, count=0, now_us=now_us, horizon_us=horizon_us), first_in_us=wait_us)
         return _remembered(turns, mine, flow, answer, count=count, wanted=wanted)
     share = max(1, ahead * flow.weight // (flow.weight + sum(turn.weight for turn in waiting)))
-    answer = reserve(rates, buckets, count=min(wanted, share), now_us=now_us, horizon_us=horizon_us)
+    answer = reserve(rates, buckets, count=min(wanted, share), now_us=now_us, horizon_us=horizon_us, feels=flow.feels)
     return _remembered(turns, mine, flow, answer, count=count, wanted=wanted)
 
 

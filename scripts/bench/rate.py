@@ -1,6 +1,6 @@
 """Measure the rate at which rows are bought, as the stand-in's ledger saw it; the limits are the stand-in's own.
 
-    python scripts/bench/rate.py [--quick] [full] [shared] [low] [halved] [small] [fast]
+    python scripts/bench/rate.py [--quick] [full] [shared] [low] [halved] [small] [many] [fast]
 
 Workers, a scheduler and commands are processes on one PostgreSQL and one Redis, as docker-compose.yml has them; predictions take
 0.1 to 2 s. `share` is (accepted - 1) of what the rate allows from the first accepted create to the last; with the burst taken
@@ -39,9 +39,9 @@ Row = dict[str, Any]
 
 
 @contextmanager
-def account(*more: str) -> Iterator[StandIn]:
-    """A stand-in with 600 creates per minute, burst 10, and two tokens of one account: ours, and another client's."""
-    argv = ["--rate-limit", str(PER_MINUTE), "--burst", str(BURST), "--latency-between", "0.1", "2", "--file-bytes", "1024",
+def account(*more: str, per_minute: int = PER_MINUTE) -> Iterator[StandIn]:
+    """A stand-in with so many creates per minute, burst 10, and two tokens of one account: ours, and another client's."""
+    argv = ["--rate-limit", str(per_minute), "--burst", str(BURST), "--latency-between", "0.1", "2", "--file-bytes", "1024",
             "--token", "r8_simulator", "--token", f"{OTHER_TOKEN}=simulator", *more]
     with stand_in(*argv, latency_s=1) as simulator:
         yield simulator
@@ -93,25 +93,32 @@ def shared(*, quick: bool) -> list[Row]:
 def low(*, quick: bool) -> list[Row]:
     """An account of little credit, whose limit nobody had told us."""
     rows = 4 if quick else 8
+    print(f"\n## Low-credit mode: {rows} rows at 6 per minute, burst 1, 2 workers that were told 600\n\n"
+          "| answers after s | rows bought | 429s | of these after the second | last 429 after s | seconds | at least |\n"
+          "|---|---|---|---|---|---|---|", flush=True)
+    return [_low(rows, answer_s=answer_s) for answer_s in (0.0, 0.7)]
+
+
+def _low(rows: int, *, answer_s: float) -> Row:
     least_s = (rows - 1) * 10.0
-    print(f"\n## Low-credit mode: {rows} rows at 6 per minute, burst 1, 2 workers that were told 600\n")
     with account() as simulator, house(simulator, workers=2, tempo=RATE) as home:
         simulator.put("limits", {"reduced": "credit"})
+        simulator.put("faults", {"slow_answer": {"p": 1, "seconds": answer_s} if answer_s else None})
         home.job("poor", rows=rows)
         home.run("poor")
         reasons: set[object] = set()
         home.wait(lambda: _noted(home, reasons) and simulator.created() >= rows, timeout_s=3 * least_s + 60)
         given = judge.creates(simulator)
         refused = given.throttled
-        row = {"accepted": len(given.accepted), "throttled": len(refused), "after_the_second": max(0, len(refused) - 2),
+        row = {"answer_s": answer_s, "accepted": len(given.accepted), "throttled": len(refused),
+               "after_the_second": max(0, len(refused) - 2),
                "last_429_s": refused[-1] - given.all[0][0] if refused else None,
                "seconds": given.accepted[-1] - given.all[0][0], "least_s": least_s,
                "reasons": sorted(str(reason) for reason in reasons if reason)}
-    print("| rows bought | 429s | of these after the second | last 429 after s | seconds | at least |\n|---|---|---|---|---|---|")
-    print(f"| {row['accepted']} of {rows} | {row['throttled']} | {row['after_the_second']} | {_s(row['last_429_s'])} | "
-          f"{row['seconds']:.1f} | {least_s:.0f} |\n")
-    print(f"Reasons seen in `status`: {'; '.join(row['reasons']) or 'none'}", flush=True)
-    return [row]
+    print(f"| {answer_s:g} "
+          f"| {row['accepted']} of {rows} | {row['throttled']} | {row['after_the_second']} | {_s(row['last_429_s'])} | "
+          f"{row['seconds']:.1f} | {least_s:.0f} |", flush=True)
+    return row
 
 
 def _noted(home: House, reasons: set[object]) -> bool:
@@ -219,6 +226,25 @@ def _small(home: House, simulator: StandIn, name: str) -> Row:
     return row
 
 
+def many(*, quick: bool) -> list[Row]:
+    """Many small batches at once, left to the roles: none of them has rows for long."""
+    batches, rows, per_minute = (10 if quick else 30), 20, 200
+    print(f"\n## {batches} batches at once, {rows} rows each, at {per_minute} per minute, 2 workers\n")
+    tempo = RATE | {"creates_per_minute": per_minute}
+    with account(per_minute=per_minute) as simulator, house(simulator, workers=2, tempo=tempo) as home:
+        names = [f"small{number}" for number in range(batches)]
+        for name in names:
+            home.job(name, rows=rows)
+        for name in names:  # one after the other: thirty commands at once are what would be measured
+            home.run(name, "--detach")
+            home.wait(lambda name=name: home.processes[f"run-{name}"].poll() == 0, timeout_s=60, every_s=0.05)
+        home.wait(lambda: simulator.created() >= batches * rows, timeout_s=2 * batches * rows / (per_minute / 60) + 60)
+        row = {"batches": f"{batches}"} | judge.figures(judge.creates(simulator), per_minute=per_minute, burst=BURST)
+        row["home"] = home.wait(lambda: home.ask("SELECT 1 FROM batches WHERE state != 'finished'") == [], timeout_s=60)
+    _rate_table([row])
+    return [row]
+
+
 FAST, FAST_BURST = 30_000, 500
 KINDS_OF_PROCESS = ("worker", "run", "scheduler", "Redis", "PostgreSQL", "simulator")
 
@@ -289,7 +315,7 @@ def _s(seconds: float | None) -> str:
 
 
 SCENARIOS: dict[str, Callable[..., list[Row]]] = {
-    "full": full, "shared": shared, "low": low, "halved": halved, "small": small, "fast": fast}
+    "full": full, "shared": shared, "low": low, "halved": halved, "small": small, "many": many, "fast": fast}
 
 
 def measure(names: list[str], *, quick: bool) -> dict[str, list[Row]]:

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.core.heeding import LOW_CREDIT_FOR_US, PROVIDER_DOWN, SLOWEST, heard, throttled
 from orchestrator.core.pacing import BREAKS_AFTER, HORIZON_S, MICROSECONDS, Bucket, Rate, longer_pause, reserve
-from orchestrator.core.permits import Flow, Heard
+from orchestrator.core.permits import Flow, Heard, flow_of
 from tests.core.market import TIMEOUT_S, Market, Provider, Worker, now
 
 SECOND = MICROSECONDS
@@ -31,7 +31,7 @@ def refuse(bucket: Bucket, *, serial: int, is_low: bool = False, seconds: int = 
 def market(provider: Provider, delays: tuple[float, float], *, seed: int = 1, lanes: int = 4) -> Market:
     """Four lanes of one batch that always want, at 600 a minute."""
     play = Market(provider, delay=lambda dice: dice.uniform(*delays), seed=seed)
-    play.join(*[Worker(Flow("a", 50)) for _ in range(lanes)])
+    play.join(*[Worker(flow_of("a", priority=5)) for _ in range(lanes)])
     return play
 
 
@@ -42,7 +42,7 @@ def test_steady_use(burst: int, delays: tuple[float, float]) -> None:
     for seed in range(3):
         play = market(Provider(600, burst), delays, seed=seed)
         play.run(90)
-        used, refused = play.between(1003, 1090)
+        used, refused = play.between(1006, 1090)  # the way is felt first, for one exchange
         assert used >= 588
         assert refused == 0
 
@@ -113,18 +113,17 @@ def low(play: Market) -> None:
 
 
 @pytest.mark.parametrize("says", [True, False])
-@pytest.mark.parametrize(("delays", "lanes", "most"),
-                         [(SHORT, 1, 1), (SHORT, 4, 2), (COMMON, 1, 2), (COMMON, 4, 4), (LONG, 4, 8)])
-def test_low_credit_from_the_start(delays: tuple[float, float], lanes: int, most: int, says: bool) -> None:
-    """A batch that begins with low credit meets two 429s at most, then none in ten minutes, and gets what there is. Where the
-    first 429 takes long to come, or several lanes have reserved, as many more as go out before it is heard."""
+@pytest.mark.parametrize(("delays", "lanes"), [(SHORT, 1), (SHORT, 4), (COMMON, 1), (COMMON, 4), (LONG, 1), (LONG, 8)])
+def test_low_credit_from_the_start(delays: tuple[float, float], lanes: int, says: bool) -> None:
+    """A batch that begins with low credit meets one 429, then none in ten minutes, and gets what there is; however many lanes it
+    has, and however long the first answers take."""
     for seed in range(4):
         play = market(Provider(600, 600, says=says), delays, seed=seed, lanes=lanes)
         low(play)
         play.run(600)
         refused = [one.at_s for one in play.sent if not one.accepted]
-        assert 1 <= len(refused) <= most
-        assert refused[-1] - play.sent[0].at_s <= HORIZON_S + 2 * delays[1]
+        assert len(refused) == 1
+        assert refused[-1] - play.sent[0].at_s <= 2 * HORIZON_S + 2 * delays[1]
         assert sum(one.accepted for one in play.sent) >= 54
 
 

@@ -43,7 +43,7 @@ async def test_script_and_model_agree(redis_url: str, seed: int) -> None:
         asked, count = dice.sample(budgets[dice.choice([0, 1]):], dice.randint(1, 3)), dice.randint(0, 60)
         if len({budget.key for budget in asked}) < len(asked):
             asked = asked[:1]
-        flow = dice.choice([None, Flow(dice.choice("xyz"), dice.choice([1, 50, 90]), dice.random() < 0.5)])
+        flow = dice.choice([None, Flow(dice.choice("xyz"), dice.choice([1, 50, 90]), dice.random() < 0.5, dice.random() < 0.5)])
         grant = await real.reserve(asked, count=count, flow=flow)
         assert grant == await model.reserve(asked, count=count, flow=flow)
         newest[asked[0].key] = grant.serial

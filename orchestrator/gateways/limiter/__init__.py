@@ -60,7 +60,7 @@ class RedisLimiter:
     async def reserve(self, budgets: Sequence[Budget], *, count: int, flow: Flow | None = None) -> Grant:
         """As the port says. Naming one budget twice is an error of the caller: both would be charged as one."""
         keys = [budget.key for budget in budgets] + ([f"turns:{budgets[0].key}"] if flow else [])
-        of_flow = (flow.key, flow.weight, int(flow.has_more)) if flow else ("", 1, 0)
+        of_flow = (flow.key, flow.weight, int(flow.has_more), int(flow.feels)) if flow else ("", 1, 0, 0)
         numbers = [number for rate in map(rate_of, budgets) for number in (rate.interval_us, rate.burst)]
         granted, first_us, every_us, reason, serial, shared_us, is_low, is_probe, pause_us = await self._ask(
             self._reserve, keys, self._horizon_us, count, MEMORY_MS, *of_flow, *numbers)

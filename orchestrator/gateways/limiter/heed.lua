@@ -6,7 +6,7 @@
 --   pause:    duration, reason
 --   paused:   nothing
 -- Answer: {left of a pause, reason}.
-local LOW_CREDIT_FOR, BREAKS_AFTER =  1800000000, 5
+local LOW_CREDIT_FOR, BREAKS_AFTER, COLD_AFTER, FEELS = 1800000000, 5, 60000000, 2
 local DOCUMENTED, SLOWEST, DOUBTED, KEPT, SEEN, UNSEEN, THROTTLED_BY = 100000, 20, 4, 1000000, 16, 64, 1.5
 local PROVIDER_DOWN, BREAK, LONGEST_BREAK = 'provider down', 5000000, 60000000
 
@@ -21,7 +21,8 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
-local names = {'tat', 'until', 'reason', 'served', 'steered', 'full', 'slow', 'low', 'missed', 'pace', 'noted'}
+local names = {'tat', 'until', 'reason', 'served', 'steered', 'full', 'slow', 'low', 'missed', 'pace', 'noted', 'heard', 'felt_at',
+               'felt'}
 local stored, bucket = redis.call('HMGET', KEYS[1], unpack(names)), {}
 for i, name in ipairs(names) do
   bucket[name] = tonumber(stored[i]) or 0
@@ -33,6 +34,7 @@ local back = bucket.noted - now
 if back > 0 then
   bucket.tat, bucket.noted = bucket.tat and math.max(0, bucket.tat - back), now
   bucket['until'], bucket.low = math.max(0, bucket['until'] - back), math.max(0, bucket.low - back)
+  bucket.heard, bucket.felt_at = math.min(bucket.heard, now), math.min(bucket.felt_at, now)
 end
 
 local function keep()
@@ -136,6 +138,7 @@ at_pace()
 bucket.noted = now
 if verb == 'throttle' then
   breaker(true, 0, '')
+  bucket.heard, bucket.felt_at, bucket.felt = now, 0, 0
   pause(tonumber(ARGV[8]), ARGV[9])
   if ARGV[10] == '1' then
     bucket.low, bucket.slow, bucket.full, bucket.steered = now + LOW_CREDIT_FOR, 0, 0, bucket.served
@@ -145,6 +148,14 @@ if verb == 'throttle' then
 else
   local answered, remaining = ARGV[8] == '1', tonumber(ARGV[9])
   breaker(answered, tonumber(ARGV[10]), ARGV[11])
+  if answered then
+    local cold = bucket.heard == 0 or bucket.heard + COLD_AFTER <= now
+    if cold and remaining <= 0 and bucket.felt + 1 < FEELS then
+      bucket.felt_at, bucket.felt = 0, bucket.felt + 1
+    else
+      bucket.heard, bucket.felt_at, bucket.felt = now, 0, 0
+    end
+  end
   if answered and is_news() then
     if remaining >= 0 then
       bucket.full = math.max(bucket.full, remaining)

@@ -1,9 +1,10 @@
 -- The arithmetic of orchestrator/core/pacing.py and orchestrator/core/turns.py, in one step for everybody. Times are whole
 -- microseconds.
 -- KEYS: one hash per budget, then, with a flow, the hash of turns of the first. ARGV: clock ('' for Redis's own), horizon,
--- count, memory in ms, flow ('' for none), its weight, has more (0 1), then interval and burst per budget (interval 0: no limit).
+-- count, memory in ms, flow ('' for none), its weight, has more (0 1), feels (0 1), then interval and burst per budget (interval 0: no limit).
 -- Answer: {count, first_in, every, reason, serial, interval of the first budget, low credit, probe, left of a pause}.
 local LOW_CREDIT, BREAKS_AFTER, PROBED_FOR, ASK_AGAIN, PROVIDER_DOWN = 10500000, 5, 35000000, 2000000, 'provider down'
+local COLD_AFTER, FEELS_FOR, FEEL_AGAIN = 60000000, 2000000, 100000
 local UNIT, GRACE, AFTER, BEFORE, KEPT = 25200, 400000, 20000, 80000, 60000000
 
 local now = tonumber(ARGV[1])
@@ -12,7 +13,7 @@ if not now then
   now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 local horizon, asked, memory = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local flow, weight, has_more = ARGV[5], tonumber(ARGV[6]), ARGV[7] == '1'
+local flow, weight, has_more, feels = ARGV[5], tonumber(ARGV[6]), ARGV[7] == '1', ARGV[8] == '1'
 
 local function whole(number)
   return string.format('%.0f', number)
@@ -20,7 +21,8 @@ end
 
 local function remember(key, bucket)
   redis.call('HSET', key, 'until', whole(bucket['until']), 'low', whole(bucket.low), 'served', whole(bucket.served),
-             'reason', bucket.reason, 'pace', whole(bucket.pace), 'noted', whole(now))
+             'reason', bucket.reason, 'pace', whole(bucket.pace), 'heard', whole(bucket.heard), 'felt_at',
+             whole(bucket.felt_at), 'noted', whole(now))
   if bucket.tat then
     redis.call('HSET', key, 'tat', whole(bucket.tat))
   end
@@ -29,17 +31,20 @@ end
 -- core/pacing.py: after_set_back, at_pace, effective, standing_tat
 local buckets = {}
 for i = 1, #KEYS - (flow ~= '' and 1 or 0) do
-  local stored = redis.call('HMGET', KEYS[i], 'tat', 'until', 'reason', 'served', 'slow', 'low', 'missed', 'pace', 'noted')
+  local stored = redis.call('HMGET', KEYS[i], 'tat', 'until', 'reason', 'served', 'slow', 'low', 'missed', 'pace', 'noted',
+                            'heard', 'felt_at')
   local bucket = {tat = tonumber(stored[1]), ['until'] = tonumber(stored[2]) or 0, reason = stored[3] or '',
                   served = tonumber(stored[4]) or 0, slow = tonumber(stored[5]) or 0, low = tonumber(stored[6]) or 0,
-                  missed = tonumber(stored[7]) or 0, pace = tonumber(stored[8]) or 0}
+                  missed = tonumber(stored[7]) or 0, pace = tonumber(stored[8]) or 0, heard = tonumber(stored[10]) or 0,
+                  felt_at = tonumber(stored[11]) or 0}
   local back = (tonumber(stored[9]) or 0) - now
   if back > 0 then
     bucket.tat = bucket.tat and math.max(0, bucket.tat - back)
     bucket['until'], bucket.low = math.max(0, bucket['until'] - back), math.max(0, bucket.low - back)
+    bucket.heard, bucket.felt_at = math.min(bucket.heard, now), math.min(bucket.felt_at, now)
     remember(KEYS[i], bucket)
   end
-  local own, burst = tonumber(ARGV[6 + 2 * i]), tonumber(ARGV[7 + 2 * i])
+  local own, burst = tonumber(ARGV[7 + 2 * i]), tonumber(ARGV[8 + 2 * i])
   local pace = math.max(own, bucket.slow)
   local from = now + (pace < bucket.pace and horizon or 0)
   if bucket.pace > 0 and pace ~= bucket.pace and bucket.tat and bucket.tat > from then
@@ -68,7 +73,7 @@ local function answer(granted, first_in, every, reason, probe, pause)
 end
 
 -- core/pacing.py: reserve
-local function reserve(wanted)
+local function reserve(wanted, careful)
   local left, why, first, slowest, probe = 0, '', now, 0, shared.missed >= BREAKS_AFTER
   for _, bucket in ipairs(buckets) do
     if bucket['until'] - now > left then
@@ -81,7 +86,11 @@ local function reserve(wanted)
   if left > 0 then
     return answer(0, probe and left == shared['until'] - now and math.min(left, ASK_AGAIN) or left, 0, why, false, left)
   end
-  if probe then
+  local feeling = careful and shared.interval > 0 and (shared.heard == 0 or shared.heard + COLD_AFTER <= now)
+  if feeling and shared.felt_at > 0 and shared.felt_at + FEELS_FOR > now then
+    return answer(0, FEEL_AGAIN, 0, 'limit')
+  end
+  if probe or feeling then
     wanted = math.min(wanted, 1)
   end
   local room, granted, every = now + horizon - first, 0, 0
@@ -110,6 +119,9 @@ local function reserve(wanted)
       if bucket.interval > 0 and granted > 0 then
         bucket.tat = math.max(math.max(bucket.tat, first) + granted * bucket.interval,
                               first + (granted - 1) * every + bucket.interval)
+      end
+      if i == 1 and granted > 0 and feeling then
+        bucket.felt_at = first
       end
       if i == 1 and granted > 0 and probe then
         bucket['until'] = first + PROBED_FOR
@@ -206,7 +218,7 @@ if not next_spent or shared.interval == 0 or asked < 1 or paused then
       wanted = math.min(wanted, math.max(0, 1 + math.floor(room / bucket.interval)))
     end
   end
-  return remembered(reserve(wanted < 1 and math.min(asked, 1) or asked), wanted)
+  return remembered(reserve(wanted < 1 and math.min(asked, 1) or asked, feels), wanted)
 end
 
 local at = math.max(now, shared.tat - shared.full)
@@ -232,4 +244,4 @@ if wanted < 1 or before then
   given[2] = wanted < 1 and late or AFTER + math.max(0, soonest(before) - now)
   return remembered(given, wanted)
 end
-return remembered(reserve(math.min(wanted, math.max(1, math.floor(ahead * weight / (weight + others))))), wanted)
+return remembered(reserve(math.min(wanted, math.max(1, math.floor(ahead * weight / (weight + others)))), feels), wanted)
