@@ -25,7 +25,7 @@ FEW = "limits: { in_flight: 5 }\n"
 @pytest.fixture
 def steady(stage: Stage) -> Stage:
     """Chunks of a few rows, so that a look comes between two of them."""
-    stage.rooms = replace(stage.rooms, tempo=replace(QUICK, submit_chunk=5))
+    stage.rooms = replace(stage.rooms, tempo=replace(QUICK, submit_chunk=5, slice_s=0.15))
     return stage
 
 
