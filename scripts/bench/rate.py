@@ -239,7 +239,9 @@ def many(*, quick: bool) -> list[Row]:
             home.run(name, "--detach")
             home.wait(lambda name=name: home.processes[f"run-{name}"].poll() == 0, timeout_s=60, every_s=0.05)
         home.wait(lambda: simulator.created() >= batches * rows, timeout_s=2 * batches * rows / (per_minute / 60) + 60)
-        row = {"batches": f"{batches}"} | judge.figures(judge.creates(simulator), per_minute=per_minute, burst=BURST)
+        given = judge.creates(simulator)
+        row = {"batches": f"{batches}"} | judge.figures(given, per_minute=per_minute, burst=BURST)
+        row["per_10_s"] = [len(given.between(at, at + 10).accepted) for at in _every(10.0, given)]
         row["home"] = home.wait(lambda: home.ask("SELECT 1 FROM batches WHERE state != 'finished'") == [], timeout_s=60)
     _rate_table([row])
     return [row]
