@@ -25,7 +25,7 @@ from orchestrator.core.cost import to_usd
 from orchestrator.core.errors import BadInput, Unreachable
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import Rooms
-from orchestrator.core.records import Batch, Counts, Fact
+from orchestrator.core.records import Batch, Fact
 from orchestrator.flow import control
 from orchestrator.flow.ingest import Examined, Order, Prepared, bad_rows, check, load, output_to, prepare
 from orchestrator.flow.record import record
@@ -243,8 +243,9 @@ async def _ended(this: ThisRun, batch: Batch, follower: Follower, code: Exit) ->
 def _too_small(prepared: Prepared) -> list[str]:
     """Budgets in which not even one row can be bought."""
     row = estimate_usd(prepared, 1)
-    return [f"the budget of {usd_text(to_usd(cap.units))} is less than one row may cost at worst, {usd_text(row)}: raise "
-            f"{SETTING[cap.scope]}, or nothing can be bought" for cap in prepared.caps if row is not None and row > to_usd(cap.units)]
+    caps = [(to_usd(cap.units), SETTING[cap.scope]) for cap in prepared.caps]
+    return [f"the budget of {usd_text(usd)} is less than one row may cost at worst, {usd_text(row)}: raise {setting}, or nothing can "
+            "be bought" for usd, setting in caps if row is not None and row > usd]
 
 
 @dataclass(slots=True)
