@@ -154,6 +154,16 @@ async def test_money_of_others_may_come_back(acts: Any) -> None:
     assert (await acts.again(one)).state is BatchState.RUNNING
 
 
+async def test_what_is_out_elsewhere_frees_nothing(acts: Any) -> None:
+    """A row that is out of another job, or of another account, is no reason to wait for a job's own money."""
+    batch, other = await acts.loaded(4, "one"), await acts.loaded(4, "two", job="portraits")
+    await acts.claim(other, 1, prefix="o", reserve_units=DOLLAR)
+    await end(acts, await bought(acts, batch, 1, under(acts), prefix="a"))
+    for scope, reason in ((Scope.JOB, "budget: job"), (Scope.JOB_DAY, "budget: job and day"),
+                          (Scope.ACCOUNT, "budget: waiting for running rows of this account")):
+        assert (await acts.ledger.claimable(batch.pk, count=1, terms=under(acts, Cap(scope, DOLLAR)))).reason == reason
+
+
 async def test_the_cap_that_outlasts_the_day_is_told(acts: Any) -> None:
     """Where several bind, the one that a new day does not lift; of two that leave something, the tighter one."""
     batch = await acts.loaded(8, cap_units=4 * DOLLAR)
