@@ -33,7 +33,7 @@ def whole() -> Broken:
     return Left(
         model="m", prompts=[f"kind {n}" for n in range(3)], exit_code=0, rows=[row(n) for n in range(3)], attempts=attempts,
         manifest=manifest, there={f"r{n}.png": f"sha {n}" for n in range(3)}, served={f"/{n}": f"sha {n}" for n in range(3)},
-        books={name: (9 * 10**9, 0) for name in ("batch", "days", "attempts")},
+        books=dict.fromkeys(("batch", "days", "attempts"), (9 * 10 ** 9, 0)),
         summary={"state": "finished", "cost_usd": "0.009", "cost_unknown_items": 0,
                  "items": {"succeeded": 3, "failed": 0, "canceled": 0, "pending": 0}}), purchases
 

@@ -120,8 +120,8 @@ async def test_a_day(acts: Any, database: Database) -> None:
         ("2026-01-05", DOLLAR, 0), ("2026-01-06", 2 * DOLLAR, 0)]
     assert await acts.ledger.pause_for_budget(batch.pk, terms=tomorrow)
     assert (await acts.again(batch)).reason == (
-        "budget: $2.00 of $2.00 are spent by this job on 2026-01-06 (UTC), and the next row may need up to $1.00; it goes on after "
-        "00:00 UTC, or with a higher budget.job_per_day_usd in the job: then run it again")
+        "budget: $2.00 of $2.00 are spent by this job on 2026-01-06 (UTC), and the next row may need up to $1.00; it goes on "
+        "after 00:00 UTC, or with a higher budget.job_per_day_usd in the job: then run it again")
     await acts.ledger.set_state(batch.pk, to=BatchState.RUNNING, allowed=frozenset(BatchState), reason=None, now=NEXT_DAY)
     assert len(await bought(acts, batch, 8, replace(tomorrow, now=NEXT_DAY + timedelta(days=1)), prefix="c")) == 2
 
@@ -140,7 +140,8 @@ async def test_money_of_others_may_come_back(acts: Any) -> None:
     one, two = await acts.loaded(4, "one"), await acts.loaded(4, "two")
     terms = under(acts, Cap(Scope.ACCOUNT, 2 * DOLLAR))
     claims = await bought(acts, one, 2, terms, prefix="a")
-    assert (await acts.ledger.claimable(two.pk, count=1, terms=terms)).reason == "budget: waiting for running rows of this account"
+    waits = await acts.ledger.claimable(two.pk, count=1, terms=terms)
+    assert waits.reason == "budget: waiting for running rows of this account"
     assert not await acts.ledger.pause_for_budget(two.pk, terms=terms)
     await end(acts, claims[:1])
     await acts.tell(acts.said(Event.ANSWER_LOST, "a1"))
@@ -148,8 +149,8 @@ async def test_money_of_others_may_come_back(acts: Any) -> None:
     await acts.tell(acts.said(Event.GIVEN_UP, "a1", error_class="unsure"))
     assert await acts.ledger.pause_for_budget(two.pk, terms=terms)
     assert (await acts.again(two)).reason == (
-        "budget: $1.00 of $2.00 are spent by all batches of this account and $1.00 are held for rows whose cost is not known, and "
-        "the next row may need up to $1.00; raise account_usd under [budget] in the settings and run it again")
+        "budget: $1.00 of $2.00 are spent by all batches of this account and $1.00 are held for rows whose cost is not known, "
+        "and the next row may need up to $1.00; raise account_usd under [budget] in the settings and run it again")
     assert await acts.ledger.claim(two.pk, attempt_ids=["b0"], terms=terms) == []
     assert (await acts.again(one)).state is BatchState.RUNNING
 
@@ -215,8 +216,8 @@ async def test_a_charge_above_its_reservation(acts: Any) -> None:
     paused = await acts.again(batch)
     assert (paused.state, paused.spent_units, paused.reserved_units) == (BatchState.PAUSED, 5 * DOLLAR // 2, DOLLAR)
     assert paused.reason == (
-        "budget: row 1 cost $1.50, and only $1.00 were reserved for it, so the cap may not hold; raise budget.per_row_usd, correct "
-        "the price or look at the model, and run it again")
+        "budget: row 1 cost $1.50, and only $1.00 were reserved for it, so the cap may not hold; raise budget.per_row_usd, "
+        "correct the price or look at the model, and run it again")
     assert await bought(acts, batch, 3, under(acts), prefix="b") == []
     await end(acts, claims[2:], seconds=4)
     now = await acts.again(batch)

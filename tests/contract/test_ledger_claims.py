@@ -118,8 +118,9 @@ async def test_a_stop_for_the_budget_looks_again(acts: Any) -> None:
     await acts.tell(acts.ended("p0", attempt_id="b0", seconds=3))
     assert await acts.ledger.pause_for_budget(batch.pk, terms=terms)
     paused = await acts.again(batch)
-    assert (paused.state, paused.reason) == (BatchState.PAUSED, "budget: $1.50 of $2.00 are spent, and the next row may need up to "
-                                             "$2.00; raise budget.usd in the job and run it again")
+    assert paused.state is BatchState.PAUSED
+    assert paused.reason == ("budget: $1.50 of $2.00 are spent, and the next row may need up to $2.00; raise budget.usd in the "
+                             "job and run it again")
 
 
 async def test_terms_out_of_date(acts: Any) -> None:

@@ -244,8 +244,8 @@ def _too_small(prepared: Prepared) -> list[str]:
     """Budgets in which not even one row can be bought."""
     row = estimate_usd(prepared, 1)
     caps = [(to_usd(cap.units), SETTING[cap.scope]) for cap in prepared.caps]
-    return [f"the budget of {usd_text(usd)} is less than one row may cost at worst, {usd_text(row)}: raise {setting}, or nothing can "
-            "be bought" for usd, setting in caps if row is not None and row > usd]
+    return [f"the budget of {usd_text(usd)} is less than one row may cost at worst, {usd_text(row)}: raise {setting}, or nothing "
+            "can be bought" for usd, setting in caps if row is not None and row > usd]
 
 
 @dataclass(slots=True)
