@@ -118,7 +118,7 @@ def is_spent(reason: str | None) -> bool:
 
 
 def stopped(bound: Bound, *, reserve_units: int | None, day: str) -> str:
-    """Why a batch is paused whose next row a cap has no money for, and what to do. A command can follow behind it."""
+    """Why a batch is paused whose next row a cap has no money for, and what to do."""
     cap, setting = bound.cap, SETTING[bound.cap.scope]
     if reserve_units is None:
         return (f"{BUDGET}: what one row may cost at worst is not known, so {setting} cannot be kept; what to add to the job is "
@@ -128,7 +128,7 @@ def stopped(bound: Bound, *, reserve_units: int | None, day: str) -> str:
         spent += f" and {_usd(bound.reserved_units)} are held for rows whose cost is not known"
     next_row = f"{BUDGET}: {spent}, and the next row may need up to {_usd(reserve_units)}"
     if cap.scope.of_day and reserve_units <= cap.units:
-        return f"{next_row}; it goes on after 00:00 UTC, or with a higher {setting}: then run it again"
+        return f"{next_row}; it goes on after 00:00 UTC: run it again then, or raise {setting} first"
     return f"{next_row}; raise {setting} and run it again"
 
 

@@ -121,7 +121,7 @@ async def test_a_day(acts: Any, database: Database) -> None:
     assert await acts.ledger.pause_for_budget(batch.pk, terms=tomorrow)
     assert (await acts.again(batch)).reason == (
         "budget: $2.00 of $2.00 are spent by this job on 2026-01-06 (UTC), and the next row may need up to $1.00; it goes on "
-        "after 00:00 UTC, or with a higher budget.job_per_day_usd in the job: then run it again")
+        "after 00:00 UTC: run it again then, or raise budget.job_per_day_usd in the job first")
     await acts.ledger.set_state(batch.pk, to=BatchState.RUNNING, allowed=frozenset(BatchState), reason=None, now=NEXT_DAY)
     assert len(await bought(acts, batch, 8, replace(tomorrow, now=NEXT_DAY + timedelta(days=1)), prefix="c")) == 2
 

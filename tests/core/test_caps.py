@@ -86,9 +86,9 @@ def test_what_is_no_budget():
     (Scope.ACCOUNT, "$0.99 of $1.00 are spent by all batches of this account, and the next row may need up to $0.05; raise "
      "account_usd under [budget] in the settings and run it again"),
     (Scope.JOB_DAY, "$0.99 of $1.00 are spent by this job on 2026-01-05 (UTC), and the next row may need up to $0.05; it goes on "
-     "after 00:00 UTC, or with a higher budget.job_per_day_usd in the job: then run it again"),
+     "after 00:00 UTC: run it again then, or raise budget.job_per_day_usd in the job first"),
     (Scope.ACCOUNT_DAY, "$0.99 of $1.00 are spent by this account on 2026-01-05 (UTC), and the next row may need up to $0.05; it "
-     "goes on after 00:00 UTC, or with a higher account_per_day_usd under [budget] in the settings: then run it again"),
+     "goes on after 00:00 UTC: run it again then, or raise account_per_day_usd under [budget] in the settings first"),
 ])
 def test_why_it_is_paused(scope: Scope, words: str):
     """What is spent of how much, by whom, what the next row may need, which setting it is, and what to do."""

@@ -236,7 +236,8 @@ async def _ended(this: ThisRun, batch: Batch, follower: Follower, code: Exit) ->
     if code is Exit.UNREACHABLE:
         why += await still_out(this, latest or batch, counts, why="left")
     if code is Exit.BUDGET and latest is not None:
-        why = [f"stopped: {latest.reason}{':' if is_budget(latest.reason) else ';'} {options.again(batch)}"]
+        is_said = is_budget(latest.reason) and not options.fresh  # that the same command goes on
+        why = [f"stopped: {latest.reason}" + ("" if is_said else f"; {options.again(batch)}")]
     return await close(this, latest or batch, counts, code=code, lines=why)
 
 
