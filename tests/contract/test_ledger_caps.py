@@ -62,12 +62,14 @@ async def asked(database: Database, query: str) -> list[tuple[Any, ...]]:
     return await database.read(read)
 
 
-@pytest.mark.parametrize("scope", [Scope.JOB, Scope.ACCOUNT_DAY])
-async def test_two_batches_share_a_cap(acts: Any, database: Database, scope: Scope) -> None:
-    """Eight lanes of two batches, claiming and ending at once: never more than the cap, and all of it is used."""
+@pytest.mark.parametrize("scopes", [(Scope.JOB,), (Scope.ACCOUNT_DAY,), (Scope.ACCOUNT, Scope.JOB_DAY)])
+async def test_two_batches_share_a_cap(acts: Any, database: Database, scopes: tuple[Scope, ...]) -> None:
+    """Eight lanes of two batches, claiming and ending at once: never more than the cap, and all of it is used; nor do the locks
+    of several caps and of a model stand in each other's way."""
     pair = [await acts.loaded(60, name) for name in ("one", "two")]
     await history(database)
-    terms = under(acts, Cap(scope, 31 * DOLLAR))
+    terms = replace(under(acts, *(Cap(scope, (31 + n) * DOLLAR) for n, scope in enumerate(scopes))),
+                    model_in_flight=99 if len(scopes) > 1 else None)
 
     async def lane(number: int) -> int:
         claimed = 0
