@@ -20,6 +20,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from orchestrator.core.caps import NO_BUDGET, AccountBudget
 from orchestrator.core.errors import BadInput
 from orchestrator.core.nearest import did_you_mean
 from orchestrator.core.tempo import ModelLimits, Tempo
@@ -47,6 +48,7 @@ class Settings(BaseSettings):
     log_level: str = "WARNING"
     models: dict[str, ModelLimits] = {}  # of settings files only; the stations read them in `tempo`
     tempo: Tempo = Field(default=Tempo(), validate_default=True)
+    budget: AccountBudget = NO_BUDGET
 
     @field_validator("home")
     @classmethod
@@ -132,8 +134,10 @@ class Settings(BaseSettings):
 
 _FIELDS = [str(field.validation_alias or name) for name, field in Settings.model_fields.items()]
 _FIELDS += [name for name, field in Settings.model_fields.items() if field.validation_alias]  # in a file either will do
-_TABLES = ("models", "tempo")  # a variable holds one value: a whole table in one would be JSON, and its keys nobody's concern
+# A variable holds one value: a whole table in one would be JSON, and its keys nobody's concern.
+_TABLES = ("models", "tempo", "budget")
 _TEMPO = [field.name for field in dataclasses.fields(Tempo) if field.name != "models"]
+_BUDGET = [field.name for field in dataclasses.fields(AccountBudget)]
 _MODEL = [field.name for field in dataclasses.fields(ModelLimits)]
 _OF_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)$")
 
@@ -188,7 +192,8 @@ def _unknown_keys(path: Path) -> list[str]:
     """Keys of a settings file that mean nothing, each with the nearest that does."""
     document = read_toml(path)
     models = document.get("models")
-    wrong = [*_wrong_in(document, str(path), known=_FIELDS), *_wrong_in(document.get("tempo"), str(path), known=_TEMPO)]
+    wrong = [*_wrong_in(document, str(path), known=_FIELDS), *_wrong_in(document.get("tempo"), str(path), known=_TEMPO),
+             *_wrong_in(document.get("budget"), str(path), known=_BUDGET)]
     for name, limits in models.items() if isinstance(models, dict) else ():
         wrong += _wrong_in(limits, f'[models."{name}"] of {path}', known=_MODEL)
     return [f"{key!r} in {place}{did_you_mean(key, known)}" for key, place, known in wrong]
@@ -201,7 +206,8 @@ def _wrong_in(table: Any, place: str, *, known: list[str]) -> list[tuple[str, st
 
 def _unknown_names(names: Iterable[str], place: str) -> list[str]:
     """The same of variables. Only those with our prefix are ours, and what Kubernetes sets for a service of that name is not."""
-    known = [_setting((name,)) for name in _FIELDS if name not in _TABLES] + [_setting(("tempo", name)) for name in _TEMPO]
+    known = [_setting((name,)) for name in _FIELDS if name not in _TABLES]
+    known += [_setting((table, name)) for table, keys in (("tempo", _TEMPO), ("budget", _BUDGET)) for name in keys]
     wrong = sorted(name.upper() for name in names if name.upper().startswith("ORCHESTRATOR_") and name.upper() not in known)
     return [f"{name} in {place}{did_you_mean(name, known)}" for name in wrong if not _OF_KUBERNETES.search(name)]
 

@@ -68,7 +68,7 @@ async def rooms(settings: Settings, *, redis_url: str = NO_REDIS, token_needed: 
         yield Rooms(
             ledger=book, predictions=api, limiter=limiter, outputs=outputs, storage=_folders(), tables=FileTables(),
             clock=SystemClock(), tempo=settings.tempo, owner=f"{socket.gethostname()}:{os.getpid()}",
-            public_url=settings.public_url, stopping=stopping)
+            public_url=settings.public_url, budget=settings.budget, stopping=stopping)
 
 
 def _replicate(settings: Settings, *, token_needed: bool) -> ReplicateApi:

@@ -198,6 +198,12 @@ def to_usd(units: int) -> Decimal:
     return usd if usd.as_tuple().exponent <= 0 else usd.quantize(Decimal(1))  # type: ignore[operator]
 
 
+def usd_text(usd: Decimal) -> str:
+    """`$0.60`, `$0.0045`: at least cents, and every digit there is."""
+    digits = -int(usd.as_tuple().exponent)
+    return f"${usd:,.2f}" if digits < 2 else f"${usd:,f}"
+
+
 def charge(prediction: Prediction, *, price: Price | None, outputs: int | None, given: Mapping[str, Any] | None = None,
            failed: str = "unknown") -> Charge:
     """The charge of an ended prediction: `outputs` is the number of files it gave, None if that is not known; `given` its

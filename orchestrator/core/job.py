@@ -181,9 +181,13 @@ class Retry(_Part):
 
 
 class Budget(_Part):
-    """The cap on money, kept at every moment."""
+    """Caps on money, kept at every moment."""
 
     usd: Money | None = Field(None, description="US dollars that the batch may cost in all.")
+    job_usd: Money | None = Field(
+        None, description="US dollars that all batches of this job may cost together, in one ledger and account.")
+    job_per_day_usd: Money | None = Field(
+        None, description="The same for what is bought on one day (UTC).")
     per_row_usd: Money | None = Field(
         None, description="The most that one row can cost, where neither price book nor deadline tells.")
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
+from orchestrator.core.caps import NO_BUDGET, AccountBudget, Cap
 from orchestrator.core.failing import Tally
 from orchestrator.core.homeward import Backlog
 from orchestrator.core.lifecycle import BatchState
@@ -279,13 +280,15 @@ class ClaimTerms:
     made_from: tuple[str, str] | None = None  # job and price of the batch; where it has others by now, nothing is claimed
     model_in_flight: int | None = None  # predictions of the batch's model alive at most, over all batches of its account
     asks_behind: bool = False  # `claimable` is to tell as well whether downloads are behind
+    caps: tuple[Cap, ...] = ()  # on money, beyond the batch's own, which other batches share
 
 
 @dataclass(frozen=True, slots=True)
 class Claimable:
     """How many items may be claimed now. `reason` says what holds back the rest: `none due`, `in flight`, `start limit`,
-    `in flight: this model`, `budget`, `budget: waiting for running rows`, `not running`, `amended` (the terms are out of date);
-    None when nothing does."""
+    `in flight: this model`, `not running`, `amended` (the terms are out of date); of the caps on money (`core/caps.py`) `budget`,
+    `budget: job` and so on where nothing is out that could free any, else `budget: waiting for running rows …`; None when
+    nothing does."""
 
     count: int
     reason: str | None
@@ -390,7 +393,7 @@ class Ledger(Protocol):
         `told` in its documents; says whether it moved."""
 
     async def pause_for_budget(self, batch_pk: int, *, terms: ClaimTerms) -> bool:
-        """Pause the batch, reason `budget`, if not one more row can be afforded and nothing is out that could free money."""
+        """Pause the batch if not one more row can be afforded under a cap and nothing is out that could free money of it."""
 
     async def tally(self, batch_pk: int, *, most: int) -> Tally:
         """How the rows fared that were sent to the provider; failures are counted up to `most` beyond the known ones."""
@@ -412,7 +415,8 @@ class Ledger(Protocol):
         Fewer when the in-flight cap, the start limit or the budget allows no more."""
 
     async def move(self, facts: Sequence[Fact], *, decide: Decide) -> list[Change]:
-        """Read where the facts' attempts stand, under lock; ask `decide`; write the changes; all in one transaction."""
+        """Read where the facts' attempts stand, under lock; ask `decide`; write the changes; all in one transaction. A change
+        with an alarm pauses its batch in it."""
 
     async def receive(self, deliveries: Sequence[Delivery], *, decide: Decide) -> tuple[list[Receipt], list[Change]]:
         """Take in webhooks and their effect in one transaction: a receipt for each, and the changes that came of them."""
@@ -620,5 +624,6 @@ class Rooms:
     tempo: Tempo
     owner: str  # of leases: this process
     public_url: str | None = None  # where the provider can reach our webhook
+    budget: AccountBudget = NO_BUDGET  # the settings' caps on money
     stopping: Callable[[], bool] = lambda: False  # a shutdown has begun: start nothing new
     webhooks_seen: dict[str, str | None] = field(default_factory=dict)  # by prediction: it never changes, so it is asked for once

@@ -1,15 +1,16 @@
 """What a row of a job costs and may cost at worst, settled before anything is bought, and what has to be said about it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from typing import Any
 
-from orchestrator.core.cost import Price, Pricing, to_units
+from orchestrator.core.caps import SETTING, AccountBudget, Cap, Scope, caps_of
+from orchestrator.core.cost import Price, Pricing
 from orchestrator.core.errors import BadInput
 from orchestrator.core.inputs import InputPlan, InputSchema, longest_output_s, most_outputs
-from orchestrator.core.job import Job
+from orchestrator.core.job import Budget, Job
 from orchestrator.core.nearest import did_you_mean
 from orchestrator.core.ports import Model
 from orchestrator.core.prices import Book, Seller, resolve
@@ -74,14 +75,20 @@ def worst_case_usd(job: Job, pricing: Pricing) -> Decimal | None:
                                   per_row_usd=job.budget.per_row_usd if job.budget else None)
 
 
-def cap_of(job: Job, quoted: Quote) -> int | None:
-    """The cap in units; None: the job has none. Raises BadInput with the lines to add where a cap could not be kept."""
-    if job.budget is None or job.budget.usd is None:
-        return None
-    if worst_case_usd(job, quoted.pricing) is None:
-        raise BadInput(f"budget: what one row of {quoted.model} may cost at worst is not known, so a cap cannot be kept"
-                       f"{_why(quoted)}.\n{_lines_to_add(job.budget.usd, quoted.pricing)}")
-    return to_units(job.budget.usd)
+def kept_caps(job: Job, quoted: Quote, account: AccountBudget) -> tuple[Cap, ...]:
+    """The caps that the job is bought under. Raises BadInput with the lines to add where they could not be kept."""
+    caps = caps_of(job, account)
+    if caps and worst_case_usd(job, quoted.pricing) is None:
+        raise BadInput(f"budget: what one row of {quoted.model} may cost at worst is not known, so {_named(caps)} cannot be kept"
+                       f"{_why(quoted)}.\n{_lines_to_add(job.budget, quoted.pricing)}")
+    return caps
+
+
+def _named(caps: Sequence[Cap]) -> str:
+    """A cap of the job's own is there to be read in it; one of the settings may be somebody else's."""
+    if any(cap.scope in (Scope.BATCH, Scope.JOB, Scope.JOB_DAY) for cap in caps):
+        return "a cap"
+    return f"a cap ({SETTING[caps[0].scope]})"
 
 
 _WHY = {"token": ": nothing bounds how many tokens it reads and writes",
@@ -94,8 +101,9 @@ def _why(quoted: Quote) -> str:
     return f": no price is known{_since(quoted)}" if price is None else _WHY.get(price.unit, "")
 
 
-def _lines_to_add(usd: Decimal, pricing: Pricing) -> str:
-    per_row = f"  budget: {{ usd: {usd}, per_row_usd: 0.05 }}"
+def _lines_to_add(budget: Budget | None, pricing: Pricing) -> str:
+    said = (budget.model_dump(exclude_none=True) if budget else {}) | {"per_row_usd": "0.05"}
+    per_row = f"  budget: {{ {', '.join(f'{name}: {usd}' for name, usd in said.items())} }}"
     deadline = "  limits: { cancel_after: 5m }"
     if pricing.price is None:
         return (f"Add to the job either\n{per_row}\nor, where the price is per second,\n"

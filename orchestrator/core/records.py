@@ -12,7 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from orchestrator.core.lifecycle import AttemptState, BatchState, Event, ItemState
+from orchestrator.core.lifecycle import IN_AIR_ITEM, AttemptState, BatchState, Event, ItemState
 
 MILLION_MILLIONTHS = 10**12  # money in SQL: integers of 10^-12 USD
 
@@ -248,6 +248,8 @@ class Standing(NamedTuple):
     deaths: int = 0  # of workers that held the item, in a row (`core/poison.py`)
     absences: int = 0  # purchases of the item in a row that were found never to have been made
     input_json: str | None = None  # of the item; read only where the batch's price asks for it
+    row: int = 0  # the item's number
+    day: str = ""  # that its money counts for (`core.caps.day_of`)
 
 
 class ChargeLine(NamedTuple):
@@ -277,11 +279,17 @@ class Change(NamedTuple):
     prediction: Prediction | None = None
     charge_units: int | None = None  # None: unknown
     charge_basis: str | None = None  # metrics, counted outputs, run, estimate, free, not bought; None: not known (yet)
-    final_charge: bool = False  # the attempt is over: release its reservation
+    final_charge: bool = False  # the attempt is over: its charge takes the place of its reservation, which stays if it is unknown
     via: str | None = None  # from where the fact was learned
     bound_by: str | None = None  # as of `Fact`, where a prediction is bound now
     deaths: int | None = None  # new value, where it changes
     charge_line: ChargeLine | None = None  # what the charge was reckoned from, where there was a price
+    alarm: str | None = None  # why the batch is to be paused: more was charged than reserved, under a cap
+
+    @property
+    def releases(self) -> bool:
+        """Whether what the attempt reserves is free again. Of an unknown charge it is an upper bound, for all that is known."""
+        return self.final_charge and self.charge_units is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,6 +387,11 @@ class Counts:
     spent_usd: Decimal
     reserved_usd: Decimal
     cost_unknown_items: int
+
+    @property
+    def is_out(self) -> bool:
+        """Whether rows are in the air, and so reserve money."""
+        return any(self.by_state.get(state) for state in IN_AIR_ITEM)
 
     @property
     def total(self) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
+from orchestrator.core.caps import alarm
 from orchestrator.core.cost import NOT_BOUGHT, Charge, Price, charge, to_units
 from orchestrator.core.lifecycle import BY_EVENT, FINAL_ITEM, GONE_ATTEMPT, AttemptState, Event, ItemState, Move, advance, alone
 from orchestrator.core.poison import deaths_after, set_aside
@@ -20,7 +21,7 @@ FAILURE_CLASSES = ("invalid_input", "safety", "memory", "infrastructure", "timeo
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What a batch wants done: attempts per row (provider failures), first pause, price, whether it is canceling, has not
-    ended, and buys again what was given up."""
+    ended, buys again what was given up, and is under a cap."""
 
     max_attempts: int
     retry_first_s: float
@@ -30,6 +31,7 @@ class Policy:
     is_live: bool = True
     buys_unsure: bool = False
     failed: str = "unknown"  # what a failed run costs where there is no price: free, billed, unknown
+    is_capped: bool = False
 
 
 _BY_STATUS = {"succeeded": Event.SUCCEEDED, "failed": Event.FAILED, "canceled": Event.CANCELED, "aborted": Event.CANCELED}
@@ -84,14 +86,15 @@ def _change(standing: Standing, fact: Fact, move: Move | None, *, policy: Policy
         return None
     wait_s = _wait_s(fact.event, failures=failures, first_s=policy.retry_first_s, jitter=jitter)
     cost = _charge(standing, fact, policy)
+    units = None if cost is None or cost.usd is None else to_units(cost.usd)
     return Change(
         standing, fact.event, move.attempt_to, move.item_to or standing.item_state, fact.at,
         due_at=None if wait_s is None else fact.at + timedelta(seconds=wait_s), failures=failures,
         error=fact.error, error_class=fact.error_class, prediction=fact.prediction,
-        charge_units=None if cost is None or cost.usd is None else to_units(cost.usd),
-        charge_basis=None if cost is None else cost.basis, final_charge=cost is not None, via=fact.via,
+        charge_units=units, charge_basis=None if cost is None else cost.basis, final_charge=cost is not None, via=fact.via,
         bound_by=fact.bound_by, deaths=deaths_after(standing, fact),
-        charge_line=None if cost is None else cost.line)
+        charge_line=None if cost is None else cost.line,
+        alarm=alarm(standing.row, charge_units=units or 0, reserved_units=standing.reserved_units) if policy.is_capped else None)
 
 
 STRONG = frozenset({"post", "url"})
@@ -153,7 +156,7 @@ _NEVER_BOUGHT = {Event.NOT_SENT, Event.THROTTLED, Event.HELD, Event.REFUSED, Eve
 
 
 def _charge(standing: Standing, fact: Fact, policy: Policy) -> Charge | None:
-    """What comes with an end: a charge, and its reservation is released. None: not over, or unsure and so still reserved."""
+    """What comes with an end: a charge, known or not. None: it is not over, or it is unsure, and so still reserved."""
     if fact.event in _NEVER_BOUGHT:
         return NOT_BOUGHT
     if fact.event not in _ENDS or fact.prediction is None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 
+from orchestrator.core.caps import BUDGET, is_spent
 from orchestrator.core.pacing import LIMIT_REASON, PROVIDER_DOWN
 from orchestrator.core.permits import Budget, Grant
 
@@ -16,6 +17,7 @@ OUTAGE = "cannot"
 # What every batch waits for that has more rows than may go at once: no news, and nothing to be done.
 USUAL = (LIMIT_REASON, IN_FLIGHT)
 
+LAST_ROWS = f"{BUDGET}: the last rows that there is money for"
 TRIED_AGAIN = f"{BACKOFF}: rows wait for their next try, after failures"
 THROTTLED = f"{BACKOFF}: throttled by the provider (429)"
 NO_PERMIT_LEFT = f"{BACKOFF}: the provider has no permit left"
@@ -103,6 +105,8 @@ def in_words(reason: str | None, *, batch: int, model: int | None) -> str | None
     `batch`, `model`: predictions that may be in flight."""
     if reason is None or reason in ("none due", "not running"):
         return None
+    if is_spent(reason):
+        return LAST_ROWS
     if not reason.startswith(IN_FLIGHT):
         return reason
     whose, most = ("model", model or 0) if reason.endswith("model") else ("batch", batch)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
+from orchestrator.core.caps import AccountBudget, Cap, Scope
 from orchestrator.core.cost import Pricing
 from orchestrator.core.errors import BadInput, BadRows, NameTaken, NotFound, RowProblem
 from orchestrator.core.inputs import InputPlan, InputSchema, canonical, plan_inputs
@@ -20,7 +21,7 @@ from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.naming import batch_id
 from orchestrator.core.ports import Model, Rooms
 from orchestrator.core.prices import Book
-from orchestrator.core.quote import cap_of, quote, remarks
+from orchestrator.core.quote import kept_caps, quote, remarks
 from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Row, RowChunk, SourceFile, Target
 from orchestrator.core.runkey import hash_text, run_key
 from orchestrator.core.schedule import date_of
@@ -61,9 +62,14 @@ class Prepared:
     plan: InputPlan
     pricing: Pricing
     run_key: str
-    cap_units: int | None
+    caps: tuple[Cap, ...]
     warnings: list[str]
     book: Book
+
+    @property
+    def cap_units(self) -> int | None:
+        """The batch's own cap; None: it has none."""
+        return next((cap.units for cap in self.caps if cap.scope is Scope.BATCH), None)
 
 
 @dataclass(slots=True)
@@ -92,16 +98,16 @@ async def prepare(rooms: Rooms, order: Order, *, book: Book | None = None) -> Pr
     if order.fresh:
         key = f"{key}-{rooms.clock.token()[:8]}"
     quoted = quote(book or Book(), job, model=model, plan=plan, on=rooms.clock.now().date(), places=order.places)
-    return Prepared(order, account, target, model, paths, files, columns, plan, quoted.pricing, key, cap_of(job, quoted),
-                    remarks(job, quoted), book or Book())
+    return Prepared(order, account, target, model, paths, files, columns, plan, quoted.pricing, key,
+                    kept_caps(job, quoted, rooms.budget), remarks(job, quoted), book or Book())
 
 
-def _of_its_day(prepared: Prepared, batch: Batch) -> Prepared:
+def _of_its_day(prepared: Prepared, batch: Batch, account: AccountBudget) -> Prepared:
     """By the prices of the day on which the batch began, whenever it goes on."""
     job = prepared.order.job
     quoted = quote(prepared.book, job, model=prepared.model, plan=prepared.plan, on=batch.created_at.date(),
                    places=prepared.order.places)
-    return replace(prepared, pricing=quoted.pricing, cap_units=cap_of(job, quoted))
+    return replace(prepared, pricing=quoted.pricing, caps=kept_caps(job, quoted, account))
 
 
 async def _target(rooms: Rooms, job: Job) -> tuple[Target, Model]:
@@ -130,7 +136,7 @@ async def load(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
     """The batch of this run key, loaded whole, and whether it is new. Raises BadRows, and then nothing is kept."""
     batch, new = await _opened(rooms, prepared)
     _same_content(batch, prepared)
-    prepared = _of_its_day(prepared, batch)
+    prepared = _of_its_day(prepared, batch, rooms.budget)
     job = prepared.order.job
     await rooms.ledger.amend(batch.pk, in_flight=job.limits.in_flight, max_attempts=job.retry.attempts,
                              cap_units=prepared.cap_units, price_json=prepared.pricing.to_json(),

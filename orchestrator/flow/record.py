@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from functools import lru_cache
 
+from orchestrator.core.caps import AccountBudget, caps_of
 from orchestrator.core.cost import Pricing
 from orchestrator.core.errors import Unreachable
 from orchestrator.core.inputs import shape_of
@@ -15,6 +16,8 @@ from orchestrator.core.lifecycle import ItemState
 from orchestrator.core.ports import Decide, Rooms
 from orchestrator.core.records import Change, Delivery, Fact, Prediction, Receipt, Rules, Standing, Wake
 from orchestrator.core.retry import Policy, decide, event_of
+
+log = logging.getLogger("orchestrator.flow")
 
 
 def fact_of(prediction: Prediction, *, at: datetime, via: str, attempt_id: str | None = None,
@@ -33,12 +36,14 @@ async def news_of(rooms: Rooms, facts: Sequence[Fact]) -> tuple[int, list[Wake]]
     if not facts:
         return 0, []
     changes = await rooms.ledger.move(facts, decide=judge(rooms))
+    _warn(changes)
     return len(changes), wakes_of(changes)
 
 
 async def receive(rooms: Rooms, deliveries: Sequence[Delivery]) -> tuple[list[Receipt], list[Wake]]:
     """Webhooks, through the same door: taken in and applied in one transaction; a receipt for each, and the wakes."""
     receipts, changes = await rooms.ledger.receive(deliveries, decide=judge(rooms))
+    _warn(changes)
     return receipts, wakes_of(changes)
 
 
@@ -47,16 +52,16 @@ def judge(rooms: Rooms) -> Decide:
     first_s, jitter = rooms.tempo.retry_first_s, rooms.clock.jitter
 
     def decided(standing: Standing, fact: Fact) -> Change | None:
-        return decide(standing, fact, policy=_policy(standing.rules, first_s), jitter=jitter())
+        return decide(standing, fact, policy=_policy(standing.rules, first_s, rooms.budget), jitter=jitter())
 
     return decided
 
 
 @lru_cache(maxsize=64)
-def _policy(rules: Rules, retry_first_s: float) -> Policy:
+def _policy(rules: Rules, retry_first_s: float, account: AccountBudget) -> Policy:
     """Asked for with every fact, so remembered. In a batch that has ended nothing is bought again."""
     shape = shape_of(rules.schema_json)
-    pricing = Pricing.from_json(rules.price_json)
+    pricing, job = Pricing.from_json(rules.price_json), Job.model_validate_json(rules.job_json)
     return Policy(
         max_attempts=rules.max_attempts if rules.is_live else 1,
         retry_first_s=retry_first_s,
@@ -64,9 +69,17 @@ def _policy(rules: Rules, retry_first_s: float) -> Policy:
         price=pricing.price,
         count_files=lambda output: len(shape.files(output)),
         is_live=rules.is_live,
-        buys_unsure=Job.model_validate_json(rules.job_json).retry.unsure == "buy",
+        buys_unsure=job.retry.unsure == "buy",
         failed=pricing.failed,
+        is_capped=bool(caps_of(job, account)),
     )
+
+
+def _warn(changes: Iterable[Change]) -> None:
+    """Of what cost more than was reserved for it; one row of each batch will do."""
+    alarms = {change.standing.rules.batch_id: change.alarm for change in reversed(list(changes)) if change.alarm is not None}
+    for batch_id, alarm in alarms.items():
+        log.warning("batch %s buys nothing more: %s", batch_id, alarm)
 
 
 def wakes_of(changes: Iterable[Change]) -> list[Wake]:
@@ -83,9 +96,6 @@ def wakes_of(changes: Iterable[Change]) -> list[Wake]:
         elif to is ItemState.PENDING:
             wakes.append(Wake("submit", rules.batch_id, due_at=change.due_at))
     return wakes
-
-
-log = logging.getLogger("orchestrator.flow")
 
 
 class FactsBuffer:

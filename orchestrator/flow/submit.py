@@ -9,6 +9,7 @@ from functools import partial
 
 from orchestrator.core import homeward
 from orchestrator.core.callback import callback_url
+from orchestrator.core.caps import is_spent
 from orchestrator.core.errors import Unreachable
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.pacing import LIMIT_REASON, PROVIDER_DOWN
@@ -178,7 +179,7 @@ def _terms(task: _Task, grant: Grant) -> ClaimTerms:
     lease = last_write + timedelta(seconds=tempo.request_timeout_s + tempo.lease_margin_s)
     made_from = (order.batch.job_json, order.batch.price_json)
     return ClaimTerms(now, lease, last_write, rooms.owner, order.reserve_units, rooms.predictions.offset_s, made_from,
-                      order.model.in_flight)
+                      order.model.in_flight, caps=order.caps)
 
 
 def _permit_life_s(task: _Task) -> float:
@@ -190,7 +191,7 @@ def _permit_life_s(task: _Task) -> float:
 async def _no_row(task: _Task, room: Claimable) -> float:
     """Nothing may be claimed: say why, and stop the batch where its budget is spent for good."""
     rooms, batch, reason = task.rooms, task.order.batch, room.reason
-    if reason == "budget":
+    if is_spent(reason):
         await rooms.ledger.pause_for_budget(batch.pk, terms=_terms(task, Grant(0, 0, 0)))
         return rooms.tempo.idle_s
     if reason == "amended":

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orchestrator.core.caps import Cap, caps_of, shared
 from orchestrator.core.cost import Pricing, to_units
 from orchestrator.core.job import Job
 from orchestrator.core.pacing import HORIZON_S
@@ -25,6 +26,7 @@ class Order:
     cancel_after_s: float | None
     reserve_units: int | None  # a row's worst case in 10^-12 USD
     model: ModelLimits
+    caps: tuple[Cap, ...]  # that other batches share
 
 
 def order_of(rooms: Rooms, batch: Batch) -> Order:
@@ -42,7 +44,7 @@ def order_of(rooms: Rooms, batch: Batch) -> Order:
     worst = Pricing.from_json(batch.price_json).worst_case_usd(
         cancel_after_s=job.limits.cancel_after, per_row_usd=job.budget.per_row_usd if job.budget else None)
     return Order(batch, tuple(budgets), flow_of(batch.id, priority=job.limits.priority), job.limits.cancel_after,
-                  None if worst is None else to_units(worst), model)
+                  None if worst is None else to_units(worst), model, shared(caps_of(job, rooms.budget)))
 
 
 def _budget(key: str, per_minute: float) -> Budget:

@@ -1,9 +1,11 @@
 """Settings that are wrong are refused with their name and what they should look like."""
 
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
+from orchestrator.core.caps import AccountBudget
 from orchestrator.core.errors import BadInput
 from orchestrator.core.tempo import ModelLimits
 from orchestrator.wiring import read_settings
@@ -122,3 +124,28 @@ def test_tables_are_for_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, n
     monkeypatch.setenv(name, "3")
     with pytest.raises(BadInput, match=f"no such setting: {name} in the environment"):
         read_settings(tmp_path)
+
+
+def test_caps_of_the_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """From a file or the environment, which wins, to the cent; none where nothing is said, and 0 is a cap of nothing."""
+    assert read_settings(tmp_path / "elsewhere" / ".orchestrator").budget == AccountBudget()
+    home = config(tmp_path, "[budget]\naccount_usd = 500.10\naccount_per_day_usd = 20\n")
+    monkeypatch.setenv("ORCHESTRATOR_BUDGET__ACCOUNT_PER_DAY_USD", "0")
+    assert read_settings(home).budget == AccountBudget(Decimal("500.10"), Decimal(0))
+
+
+def test_caps_that_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A cap that is misspelt would be no cap, and one that is no amount neither: both are refused, with the right name."""
+    home = config(tmp_path, "[budget]\naccount_usdd = 5\n")
+    monkeypatch.setenv("ORCHESTRATOR_BUDGET__ACCOUNT_PER_DAY", "5")
+    with pytest.raises(BadInput) as said:
+        read_settings(home)
+    for words in ("'account_usdd' in ", "did you mean 'account_usd'", "did you mean 'ORCHESTRATOR_BUDGET__ACCOUNT_PER_DAY_USD'"):
+        assert words in str(said.value), words
+    monkeypatch.delenv("ORCHESTRATOR_BUDGET__ACCOUNT_PER_DAY")
+    config(tmp_path, "[budget]\naccount_usd = -5\n")
+    with pytest.raises(BadInput, match=r"ORCHESTRATOR_BUDGET__ACCOUNT_USD: .* is not an amount in US dollars"):
+        read_settings(home)
+    config(tmp_path, "budget = 5\n")
+    with pytest.raises(BadInput, match="ORCHESTRATOR_BUDGET: "):
+        read_settings(home)

@@ -1,7 +1,7 @@
 """The judge: was every row bought exactly as intended, and is everything at home? Values in, complaints out.
 
-It believes the provider's own ledger and the files that the batch left behind. Of our ledger it takes one thing only: which
-purchase each attempt says is its own, so that what nobody knows of shows as such.
+It believes the provider's own ledger and the files that the batch left behind. Of our ledger it takes two things only: which
+purchase each attempt says is its own, so that what nobody knows of shows as such; and the sums of its money, which must agree.
 """
 
 from collections import Counter
@@ -69,6 +69,7 @@ class Left:
     there: Mapping[str, str]
     served: Mapping[str, str]
     summary: Mapping[str, Any]
+    books: Mapping[str, tuple[int, int]]  # spent and reserved, in 10^-12 USD, by the batch, its days and its attempts
 
 
 def judge(lefts: Sequence[Left], purchases: Sequence[Purchase], *, alive: Sequence[str]) -> list[str]:
@@ -85,6 +86,7 @@ def _of_batch(left: Left, purchases: Sequence[Purchase]) -> Iterator[str]:
     yield from _bought(left, mine)
     yield from _files(left)
     yield from _dollars(left, mine)
+    yield from _books(left)
     yield from _summed_up(left)
 
 
@@ -199,6 +201,14 @@ def _dollars(left: Left, mine: Mapping[str, Purchase]) -> Iterator[str]:
     for row in left.rows:
         if (row.cost_usd is None) != (row.index in unpriced):
             yield f"row {row.index} costs {row.cost_usd}, of which something is {'un' if row.index in unpriced else ''}known"
+
+
+def _books(left: Left) -> Iterator[str]:
+    """The batch, its days and its attempts tell the same; and only what nobody knows the cost of is still reserved."""
+    if len(set(left.books.values())) != 1:
+        yield f"spent and reserved differ: {dict(left.books)}"
+    if any(reserved for _, reserved in left.books.values()) and all(a.is_priced for a in left.attempts):
+        yield f"something is reserved, though every cost is known: {dict(left.books)}"
 
 
 def _billed(purchase: Purchase) -> Decimal:

@@ -217,7 +217,7 @@ def left_of(house: House, name: str, *, prompts: Sequence[str], exit_code: int) 
         served = {line["source_url"]: hashlib.sha256(client.get(line["source_url"]).content).hexdigest() for line in manifest}
     return Left(model=MODELS[name], prompts=prompts, exit_code=exit_code, rows=[_row(values) for values in table],
                 attempts=_attempts(house, name), manifest=manifest, there=there, served=served,
-                summary=json.loads((folder / "summary.json").read_text("utf-8")))
+                summary=json.loads((folder / "summary.json").read_text("utf-8")), books=_books(house, name))
 
 
 def _row(values: dict[str, Any]) -> Row:
@@ -230,6 +230,20 @@ SELECT items.idx, attempts.state, attempts.prediction_id, attempts.sent_until_at
        attempts.charge_units IS NOT NULL, attempts.surplus_at IS NOT NULL
 FROM attempts JOIN items ON items.pk = attempts.item_pk JOIN batches ON batches.pk = attempts.batch_pk WHERE batches.job = '{}'
 """
+
+
+_BOOKS = """
+SELECT 'batch', spent_units, reserved_units FROM batches WHERE job = '{job}' UNION ALL
+SELECT 'days', SUM(batch_days.spent_units), SUM(batch_days.reserved_units)
+FROM batch_days JOIN batches ON batches.pk = batch_pk WHERE job = '{job}' UNION ALL
+SELECT 'attempts', COALESCE(SUM(charge_units), 0), SUM(attempts.reserved_units)
+FROM attempts JOIN batches ON batches.pk = batch_pk WHERE job = '{job}'
+"""
+
+
+def _books(house: House, job: str) -> dict[str, tuple[int, int]]:
+    """What is spent and reserved, by each that keeps it; one batch of the job has tried something."""
+    return {name: (int(spent), int(reserved)) for name, spent, reserved in house.query(_BOOKS.format(job=job))}
 
 
 def _attempts(house: House, job: str) -> list[Attempt]:

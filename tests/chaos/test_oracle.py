@@ -33,6 +33,7 @@ def whole() -> Broken:
     return Left(
         model="m", prompts=[f"kind {n}" for n in range(3)], exit_code=0, rows=[row(n) for n in range(3)], attempts=attempts,
         manifest=manifest, there={f"r{n}.png": f"sha {n}" for n in range(3)}, served={f"/{n}": f"sha {n}" for n in range(3)},
+        books=dict.fromkeys(("batch", "days", "attempts"), (9 * 10 ** 9, 0)),
         summary={"state": "finished", "cost_usd": "0.009", "cost_unknown_items": 0,
                  "items": {"succeeded": 3, "failed": 0, "canceled": 0, "pending": 0}}), purchases
 
@@ -106,6 +107,10 @@ BREAKS: dict[str, tuple[Callable[[Left, list[Purchase]], Broken], str]] = {
     "an unknown cost untold": (
         lambda left, sold: (replace(left, attempts=[replace(left.attempts[0], is_priced=False), *left.attempts[1:]]), sold),
         "rows of unknown cost"),
+    "books that differ": (
+        lambda left, sold: (replace(left, books=left.books | {"days": (9 * 10**9, 1)}), sold), "spent and reserved differ"),
+    "a reservation left over": (
+        lambda left, sold: (replace(left, books=dict.fromkeys(left.books, (9 * 10**9, 1))), sold), "something is reserved"),
     "a wrong sum": (
         lambda left, sold: (_summary(left, items=left.summary["items"] | {"failed": 1}), sold), "the results"),
     "a wrong code": (lambda left, sold: (replace(left, exit_code=1), sold), "exit code 1 instead of 0"),

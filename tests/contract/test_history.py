@@ -71,6 +71,7 @@ class History(RuleBasedStateMachine):
         self.rows: dict[str, int] = {}  # attempt -> row
         self.heard: list[Fact] = []  # answers of POSTs, each true
         self.refused: list[Fact] = []
+        self.absent: set[str] = set()  # attempts that were found so, rightly or not: they reserve nothing any more
         self.claims = 0
 
     # What happens
@@ -135,6 +136,7 @@ class History(RuleBasedStateMachine):
         for attempt_id in self._in(AttemptState.UNSURE):
             if attempt_id not in sent or wrongly:
                 event = data.draw(st.sampled_from((Event.ABSENT, Event.GIVEN_UP)))
+                self.absent |= {attempt_id} if event is Event.ABSENT else set()
                 self._tell([Fact(event, NOW, attempt_id, error="?", error_class="unsure")])
 
     @rule()
@@ -153,6 +155,16 @@ class History(RuleBasedStateMachine):
         with_one = {"running", "succeeded", "failed", "canceled"}
         assert all(prediction_id for _, prediction_id, state, *_ in table if state in with_one)
         assert not any(prediction_id for _, prediction_id, state, *_ in table if state in ("open", "unsure", "absent", "lost"))
+
+    @invariant()
+    def three_books_tell_the_same_money(self) -> None:
+        """What is spent and reserved by the batch is so by its days, and by its attempts; and an attempt reserves its price until
+        its charge is known."""
+        table, of_batch, of_days = self._money()
+        assert of_batch == of_days == (sum(row.charge_units or 0 for row in table), sum(row.reserved_units for row in table))
+        assert all(row.reserved_units == to_units(PRICE.usd) for row in table
+                   if row.charge_units is None and row.id not in self.absent)
+        assert not any(row.reserved_units for row in table if row.charge_units is not None or row.id in self.absent)
 
     def teardown(self) -> None:
         """The world tells the rest; then the books are compared."""
@@ -190,21 +202,23 @@ class History(RuleBasedStateMachine):
                     if _input_of(self.rows[attempt_id]) == _input_of(made.row):
                         self._tell([_fact(made.account(ended=False), attempt_id=attempt_id, via="list", bound_by="input")])
                         break
+        self.absent |= set(self._in(AttemptState.UNSURE))
         self._tell([Fact(Event.ABSENT, NOW, i) for i in self._in(AttemptState.UNSURE)])
 
     def _compare(self) -> None:
         """Every prediction is in the ledger once, with its end; each row has what it bought; the dollars are equal."""
-        table = {prediction_id: (attempt_id, state) for attempt_id, prediction_id, state, _ in self._attempts() if prediction_id}
-        assert table.keys() == self.bought.keys()
+        ended = {prediction_id: (attempt_id, state) for attempt_id, prediction_id, state, _ in self._attempts() if prediction_id}
+        assert ended.keys() == self.bought.keys()
         for made in self.bought.values():
-            attempt_id, state = table[made.id]
+            attempt_id, state = ended[made.id]
             status = made.account(ended=True).status
             assert state == status, (made, state)
             assert _input_of(self.rows[attempt_id]) == _input_of(made.row)  # twins may have changed places
         paid = sum(made.account(ended=True).status == "succeeded" for made in self.bought.values())
-        (batch,) = self.runner.run(self.ledger.live_batches())
-        held = len(self._in(AttemptState.LOST))  # may have been bought, for all that anybody knows
-        assert (batch.spent_units, batch.reserved_units) == (paid * to_units(PRICE.usd), held * to_units(PRICE.usd))
+        self.three_books_tell_the_same_money()
+        table, of_batch, _ = self._money()
+        held = sum(row.charge_units is None and row.id not in self.absent for row in table)  # may have cost something
+        assert of_batch == (paid * to_units(PRICE.usd), held * to_units(PRICE.usd))
 
     # The ledger, asked
 
@@ -225,6 +239,17 @@ class History(RuleBasedStateMachine):
         async def read(connection: Any) -> list[Any]:
             rows = await connection.exec_driver_sql("SELECT id, prediction_id, state, surplus_at FROM attempts ORDER BY id")
             return list(rows.all())
+
+        return self.runner.run(self.database.read(read))
+
+    def _money(self) -> tuple[list[Any], tuple[int, int], tuple[int, int]]:
+        """Every attempt with its money, and what the batch and its days have spent and reserve."""
+        async def read(connection: Any) -> tuple[list[Any], tuple[int, int], tuple[int, int]]:
+            rows = (await connection.exec_driver_sql("SELECT id, charge_units, reserved_units FROM attempts")).all()
+            spent, reserved, of_days, held = (await connection.exec_driver_sql(
+                "SELECT spent_units, reserved_units, (SELECT COALESCE(SUM(spent_units), 0) FROM batch_days), "
+                "(SELECT COALESCE(SUM(reserved_units), 0) FROM batch_days) FROM batches")).one()
+            return list(rows), (spent, reserved), (of_days, held)
 
         return self.runner.run(self.database.read(read))
 

@@ -179,13 +179,13 @@ async def test_attempt_that_is_not_current(acts: Any, database: Database) -> Non
 
 
 async def test_unknown_charge(acts: Any) -> None:
-    """An end whose price nobody knows releases its reservation, and is counted as unknown, never as zero."""
+    """An end whose price nobody knows keeps its reservation, and is counted as unknown, never as zero."""
     batch = await acts.loaded(1)
     await acts.claim(batch, 1, reserve_units=HALF)
     acts.policy = acts.policy.__class__(3, 2.0, canceling=False, price=None, count_files=lambda _: 0)
     await acts.tell(acts.ended("p0", attempt_id="a0"))
     counts = await acts.ledger.counts(batch.pk)
-    assert (counts.spent_usd, counts.reserved_usd, counts.cost_unknown_items) == (0, 0, 1)
+    assert (counts.spent_usd, counts.reserved_usd, counts.cost_unknown_items) == (0, Decimal("0.5"), 1)
     assert (await acts.results(batch))[0].charge_units is None
 
 

@@ -128,6 +128,24 @@ def test_succeeded_and_deleted_is_expired():
     assert (change.charge_units, change.charge_basis, change.final_charge) == (None, None, True)
 
 
+def test_what_is_unknown_stays_reserved():
+    """An end of unknown cost releases nothing; a known one, and what was never bought, do."""
+    for end, releases in ((fact("succeeded", data_removed=True), False), (fact("succeeded", output=["u"]), True),
+                          (fact("canceled"), False), (fact("aborted"), True)):
+        change = decide(standing(), end, policy=policy(canceling=True), jitter=0.5)
+        assert change is not None and change.final_charge
+        assert change.releases is releases, end
+
+
+def test_more_than_was_reserved():
+    """Under a cap it is an alarm that names the row; what fits, and what no cap bounds, is none."""
+    for is_capped, reserved_usd, is_alarm in ((True, "0.005", True), (True, "0.006", False), (False, "0.005", False)):
+        where = standing()._replace(reserved_units=to_units(Decimal(reserved_usd)), row=41)
+        change = decide(where, fact("succeeded", output=["u1", "u2"]), policy=replace(policy(), is_capped=is_capped), jitter=0)
+        assert change is not None and change.charge_units == to_units(Decimal("0.006"))
+        assert ("row 41 cost $0.006, and only $0.005" in (change.alarm or "")) is is_alarm
+
+
 def test_succeeded_without_an_output():
     """No output and nothing deleted: the model gave none, which costs nothing per output."""
     change = decide(standing(), fact("succeeded"), policy=policy(), jitter=0.5)

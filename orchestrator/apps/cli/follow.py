@@ -9,6 +9,7 @@ from orchestrator.apps.cli.ending import Exit
 from orchestrator.apps.cli.speech import say
 from orchestrator.apps.hints import why
 from orchestrator.apps.machine import Machine
+from orchestrator.core.caps import is_budget
 from orchestrator.core.errors import OrchestratorError, Unreachable
 from orchestrator.core.failing import FAILING
 from orchestrator.core.job import Job
@@ -164,7 +165,7 @@ class Follower:
         if reason.startswith((OUTPUTS_REFUSED, FAILING)):
             self.last_trouble = reason
             return Exit.FAILED_ROWS
-        return Exit.UNREACHABLE if "token" in reason else Exit.BUDGET
+        return Exit.UNREACHABLE if "token" in reason and not is_budget(reason) else Exit.BUDGET
 
     def _outage(self, look: Look) -> Exit | None:
         """An outage lasts from its first sign until predictions move again, or until it is not heard of any more."""

@@ -13,12 +13,13 @@ from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.follow import Follower
 from orchestrator.apps.cli.panel import screen, usd_text
 from orchestrator.apps.hints import again, failed_lines, failures, why
-from orchestrator.core.cost import to_usd
+from orchestrator.core.caps import caps_of, held_text
+from orchestrator.core.cost import to_units, to_usd
 from orchestrator.core.errors import BadInput, OrchestratorError
 from orchestrator.core.failing import FAILING
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, ItemState
-from orchestrator.core.records import Batch, Surplus
+from orchestrator.core.records import Batch, Counts, Surplus
 from orchestrator.core.results import summary
 from orchestrator.flow.control import BY_OPERATOR
 from orchestrator.flow.report import results_path
@@ -64,15 +65,16 @@ async def status(name: str | None) -> Ending:
             document = summary(batch, counts, results=results if exists(results) else None, now=wiring.clock().now(),
                                state=batch.state)
             document |= {"reason": why(batch), "by_state": {s.value: n for s, n in counts.by_state.items()},
-                         "output": batch.output_to, "model": batch.target.name}
+                         "reserved_usd": format(counts.reserved_usd, "f"), "output": batch.output_to, "model": batch.target.name}
             document["ended_via"] = await ledger.endings(batch.pk)
             document["failures"] = await failures(ledger, batch)
             beyond = await ledger.bought_beyond_need(batch.pk)
             document["surplus"] = {"predictions": beyond.predictions, "cost_usd": str(beyond.cost_usd),
                                    "cost_unknown": beyond.cost_unknown}
+            held = _held(batch, counts, settings)
             is_idle = batch.state in _MOVED_BY_WORKERS and not await is_anybody_at_work(ledger, settings)
             return Ending(Exit.DONE, document, (
-                *_lines(document, is_idle=is_idle), *_next(batch, is_idle=is_idle),
+                *_lines(document, held=held, is_idle=is_idle), *_next(batch, is_idle=is_idle),
                 *(f"  expired  {line}" for line in expired_lines(batch, document["failures"])),
                 *(f"  surplus  {line}" for line in surplus_lines(beyond))))
         documents, idle, expired = [], dict[str, str](), dict[str, str]()
@@ -119,12 +121,19 @@ def surplus_lines(beyond: Surplus) -> list[str]:
             "the purchase was lost, and it turned up after its row had been bought again or withdrawn"]
 
 
-def _lines(document: dict[str, Any], *, is_idle: bool) -> list[str]:
+def _held(batch: Batch, counts: Counts, settings: Settings) -> str:
+    """What is reserved, of a batch that is bought under a cap: else nothing is held back by it."""
+    is_capped = caps_of(Job.model_validate_json(batch.job_json), settings.budget)
+    return held_text(to_units(counts.reserved_usd), is_out=counts.is_out) if is_capped else ""
+
+
+def _lines(document: dict[str, Any], *, held: str, is_idle: bool) -> list[str]:
     parts = ", ".join(f"{n:,} {name}" for name, n in document["by_state"].items() if n)
     lines = [f"{document['batch']} ({document['job']}, {document['model']}): {document['state']}"
              + (f", {document['reason']}" if document["reason"] else "") + (", nobody at work" if is_idle else ""),
              f"  rows     {parts or 'none'}", f"  spent    {usd_text(Decimal(document['cost_usd']))}"
-             + (f" and {document['cost_unknown_items']:,} rows of unknown cost" if document["cost_unknown_items"] else ""),
+             + (f" and {document['cost_unknown_items']:,} rows of unknown cost" if document["cost_unknown_items"] else "")
+             + (f", {held}" if held else ""),
              f"  output   {document['output']}"]
     return lines + failed_lines(document["failures"])
 

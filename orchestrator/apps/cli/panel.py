@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Callable
-from decimal import Decimal
 from types import TracebackType
 from typing import TextIO
 
@@ -15,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.apps.cli.follow import Look
-from orchestrator.core.cost import to_usd
+from orchestrator.core.caps import held_text
+from orchestrator.core.cost import to_units, to_usd
+from orchestrator.core.cost import usd_text as usd_text
 from orchestrator.core.lifecycle import ItemState
 from orchestrator.core.waiting import is_usual, kind_of
 
@@ -32,18 +33,13 @@ def clock_text(seconds: float | None) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def usd_text(usd: Decimal) -> str:
-    """`$0.60`, `$0.0045`: at least cents, and every digit there is."""
-    digits = -int(usd.as_tuple().exponent)
-    return f"${usd:,.2f}" if digits < 2 else f"${usd:,f}"
-
-
 def money_text(look: Look) -> str:
     """What is spent, what is reserved, and how much is not known."""
     counts = look.counts
     text = usd_text(counts.spent_usd)
     if look.batch.cap_units is not None:
-        text += f" of {usd_text(to_usd(look.batch.cap_units))}"
+        held = held_text(to_units(counts.reserved_usd), is_out=counts.is_out)
+        text += f" of {usd_text(to_usd(look.batch.cap_units))}{', ' if held else ''}{held}"
     if counts.cost_unknown_items:
         text += f" + {counts.cost_unknown_items:,} rows of unknown cost"
     return text

@@ -20,12 +20,12 @@ from orchestrator.apps.cli.panel import clock_text, screen, usd_text
 from orchestrator.apps.cli.speech import ask, say
 from orchestrator.apps.machine import Machine, anybody_lives, is_present, is_served, machine
 from orchestrator.apps.orders import check_folder, order_by_hand
-from orchestrator.core.cost import Pricing, to_usd
+from orchestrator.core.caps import SETTING, Scope, is_budget
+from orchestrator.core.cost import to_usd
 from orchestrator.core.errors import BadInput, Unreachable
-from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import Rooms
-from orchestrator.core.records import Batch, Counts, Fact
+from orchestrator.core.records import Batch, Fact
 from orchestrator.flow import control
 from orchestrator.flow.ingest import Examined, Order, Prepared, bad_rows, check, load, output_to, prepare
 from orchestrator.flow.record import record
@@ -164,8 +164,8 @@ async def _detached(this: ThisRun, batch: Batch) -> Ending:
 
 
 async def _consent(rooms: Rooms, prepared: Prepared, options: RunOptions, *, ask_above_usd: float) -> None:
-    """Above the threshold: a budget, a terminal's yes, or --yes."""
-    if options.yes or prepared.cap_units is not None:
+    """Above the threshold: a budget of the job's own, a terminal's yes, or --yes."""
+    if options.yes or any(cap.scope in (Scope.BATCH, Scope.JOB) for cap in prepared.caps):
         return
     rows = min((await check(rooms, prepared)).rows, options.limit or 10**9)
     worst = estimate_usd(prepared, rows)
@@ -236,29 +236,17 @@ async def _ended(this: ThisRun, batch: Batch, follower: Follower, code: Exit) ->
     if code is Exit.UNREACHABLE:
         why += await still_out(this, latest or batch, counts, why="left")
     if code is Exit.BUDGET and latest is not None:
-        raise_it = "raise it, then " if latest.reason == "budget" else ""
-        why = [f"stopped: {latest.reason}{_of_the_budget(latest, counts)}; {raise_it}{options.again(batch)}"]
+        is_said = is_budget(latest.reason) and not options.fresh  # that the same command goes on
+        why = [f"stopped: {latest.reason}" + ("" if is_said else f"; {options.again(batch)}")]
     return await close(this, latest or batch, counts, code=code, lines=why)
 
 
 def _too_small(prepared: Prepared) -> list[str]:
-    """A budget in which not even one row can be bought."""
-    row, cap = estimate_usd(prepared, 1), prepared.cap_units
-    if cap is None or row is None or row <= to_usd(cap):
-        return []
-    return [f"the budget of {usd_text(to_usd(cap))} is less than one row may cost at worst, {usd_text(row)}: raise budget.usd, "
-            "or nothing can be bought"]
-
-
-def _of_the_budget(batch: Batch, counts: Counts) -> str:
-    """How much is left, and how much the next row may need."""
-    job = Job.model_validate_json(batch.job_json)
-    worst = Pricing.from_json(batch.price_json).worst_case_usd(
-        cancel_after_s=job.limits.cancel_after, per_row_usd=job.budget.per_row_usd if job.budget else None)
-    if batch.reason != "budget" or batch.cap_units is None or worst is None:
-        return ""
-    return (f": {usd_text(counts.spent_usd)} of {usd_text(to_usd(batch.cap_units))} are spent, "
-            f"and the next row may need up to {usd_text(worst)}")
+    """Budgets in which not even one row can be bought."""
+    row = estimate_usd(prepared, 1)
+    caps = [(to_usd(cap.units), SETTING[cap.scope]) for cap in prepared.caps]
+    return [f"the budget of {usd_text(usd)} is less than one row may cost at worst, {usd_text(row)}: raise {setting}, or nothing "
+            "can be bought" for usd, setting in caps if row is not None and row > usd]
 
 
 @dataclass(slots=True)

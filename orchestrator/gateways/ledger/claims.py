@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Row, Select, bindparam, exists, func, or_,
 from sqlalchemy import insert as plain_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from orchestrator.core.caps import Bound, Cap, Scope, day_of, is_spent, stopped
 from orchestrator.core.homeward import LOOK_S
 from orchestrator.core.lifecycle import IN_AIR_ITEM, AttemptState, BatchState, ItemState
 from orchestrator.core.poison import SUSPECT
@@ -17,6 +18,7 @@ from orchestrator.core.records import Batch, Claim
 from orchestrator.gateways.ledger.backlog import backlog, behind_since
 from orchestrator.gateways.ledger.bulk import write_many
 from orchestrator.gateways.ledger.loading import batch_of, set_state
+from orchestrator.gateways.ledger.money import bounds, note_days, queue
 from orchestrator.gateways.ledger.session import is_postgresql
 from orchestrator.gateways.ledger.tables import FRESH_AT, PENDING, alive, attempts, batches, items
 
@@ -27,11 +29,12 @@ _SENDING = [ItemState.CLAIMED.value, ItemState.UNSURE.value]
 
 @dataclass(frozen=True, slots=True)
 class _Room:
-    """How many rows may go, and of these how many that were never started; what holds back the rest."""
+    """How many rows may go, and of these how many that were never started; what holds back the rest, and of money which cap."""
 
     count: int
     fresh: int
     reason: str | None
+    bound: Bound | None
 
 
 async def claimable(connection: AsyncConnection, batch_pk: int, *, count: int, terms: ClaimTerms) -> Claimable:
@@ -41,12 +44,12 @@ async def claimable(connection: AsyncConnection, batch_pk: int, *, count: int, t
         return Claimable(0, "not running")
     if _is_amended(found, terms):
         return Claimable(0, "amended")
-    room = await _claimable(connection, found, count=count, terms=terms)
-    return await _with_backlog(connection, found, room, terms=terms) if terms.asks_behind else room
+    room = await _room(connection, found, count=count, terms=terms)
+    answer = await _claimable(connection, found, room, count=count, terms=terms)
+    return await _with_backlog(connection, found, answer, terms=terms) if terms.asks_behind else answer
 
 
-async def _claimable(connection: AsyncConnection, batch: Row[Any], *, count: int, terms: ClaimTerms) -> Claimable:
-    room = await _room(connection, batch, count=count, terms=terms)
+async def _claimable(connection: AsyncConnection, batch: Row[Any], room: _Room, *, count: int, terms: ClaimTerms) -> Claimable:
     again = await _many(connection, _again(batch.pk, now=terms.now), count=count)
     fresh = await _many(connection, _fresh(batch.pk), count=count)
     available = min(count, again + min(fresh, _fresh_room(batch)))
@@ -73,16 +76,22 @@ async def _with_backlog(connection: AsyncConnection, batch: Row[Any], room: Clai
 
 async def pause_for_budget(connection: AsyncConnection, batch_pk: int, *, terms: ClaimTerms) -> bool:
     """Decided under the batch's lock: money that was freed since somebody looked is there to be spent."""
-    await connection.execute(select(batches.c.pk).where(batches.c.pk == batch_pk).with_for_update())
-    if (await claimable(connection, batch_pk, count=1, terms=replace(terms, asks_behind=False))).reason != "budget":
+    batch = (await connection.execute(select(batches).where(batches.c.pk == batch_pk).with_for_update())).one_or_none()
+    if batch is None or batch.state != BatchState.RUNNING.value or _is_amended(batch, terms):
         return False
-    return await set_state(connection, batch_pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}),
-                           reason="budget", now=terms.now)
+    room = await _room(connection, batch, count=1, terms=terms)
+    found = await _claimable(connection, batch, room, count=1, terms=terms)
+    if not is_spent(found.reason) or room.bound is None:
+        return False
+    reason = stopped(room.bound, reserve_units=terms.reserve_units, day=day_of(terms.now))
+    return await set_state(connection, batch_pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}), reason=reason,
+                           now=terms.now)
 
 
 async def claim(connection: AsyncConnection, batch_pk: int, *, attempt_ids: Sequence[str],
                 terms: ClaimTerms) -> list[Claim]:
-    """Rows claimed, attempts committed, money reserved: one transaction, one batch at a time, and one of a capped model."""
+    """Rows claimed, attempts committed, money reserved: one transaction, one batch at a time, and one of those under a cap."""
+    await queue(connection, batch_pk, terms.caps)
     if terms.model_in_flight is not None:
         await _queue_for_model(connection, batch_pk)
     found = (await connection.execute(
@@ -111,31 +120,35 @@ async def _queue_for_model(connection: AsyncConnection, batch_pk: int) -> None:
 
 async def _room(connection: AsyncConnection, batch: Row[Any], *, count: int, terms: ClaimTerms) -> _Room:
     """What the caps leave. Rows in the air are counted only where a cap may bind: no more are out than were ever started."""
-    limits: list[tuple[int, str]] = [(count, "")]
+    limits: list[tuple[int, str, Bound | None]] = [(count, "", None)]
     if batch.started + count > batch.in_flight:
-        limits.append((batch.in_flight - await _alive(connection, batch.pk), "in flight"))
+        limits.append((batch.in_flight - await _alive(connection, batch.pk), "in flight", None))
     if terms.model_in_flight is not None:
-        limits.append((terms.model_in_flight - await _alive_of_model(connection, batch), "in flight: this model"))
+        limits.append((terms.model_in_flight - await _alive_of_model(connection, batch), "in flight: this model", None))
+    limits += [(bound.affordable(count=count, reserve_units=terms.reserve_units), bound.reason, bound)
+               for bound in await _binding(connection, batch, count=count, terms=terms)]
+    # Of limits that leave as much as each other the first one that nothing can lift which is out.
+    least, reason, bound_ = min(limits, key=lambda limit: (limit[0], limit[2] is None or limit[2].waits))
+    return _Room(min(count, max(0, least)), _fresh_room(batch), reason if least < count else None, bound_)
+
+
+async def _binding(connection: AsyncConnection, batch: Row[Any], *, count: int, terms: ClaimTerms) -> list[Bound]:
+    """The caps on money that leave less than is wanted; whether rows are out is asked of these alone."""
+    def binds(bound: Bound) -> bool:
+        return bound.affordable(count=count, reserve_units=terms.reserve_units) < count
+
+    found = []
     if batch.cap_units is not None:
-        left = batch.cap_units - batch.spent_units - batch.reserved_units
-        affordable = _affordable(left, count=count, reserve_units=terms.reserve_units)
-        if affordable < count:
-            waits = await _alive(connection, batch.pk)
-            limits.append((affordable, "budget: waiting for running rows" if waits else "budget"))
-    least, reason = min(limits)
-    return _Room(min(count, max(0, least)), _fresh_room(batch), reason if least < count else None)
+        own = Bound(Cap(Scope.BATCH, batch.cap_units), batch.spent_units, batch.reserved_units)
+        found += [replace(own, waits=await _alive(connection, batch.pk) > 0)] if binds(own) else []
+    tight = [bound.cap for bound in await bounds(connection, batch, terms.caps, now=terms.now) if binds(bound)]
+    again = await bounds(connection, batch, tight, now=terms.now, asks_alive=True)
+    return found + [bound for bound in again if binds(bound)]
 
 
 def _is_amended(batch: Row[Any], terms: ClaimTerms) -> bool:
     """Whether price, deadline or budget may be others by now than those that the reservation was computed from."""
     return terms.made_from is not None and terms.made_from != (batch.job_json, batch.price_json)
-
-
-def _affordable(left: int, *, count: int, reserve_units: int | None) -> int:
-    """Rows that a cap has money for: none where nobody knows what one may cost."""
-    if reserve_units is None or left < 0:
-        return 0
-    return left // reserve_units if reserve_units else count
 
 
 async def _alive(connection: AsyncConnection, batch_pk: int) -> int:
@@ -213,9 +226,11 @@ async def _write(connection: AsyncConnection, batch: Batch, *, pairs: Sequence[t
     await write_many(connection, _INSERT, [
         shared | {"id": attempt_id, "item_pk": row.pk, "n": row.attempts + 1, "input_hash": row.input_hash}
         for attempt_id, row in pairs])
+    reserved = (terms.reserve_units or 0) * len(pairs)
     await connection.execute(update(batches).where(batches.c.pk == batch.pk).values(
-        reserved_units=batches.c.reserved_units + (terms.reserve_units or 0) * len(pairs),
+        reserved_units=batches.c.reserved_units + reserved,
         started=batches.c.started + sum(1 for _, row in pairs if row.attempts == 0)))
+    await note_days(connection, batch.pk, {day_of(terms.now): (reserved, 0)})
 
 
 _INSERT = plain_insert(attempts)

@@ -17,6 +17,8 @@ from orchestrator.core.prediction import parse
 from orchestrator.core.records import Change, ChargeLine, Fact, Prediction, Rules, Standing
 from orchestrator.core.retry import contest, event_of, misled, untold
 from orchestrator.gateways.ledger.bulk import among, write_many
+from orchestrator.gateways.ledger.loading import set_state
+from orchestrator.gateways.ledger.money import note_days, utc_day
 from orchestrator.gateways.ledger.steering import schedule
 from orchestrator.gateways.ledger.tables import AGAIN_AT, KEPT, attempts, batches, deliveries, items
 from orchestrator.gateways.ledger.text import LOGS_KEPT, as_json, clean
@@ -34,7 +36,8 @@ class Scene:
     siblings: dict[int, list[str]]  # item -> its attempts here
     attempt_values: dict[str, dict[str, Any]] = field(default_factory=dict)
     item_values: dict[int, dict[str, Any]] = field(default_factory=dict)
-    money: dict[int, tuple[int, int]] = field(default_factory=dict)  # batch -> released, spent
+    money: dict[int, dict[str, tuple[int, int]]] = field(default_factory=dict)  # batch -> day -> more reserved, more spent
+    alarms: dict[int, Change] = field(default_factory=dict)  # batch -> the first for which it is to be paused
     evicted: list[str] = field(default_factory=list)
 
 
@@ -70,15 +73,15 @@ async def scene_of(connection: AsyncConnection, facts: Sequence[Fact]) -> Scene:
     rules = await _rules(connection, {row.batch_pk for row in found}, stays=revives) if found else {}
     inputs = await _inputs(connection, found, rules)
     scene = Scene({}, await _leases(connection, facts), {}, {})
-    for (attempt_id, state, prediction_id, item_pk, batch_pk, reserved, bound_by, surplus_at, item_state, current_id,
-         failures, deaths, tries) in found:
+    for (attempt_id, state, prediction_id, item_pk, batch_pk, reserved, bound_by, surplus_at, day, item_state, current_id,
+         failures, deaths, tries, row) in found:
         if prediction_id is not None:
             scene.owners[prediction_id] = attempt_id
         scene.siblings.setdefault(item_pk, []).append(attempt_id)
         scene.standings[attempt_id] = Standing(
             attempt_id, _ATTEMPT_STATES[state], prediction_id, item_pk, _ITEM_STATES[item_state], current_id == attempt_id,
             failures, batch_pk, reserved, rules[batch_pk], bound_by, surplus_at is not None, deaths or 0, tries,
-            inputs.get(item_pk))
+            inputs.get(item_pk), row, day)
     return scene
 
 
@@ -150,8 +153,9 @@ def _standings(dialect: str) -> Select[Any]:
     return (
         select(attempts.c.id, attempts.c.state, attempts.c.prediction_id, attempts.c.item_pk, attempts.c.batch_pk,
                attempts.c.reserved_units, attempts.c.bound_by, attempts.c.surplus_at,
+               utc_day(attempts.c.created_at, dialect=dialect).label("day"),
                items.c.state.label("item_state"), items.c.attempt_id.label("current_id"), items.c.failures, items.c.deaths,
-               items.c.tries)
+               items.c.tries, items.c.idx)
         .join(items, items.c.pk == attempts.c.item_pk)
         .where(or_(among(attempts.c.prediction_id, "predictions", dialect=dialect),
                    among(attempts.c.id, "named", dialect=dialect)))
@@ -239,9 +243,12 @@ def _note(scene: Scene, change: Change, *, prediction_id: str | None) -> None:
         scene.item_values.setdefault(standing.item_pk, {}).update(_item_values(change))
     if takes_over:
         scene.item_values[standing.item_pk]["attempt_id"] = attempt_id
-    if change.final_charge:
-        released, spent = scene.money.get(standing.batch_pk, (0, 0))
-        scene.money[standing.batch_pk] = (released + standing.reserved_units, spent + (change.charge_units or 0))
+    if change.releases:
+        days = scene.money.setdefault(standing.batch_pk, {})
+        reserved, spent = days.get(standing.day, (0, 0))
+        days[standing.day] = (reserved - standing.reserved_units, spent + (change.charge_units or 0))
+    if change.alarm is not None:
+        scene.alarms.setdefault(standing.batch_pk, change)
     scene.standings[attempt_id] = standing._replace(
         attempt_state=change.attempt_to, prediction_id=keeps,
         item_state=change.item_to if moves_item else standing.item_state, is_current=standing.is_current or takes_over,
@@ -249,7 +256,7 @@ def _note(scene: Scene, change: Change, *, prediction_id: str | None) -> None:
         is_surplus=standing.is_surplus or change.event is Event.SURPLUS,
         failures=standing.failures if change.failures is None else change.failures,
         deaths=standing.deaths if change.deaths is None else change.deaths,
-        reserved_units=0 if change.final_charge else standing.reserved_units)
+        reserved_units=0 if change.releases else standing.reserved_units)
     if moves_item:
         for sibling in scene.siblings[standing.item_pk]:
             if sibling != attempt_id:
@@ -272,8 +279,9 @@ def _attempt_values(change: Change, *, lease_until: datetime | None) -> dict[str
     if change.event is Event.SURPLUS:
         values["surplus_at"] = change.at
     if change.final_charge:
-        values |= {"charge_units": change.charge_units, "charge_basis": change.charge_basis, "reserved_units": 0,
-                   "ended_via": change.via}
+        values |= {"charge_units": change.charge_units, "charge_basis": change.charge_basis, "ended_via": change.via}
+    if change.releases:
+        values["reserved_units"] = 0
     if change.charge_line is not None:
         values |= _charge_values(change.charge_line)
     return values
@@ -351,12 +359,18 @@ def _alike(noted: Mapping[K, dict[str, Any]], was: Mapping[K, str]) -> Iterable[
 
 
 async def _write_money(connection: AsyncConnection, scene: Scene) -> None:
-    """In the order of batches, and only where something changes: everybody who claims waits for this row."""
-    for batch_pk, (released, spent) in sorted(scene.money.items()):
-        if released or spent:
-            await connection.execute(_WRITE_MONEY, {"b_pk": batch_pk, "b_released": released, "b_spent": spent})
+    """In the order of batches, each with its days, and only where something changes: everybody who claims waits for this row."""
+    for batch_pk, days in sorted(scene.money.items()):
+        changed = {day: money for day, money in days.items() if any(money)}
+        if changed:
+            reserved, spent = (sum(money[of] for money in changed.values()) for of in (0, 1))
+            await connection.execute(_WRITE_MONEY, {"b_pk": batch_pk, "b_reserved": reserved, "b_spent": spent})
+            await note_days(connection, batch_pk, changed)
+        if (alarming := scene.alarms.get(batch_pk)) is not None:
+            await set_state(connection, batch_pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}),
+                            reason=alarming.alarm, now=alarming.at)
 
 
 _WRITE_MONEY = update(batches).where(batches.c.pk == bindparam("b_pk")).values(
-    reserved_units=batches.c.reserved_units - bindparam("b_released"),
+    reserved_units=batches.c.reserved_units + bindparam("b_reserved"),
     spent_units=batches.c.spent_units + bindparam("b_spent"))

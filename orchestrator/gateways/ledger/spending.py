@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import AttemptState
 from orchestrator.core.spending import BatchNames, Spent
-from orchestrator.gateways.ledger.session import is_postgresql
+from orchestrator.gateways.ledger.money import utc_day
 from orchestrator.gateways.ledger.tables import UNPRICED, attempts, batches, items, source_chunks
 
 _IS_SURPLUS = attempts.c.surplus_at.is_not(None)
@@ -50,7 +50,7 @@ async def by_batch(connection: AsyncConnection, batch_pks: Sequence[int] | None)
 async def by_day(connection: AsyncConnection, batch_pks: Sequence[int] | None) -> list[tuple[str, Spent]]:
     """Each day (UTC, YYYY-MM-DD) on which something ended, was answered, or at least tried, in order."""
     at = func.coalesce(attempts.c.completed_at, attempts.c.answered_at, attempts.c.created_at)
-    day = (func.to_char(func.timezone("UTC", at), "YYYY-MM-DD") if is_postgresql(connection) else func.substr(at, 1, 10))
+    day = utc_day(at, dialect=connection.dialect.name)
     some = select(day.label("day"), *_FIGURES).group_by(text("day")).order_by(text("day"))
     rows = await connection.execute(some if batch_pks is None else some.where(attempts.c.batch_pk.in_(batch_pks)))
     return [(str(row.day), _spent(row)) for row in rows]

@@ -1,0 +1,91 @@
+"""What batches spend and reserve, day by day, and how the caps stand that several of them share.
+
+A batch's row is always locked before its days, so whoever writes both in that order can wait for nobody who waits for it."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, ColumnElement, Row, Select, bindparam, cast, exists, func, select, text
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.core.caps import Bound, Cap, day_of
+from orchestrator.gateways.ledger.session import is_postgresql
+from orchestrator.gateways.ledger.tables import alive, attempts, batch_days, batches
+
+_CAPS_LOCKS = {False: 0x0B0B, True: 0x0B0C}  # the first half of the advisory locks' keys: of an account's caps, of a job's
+_OTHERS = batches.alias("others")
+
+
+def utc_day(at: ColumnElement[Any], *, dialect: str) -> ColumnElement[str]:
+    """The day of a time in UTC, YYYY-MM-DD (`core.caps.day_of`)."""
+    return func.to_char(func.timezone("UTC", at), "YYYY-MM-DD") if dialect == "postgresql" else func.substr(at, 1, 10)
+
+
+async def note_days(connection: AsyncConnection, batch_pk: int, changes: Mapping[str, tuple[int, int]]) -> None:
+    """By how much more a batch reserves and has spent for what was claimed on each day; its own row is in hand already."""
+    statement = _NOTE[connection.dialect.name]
+    for day, (reserved, spent) in sorted(changes.items()):
+        await connection.execute(statement, {"b_pk": batch_pk, "b_day": day, "b_reserved": reserved, "b_spent": spent})
+
+
+def _note(insert: Any) -> Any:
+    new = insert(batch_days).values(batch_pk=bindparam("b_pk"), day=bindparam("b_day"), spent_units=bindparam("b_spent"),
+                                    reserved_units=bindparam("b_reserved"))
+    return new.on_conflict_do_update(index_elements=["batch_pk", "day"], set_={
+        "spent_units": batch_days.c.spent_units + new.excluded.spent_units,
+        "reserved_units": batch_days.c.reserved_units + new.excluded.reserved_units})
+
+
+_NOTE = {"sqlite": _note(sqlite_insert), "postgresql": _note(postgresql_insert)}
+
+
+async def queue(connection: AsyncConnection, batch_pk: int, caps: Sequence[Cap]) -> None:
+    """Who claims under a cap of an account claims after whoever does, until the transaction ends, and so for a job. On SQLite all
+    writers do. The account's lock first, then the job's, then a model's, and no row before all of them: nobody holds one that
+    another needs who holds one that comes later."""
+    if not is_postgresql(connection):
+        return
+    for of_job in sorted({cap.scope.of_job for cap in caps}):
+        key = batches.c.account + "\n" + batches.c.job if of_job else batches.c.account
+        lock = func.pg_advisory_xact_lock(_CAPS_LOCKS[of_job], func.hashtext(key))
+        await connection.execute(select(lock).where(batches.c.pk == batch_pk))
+
+
+async def bounds(connection: AsyncConnection, batch: Row[Any], caps: Sequence[Cap], *, now: datetime,
+                 asks_alive: bool = False) -> list[Bound]:
+    """How these caps stand for a batch. `asks_alive`: tell of each whether something of its scope is out, at the same instant."""
+    if not caps:
+        return []
+    rows = (await connection.execute(_sums(batch, caps, now=now, asks_alive=asks_alive))).all()
+    found = []
+    for cap in caps:
+        of_it = [row for row in rows if (row.own or not cap.scope.of_job) and (row.today or not cap.scope.of_day)]
+        waits = asks_alive and any(getattr(row, f"alive_{cap.scope.name}") for row in rows)
+        found.append(Bound(cap, sum(row.spent for row in of_it), sum(row.reserved for row in of_it), waits))
+    return found
+
+
+def _sums(batch: Row[Any], caps: Sequence[Cap], *, now: datetime, asks_alive: bool) -> Select[Any]:
+    """From the days alone: a batch's own row is read past its model's schema, of a hundred kilobytes, to get at its money."""
+    is_own, is_today = _OTHERS.c.job == batch.job, batch_days.c.day == day_of(now)
+    sums = [cast(func.sum(column), BigInteger).label(name) for column, name in (
+        (batch_days.c.spent_units, "spent"), (batch_days.c.reserved_units, "reserved"))]
+    out = [_out(batch, cap, now=now).label(f"alive_{cap.scope.name}") for cap in caps if asks_alive]
+    some = (select(is_own.label("own"), is_today.label("today"), *sums, *out)
+            .join(_OTHERS, _OTHERS.c.pk == batch_days.c.batch_pk).where(_OTHERS.c.account == batch.account))
+    some = some.where(is_own) if all(cap.scope.of_job for cap in caps) else some
+    some = some.where(is_today) if all(cap.scope.of_day for cap in caps) else some
+    return some.group_by(text("own"), text("today"))
+
+
+def _out(batch: Row[Any], cap: Cap, *, now: datetime) -> ColumnElement[bool]:
+    """Whether an attempt of a cap's scope is alive, or may be."""
+    some = exists().where(attempts.c.account == batch.account, alive("attempts"), attempts.c.batch_pk == batches.c.pk)
+    if cap.scope.of_job:
+        some = some.where(batches.c.job == batch.job)
+    if cap.scope.of_day:
+        some = some.where(attempts.c.created_at >= now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0))
+    return some

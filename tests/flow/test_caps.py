@@ -1,0 +1,167 @@
+"""Caps on money, bought against with the real stations: to the last row that fits, by many at once, on both databases."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import wiring
+from orchestrator.core.caps import AccountBudget
+from orchestrator.core.errors import BadInput
+from orchestrator.core.lifecycle import BatchState
+from orchestrator.core.records import Batch
+from orchestrator.flow.collect import collect
+from orchestrator.flow.control import go_on, resume
+from orchestrator.flow.reconcile import sweep
+from orchestrator.flow.submit import submit
+from orchestrator.gateways.ledger import Database
+from orchestrator.gateways.testing import MemoryLimiter
+from orchestrator.settings import read_settings
+from tests.conftest import administer
+from tests.contract.test_ledger_caps import asked, history
+from tests.e2e.desk import Provider
+from tests.flow.conftest import QUICK, Stage
+from tests.flow.test_money import ECHO, loaded
+from tests.flow.test_stations import Flaky, settle
+
+PRICED = ECHO + "price: { per_run_usd: 0.003 }\n"
+DOLLAR = 10**12
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A new ledger on either database."""
+    if request.param == "sqlite":
+        (tmp_path / "home").mkdir()
+        yield f"sqlite:///{tmp_path / 'home' / 'ledger.db'}"
+        return
+    url: Callable[[str], str] = request.getfixturevalue("postgresql_url")
+    administer(url, "CREATE DATABASE caps")
+    yield url("caps")
+    administer(url, "DROP DATABASE caps WITH (FORCE)")
+
+
+@pytest.fixture
+async def counter(tmp_path: Path, provider: Provider, ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
+    """The stations on that ledger."""
+    monkeypatch.setenv("REPLICATE_API_TOKEN", "r8_simulator")
+    monkeypatch.setenv("REPLICATE_BASE_URL", provider.url)
+    monkeypatch.setenv("ORCHESTRATOR_DATABASE_URL", ledger_url)
+    settings = read_settings(tmp_path / "home").model_copy(update={"tempo": QUICK})
+    limiter = MemoryLimiter(wiring.clock())
+    async with wiring.rooms(settings) as rooms:
+        yield Stage(replace(rooms, limiter=limiter), provider, tmp_path, limiter)
+
+
+async def bought_by_many(stage: Stage, batch: Batch, *, within_s: float = 30.0) -> Batch:
+    """Eight submitters at once, and what hears and fetches beside them, until the batch stops or has nothing left to do."""
+    over = asyncio.Event()
+
+    async def lane(number: int) -> None:
+        while not over.is_set():
+            await submit(stage.rooms, batch.id, number)
+            await asyncio.sleep(0.05)
+
+    async def rest() -> None:
+        while not over.is_set():
+            await sweep(stage.rooms, batch.account)
+            await collect(stage.rooms, batch.id, 0)
+            now = await stage.rooms.ledger.batch(batch.id)
+            if (now is None or now.state is not BatchState.RUNNING) or not await stage.rooms.ledger.unsettled(batch.pk):
+                over.set()
+
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await asyncio.gather(*(lane(n) for n in range(8)), rest())
+    return await stage.rooms.ledger.batch(batch.id) or batch
+
+
+async def test_a_dollar_of_rows(counter: Stage, ledger_url: str):
+    """333 rows of $0.003 and not one more, whoever buys them: never above the cap, by the database's own history; a raised cap
+    buys the rest."""
+    batch = await loaded(counter, PRICED + "budget: { usd: 1.00 }\n", rows=340)
+    async with Database.open(ledger_url) as database:
+        await history(database)
+        paused = await bought_by_many(counter, batch)
+        ((most, seen),) = await asked(database, "SELECT MAX(units), COUNT(*) FROM money_seen")
+    assert (paused.state, most) == (BatchState.PAUSED, 999 * DOLLAR // 1000) and seen > 8
+    assert len(counter.provider.purchases()) == 333
+    assert paused.reason == ("budget: $0.999 of $1.00 are spent, and the next row may need up to $0.003; raise budget.usd in the "
+                             "job and run it again")
+    again = await loaded(counter, PRICED + "budget: { usd: 1.02 }\n", rows=340)
+    assert await go_on(counter.rooms, again)
+    assert await settle(counter, again) == {"succeeded": 340}
+    assert len(counter.provider.purchases()) == 340
+
+
+async def test_rows_of_unknown_cost(stage: Stage):
+    """A cap with nothing but `per_row_usd`, for a model without a price: twenty of forty, and what they hold is told."""
+    batch = await loaded(stage, ECHO + "budget: { usd: 1.00, per_row_usd: 0.05 }\n", rows=40)
+    paused = await bought_by_many(stage, batch)
+    assert (paused.state, len(stage.provider.purchases())) == (BatchState.PAUSED, 20)
+    assert "$0.00 of $1.00 are spent and $1.00 are held for rows whose cost is not known" in (paused.reason or "")
+    counts = await stage.rooms.ledger.counts(batch.pk)
+    assert (counts.spent_usd, counts.reserved_usd, counts.cost_unknown_items) == (0, 1, 20)
+
+
+async def test_a_row_dearer_than_reserved(stage: Stage, caplog: pytest.LogCaptureFixture):
+    """It pauses its batch and is written to the log; `resume` goes on, until the next one."""
+    batch = await loaded(stage, PRICED + "budget: { usd: 1.00, per_row_usd: 0.002 }\n", rows=60)
+    stage.rooms = replace(stage.rooms, tempo=replace(QUICK, submit_chunk=2, submit_concurrency=2, slice_s=0.2))
+    with caplog.at_level(logging.WARNING, logger="orchestrator.flow"):
+        await settle(stage, batch, within_s=4)
+    paused = await stage.rooms.ledger.batch(batch.id)
+    assert paused is not None and paused.state is BatchState.PAUSED
+    assert "cost $0.003, and only $0.002 were reserved for it" in (paused.reason or "")
+    assert f"batch {batch.id} buys nothing more: budget: row " in caplog.text
+    bought = len(stage.provider.purchases())
+    assert 0 < bought < 60
+    assert await stage.states(batch) == {"succeeded": bought, "pending": 60 - bought}
+    assert await resume(stage.rooms, paused)
+    await settle(stage, batch, within_s=4)
+    assert bought < len(stage.provider.purchases()) < 60
+    assert (await stage.rooms.ledger.batch(batch.id) or batch).state is BatchState.PAUSED
+
+
+async def test_an_account_and_its_day(stage: Stage):
+    """The settings' caps count what all jobs buy: paused at the day's, gone on with on the next day, until the account's."""
+    now = datetime(2026, 1, 5, 23, 59, tzinfo=UTC)
+    clock: Any = Flaky(stage.rooms.clock, now=lambda: now)
+    stage.rooms = replace(stage.rooms, clock=clock, budget=AccountBudget(Decimal("0.015"), Decimal("0.010")),
+                          tempo=replace(QUICK, slice_s=0.2))
+    batch = await loaded(stage, PRICED, rows=9)
+
+    async def stopped() -> tuple[int, str]:
+        for _ in range(4):
+            await submit(stage.rooms, batch.id, 0)
+            await asyncio.sleep(0.15)
+            await sweep(stage.rooms, batch.account)
+            await collect(stage.rooms, batch.id, 0)
+        return len(stage.provider.purchases()), (await stage.rooms.ledger.batch(batch.id) or batch).reason or ""
+
+    bought, why = await stopped()
+    assert bought == 3 and "$0.009 of $0.01 are spent by this account on 2026-01-05 (UTC)" in why
+    now += timedelta(hours=1)
+    assert await go_on(stage.rooms, await stage.rooms.ledger.batch(batch.id) or batch)
+    bought, why = await stopped()
+    assert bought == 5 and "$0.015 of $0.015 are spent by all batches of this account" in why and "account_usd" in why
+
+
+@pytest.mark.parametrize("budget,named,line", [
+    ("", "a cap (account_per_day_usd under [budget] in the settings) cannot", "budget: { per_row_usd: 0.05 }"),
+    ("budget: { job_usd: 5, job_per_day_usd: 1.50 }\n", "a cap cannot",
+     "budget: { job_usd: 5, job_per_day_usd: 1.50, per_row_usd: 0.05 }")])
+async def test_a_cap_that_could_not_be_kept(stage: Stage, budget: str, named: str, line: str):
+    """Under any cap a row needs a worst case; the line that is named is enough."""
+    stage.rooms = replace(stage.rooms, budget=AccountBudget(account_per_day_usd=Decimal(3)))
+    with pytest.raises(BadInput) as said:
+        await loaded(stage, ECHO + budget)
+    assert f"so {named} be kept" in str(said.value) and f"  {line}\n" in str(said.value)
+    assert (await loaded(stage, ECHO + line + "\n")).total == 1
