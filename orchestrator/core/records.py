@@ -5,7 +5,7 @@ to make anew with one field changed, a NamedTuple 0.45 and 0.9.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -133,6 +133,7 @@ class NewItem:
     input_json: str | None  # canonical JSON of the model input
     input_hash: str | None
     error: str | None = None
+    shares: bool = False  # with an earlier row of its batch that has the same input, where there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,14 +374,19 @@ class Surplus:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Items of a batch by state, and money."""
+    """Items of a batch by state, and money. Rows that share what another one buys are counted where that one stands."""
 
     by_state: dict[ItemState, int]
     spent_usd: Decimal
     reserved_usd: Decimal
     cost_unknown_items: int
+    shared: dict[ItemState, int] = field(default_factory=dict)  # of these, the rows that share
 
     @property
     def total(self) -> int:
         """All rows."""
         return sum(self.by_state.values())
+
+    def own(self, *states: ItemState) -> int:
+        """Rows in these states that are bought for themselves."""
+        return sum(self.by_state.get(state, 0) - self.shared.get(state, 0) for state in states)

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from orchestrator.core.cost import Pricing
+from orchestrator.core.duplicates import Equals, held
 from orchestrator.core.errors import BadInput, BadRows, NameTaken, NotFound, RowProblem
 from orchestrator.core.inputs import InputPlan, InputSchema, canonical, plan_inputs
 from orchestrator.core.job import Job
@@ -29,6 +30,7 @@ from orchestrator.flow.asking import paced
 
 CHUNK_ROWS = 1000
 KEPT_PROBLEMS = 1000
+SEED = "seed"  # how models call the input that makes a run come out as another did
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +66,21 @@ class Prepared:
     cap_units: int | None
     warnings: list[str]
     book: Book
+    takes_seed: bool = False  # the model has an input of that name: without it every run comes out differently
 
 
 @dataclass(slots=True)
 class Examined:
-    """What reading every row found."""
+    """What reading every row found. Equal rows: that have the input of an earlier good row, whatever the job wants done then."""
 
     rows: int = 0
     bad: int = 0
     problems: list[RowProblem] = field(default_factory=list)
     source_schema_json: str | None = None
+    equal_rows: int = 0
+    seedless_equal_rows: int = 0  # of these, rows that leave the model's seed empty
+    first_seedless: tuple[Row, int] | None = None  # the first of those, and the row that it equals
+    equals: Equals = field(default_factory=Equals)
 
 
 async def prepare(rooms: Rooms, order: Order, *, book: Book | None = None) -> Prepared:
@@ -93,7 +100,7 @@ async def prepare(rooms: Rooms, order: Order, *, book: Book | None = None) -> Pr
         key = f"{key}-{rooms.clock.token()[:8]}"
     quoted = quote(book or Book(), job, model=model, plan=plan, on=rooms.clock.now().date(), places=order.places)
     return Prepared(order, account, target, model, paths, files, columns, plan, quoted.pricing, key, cap_of(job, quoted),
-                    remarks(job, quoted), book or Book())
+                    remarks(job, quoted), book or Book(), SEED in schema.fields)
 
 
 def _of_its_day(prepared: Prepared, batch: Batch) -> Prepared:
@@ -130,7 +137,7 @@ async def load(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
     """The batch of this run key, loaded whole, and whether it is new. Raises BadRows, and then nothing is kept."""
     batch, new = await _opened(rooms, prepared)
     _same_content(batch, prepared)
-    prepared = _of_its_day(prepared, batch)
+    prepared = _of_its_day(_as_begun(prepared, batch), batch)
     job = prepared.order.job
     await rooms.ledger.amend(batch.pk, in_flight=job.limits.in_flight, max_attempts=job.retry.attempts,
                              cap_units=prepared.cap_units, price_json=prepared.pricing.to_json(),
@@ -141,6 +148,13 @@ async def load(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
     loaded = await rooms.ledger.batch(batch.id)
     assert loaded is not None
     return loaded, new
+
+
+def _as_begun(prepared: Prepared, batch: Batch) -> Prepared:
+    """Rows that are in the ledger share, or do not, by what the batch was begun with."""
+    job = prepared.order.job
+    duplicates = held(Job.model_validate_json(batch.job_json).duplicates, job.duplicates)
+    return replace(prepared, order=replace(prepared.order, job=job.model_copy(update={"duplicates": duplicates})))
 
 
 async def _opened(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
@@ -180,21 +194,50 @@ def _same_content(batch: Batch, prepared: Prepared) -> None:
 
 
 async def _fill(rooms: Rooms, prepared: Prepared, batch: Batch) -> None:
-    """All rows into the ledger, or none: with bad rows refused, the batch is forgotten again."""
+    """All rows into the ledger, or none: where they are refused, the batch is forgotten again."""
     examined = Examined()
-    refuse = prepared.order.job.source.bad_rows == "refuse"
     present = await rooms.ledger.loaded_rows(batch.pk)
     async for chunk in _chunks(rooms, prepared, examined, keep_from=present):
-        if not (refuse and examined.bad):
+        if refusal(prepared, examined) is None:
             await rooms.ledger.add_chunk(batch.pk, chunk)
-    if refuse and examined.bad:
+    if (refused := refusal(prepared, examined)) is not None:
         await rooms.ledger.discard(batch.pk)
-        raise bad_rows(prepared, examined)
+        raise refused
     await rooms.ledger.seal(batch.pk, total=examined.rows, now=rooms.clock.now(),
                             source_schema_json=examined.source_schema_json or rooms.tables.empty_schema(prepared.columns))
 
 
-def bad_rows(prepared: Prepared, examined: Examined) -> BadRows:
+def refusal(prepared: Prepared, examined: Examined) -> BadInput | None:
+    """Why these rows are not run as the job has it, or None."""
+    job = prepared.order.job
+    if examined.bad and job.source.bad_rows == "refuse":
+        return _bad_rows(prepared, examined)
+    if job.duplicates is not None and job.duplicates.empty_seed == "refuse" and examined.first_seedless is not None:
+        return _no_seed(prepared, examined, *examined.first_seedless)
+    return None
+
+
+def to_buy(prepared: Prepared, examined: Examined) -> int:
+    """How many rows are bought: good ones, and of equal ones those that the job wants bought."""
+    return examined.rows - examined.bad - (examined.equal_rows if prepared.order.job.duplicates is not None else 0)
+
+
+def _no_seed(prepared: Prepared, examined: Examined, row: Row, earlier: int) -> BadInput:
+    """With a seed they come out alike, whoever pays; without one somebody may have wanted several to choose from."""
+    many = examined.seedless_equal_rows
+    rows = "1 row has" if many == 1 else f"{many:,} rows have"
+    place = f"row {row.index}" + (f" (line {row.line})" if row.line is not None else "")
+    first = f"{place} equals row {earlier}" if many == 1 else f"the first is {place}, which equals row {earlier}"
+    where = prepared.order.places.get("duplicates")
+    once = prepared.order.job.duplicates.once if prepared.order.job.duplicates is not None else "batch"
+    return BadInput(
+        f"{where + ': ' if where else ''}{rows} the same input as an earlier row and no `{SEED}`, so {prepared.model.name} would "
+        f"make something else of each: {first}. Nothing was spent. If one output is to serve for all that are equal, write\n"
+        f"  duplicates: {{ once: {once}, empty_seed: share }}\n"
+        f"If each is wanted, give them a `{SEED}` of their own, or write `duplicates: buy`.")
+
+
+def _bad_rows(prepared: Prepared, examined: Examined) -> BadRows:
     """All that is wrong with the rows, as one error."""
     of = prepared.order.job.source.path
     rows = "1 row does" if examined.bad == 1 else f"{examined.bad} rows do"
@@ -236,4 +279,14 @@ def _item(prepared: Prepared, row: Row, examined: Examined) -> NewItem:
         examined.problems.extend(placed[: max(0, KEPT_PROBLEMS - len(examined.problems))])
         return NewItem(row.index, row_id, None, None, "; ".join(str(p) for p in placed))
     text = canonical(value)
-    return NewItem(row.index, row_id, text, hash_text(text))
+    input_hash = hash_text(text)
+    if (earlier := examined.equals.add(row.index, input_hash)) is not None:
+        _note_equal(examined, row, earlier, is_seedless=prepared.takes_seed and SEED not in value)
+    return NewItem(row.index, row_id, text, input_hash, shares=prepared.order.job.duplicates is not None)
+
+
+def _note_equal(examined: Examined, row: Row, earlier: int, *, is_seedless: bool) -> None:
+    examined.equal_rows += 1
+    if is_seedless:
+        examined.seedless_equal_rows += 1
+        examined.first_seedless = examined.first_seedless or (row, earlier)

@@ -1,0 +1,115 @@
+"""Rows that share what an equal row buys: found while a batch is loaded, counted with that row, told as it stands.
+
+Such a row, a twin, has no life of its own: its state is `shared` for ever, and `twin_of` leads to its original. Whatever becomes
+of that one is read from it, so nothing has to be carried over and nothing can be late."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    and_,
+    bindparam,
+    cast,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.core.lifecycle import ItemState
+from orchestrator.core.records import NewItem
+from orchestrator.gateways.ledger.bulk import among, write_many
+from orchestrator.gateways.ledger.tables import COPIED, SHARES, batches, items
+
+SHARED = ItemState.SHARED.value
+ORIGIN = items.alias("origin")  # of a row: itself, or the row that it shares
+IS_ORIGIN = ORIGIN.c.pk == func.coalesce(items.c.twin_of, items.c.pk)
+# Of rows grouped or filtered by what became of them: how many they are with those that share.
+ROWS: ColumnElement[int] = cast(func.count() + func.coalesce(func.sum(items.c.copies), 0), BigInteger)
+_NOTHING: ColumnElement[int] = literal_column("0")
+
+
+async def one_by_one(connection: AsyncConnection, batch_pk: int) -> None:
+    """Chunks of one batch enter one after the other, until the transaction ends: each looks for the rows of those before it."""
+    await connection.execute(select(batches.c.pk).where(batches.c.pk == batch_pk).with_for_update())
+
+
+async def split(connection: AsyncConnection, batch_pk: int, new: Sequence[NewItem]) -> tuple[list[NewItem], list[NewItem]]:
+    """The rows of a chunk that are bought for themselves, and those that share with one of them or of an earlier chunk."""
+    known = set(await originals(connection, batch_pk, (item.input_hash for item in new if item.shares and item.input_hash)))
+    own: list[NewItem] = []
+    twins: list[NewItem] = []
+    for item in new:
+        is_twin = item.shares and item.input_hash in known
+        (twins if is_twin else own).append(item)
+        if item.shares and item.input_hash is not None:
+            known.add(item.input_hash)
+    return own, twins
+
+
+async def originals(connection: AsyncConnection, batch_pk: int, hashes: Iterable[str]) -> dict[str, int]:
+    """By input hash, the row of this batch that is bought for all that have it, where there is one."""
+    wanted = sorted(set(hashes))
+    if not wanted:
+        return {}
+    rows = await connection.execute(_ORIGINALS[connection.dialect.name], {"b_batch": batch_pk, "b_keys": wanted})
+    return {row.share_key: row.pk for row in rows}
+
+
+def _originals(dialect: str) -> Select[Any]:
+    return select(items.c.pk, items.c.share_key).where(
+        items.c.batch_pk == bindparam("b_batch"), text(f"items.{SHARES}"), among(items.c.share_key, "b_keys", dialect=dialect))
+
+
+_ORIGINALS = {dialect: _originals(dialect) for dialect in ("sqlite", "postgresql")}
+
+
+async def add_copies(connection: AsyncConnection, more: Mapping[int, int]) -> None:
+    """So many rows more share with each of these."""
+    await write_many(connection, _MORE, [{"b_pk": pk, "b_many": many} for pk, many in sorted(more.items())])
+
+
+async def take_copies(connection: AsyncConnection, batch_pk: int, *, first: int) -> None:
+    """The rows from `first` on are about to go: those that they share count them no longer."""
+    rows = await connection.execute(select(items.c.twin_of).where(
+        items.c.batch_pk == batch_pk, items.c.idx >= first, items.c.state == SHARED))
+    fewer = Counter(row.twin_of for row in rows)
+    await write_many(connection, _FEWER, [{"b_pk": pk, "b_many": many} for pk, many in sorted(fewer.items())])
+
+
+_MORE = (update(items).where(items.c.pk == bindparam("b_pk"))
+         .values(copies=func.coalesce(items.c.copies, _NOTHING) + bindparam("b_many")))
+_FEWER = (update(items).where(items.c.pk == bindparam("b_pk"))
+          .values(copies=func.nullif(items.c.copies - bindparam("b_many"), _NOTHING)))
+
+
+async def by_state(connection: AsyncConnection, batch_pk: int) -> tuple[dict[ItemState, int], dict[ItemState, int]]:
+    """A batch's rows by state, those that share where their originals are; and of these the ones that share.
+
+    One statement on two indexes: the second has an entry only for a row that others share."""
+    own = select(items.c.state, func.count().label("many"), _NOTHING.label("twins")).where(
+        items.c.batch_pk == batch_pk, items.c.state != SHARED).group_by(items.c.state)
+    twins = select(items.c.state, _NOTHING, cast(func.sum(items.c.copies), BigInteger)).where(
+        items.c.batch_pk == batch_pk, text(f"items.{COPIED}")).group_by(items.c.state)
+    told, shared = Counter[ItemState](), Counter[ItemState]()
+    for state, many, more in await connection.execute(own.union_all(twins)):
+        told[ItemState(state)] += int(many) + int(more)
+        shared[ItemState(state)] += int(more)
+    return dict(told), {state: many for state, many in shared.items() if many}
+
+
+def stands_in(state: ItemState) -> ColumnElement[bool]:
+    """Rows that are told to be in this state; `shared`: all that share, wherever their originals are."""
+    if state is ItemState.SHARED:
+        return items.c.twin_of.is_not(None)
+    at = items.alias("at")
+    with_original = and_(items.c.state == SHARED, exists().where(at.c.pk == items.c.twin_of, at.c.state == state.value))
+    return or_(items.c.state == state.value, with_original)
