@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal, Self
 
@@ -77,12 +78,12 @@ def _share(value: Any) -> str | int:
 
 def _duplicates(value: Any) -> Any:
     """`buy`, `once`, or the table that `once` is short for."""
-    if isinstance(value, str):
-        if value not in ("buy", "once"):
-            raise ValueError(f"{value!r} is not 'buy' or 'once'{did_you_mean(value, ['buy', 'once'])}, nor a table such as "
-                             "{ once: batch, empty_seed: share }")
-        return {"once": "batch"} if value == "once" else None
-    return value
+    if value is None or isinstance(value, Mapping | Duplicates):
+        return value
+    if value not in ("buy", "once"):
+        raise ValueError(f"{value!r} is not 'buy' or 'once'{did_you_mean(str(value), ['buy', 'once'])}, nor a table such as "
+                         "{ once: batch, empty_seed: share }")
+    return {"once": "batch"} if value == "once" else None
 
 
 def _cancel_after(seconds: float) -> float:
