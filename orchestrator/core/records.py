@@ -134,6 +134,18 @@ class NewItem:
     input_hash: str | None
     error: str | None = None
     shares: bool = False  # with an earlier row of its batch that has the same input, where there is one
+    twin_of: int | None = None  # the row of an earlier batch that it shares
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """A row of an earlier batch that succeeded, and its files at home: path (relative to `folder`), bytes, sha256."""
+
+    item_pk: int
+    batch_id: str
+    row: int
+    folder: str
+    files: tuple[tuple[str, int, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +349,7 @@ class ItemResult:
     prediction_id: str | None
     state: ItemState
     output_json: str | None
-    files: tuple[str, ...]  # relative paths, by output index
+    files: tuple[str, ...]  # relative paths, by output index; absolute ones of what an earlier batch bought
     error: str | None
     error_class: str | None
     charge_units: int | None  # over all attempts; None if any that ran is unknown, or none was made
@@ -381,6 +393,7 @@ class Counts:
     reserved_usd: Decimal
     cost_unknown_items: int
     shared: dict[ItemState, int] = field(default_factory=dict)  # of these, the rows that share
+    earlier: int = 0  # of those, the ones that share what an earlier batch bought
 
     @property
     def total(self) -> int:

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
+from orchestrator.core import examined as examining
 from orchestrator.core.cost import Pricing
-from orchestrator.core.duplicates import Equals, held
-from orchestrator.core.errors import BadInput, BadRows, NameTaken, NotFound, RowProblem
+from orchestrator.core.duplicates import held
+from orchestrator.core.errors import BadInput, NameTaken, NotFound, RowProblem
+from orchestrator.core.examined import SEED, Examined
 from orchestrator.core.inputs import InputPlan, InputSchema, canonical, plan_inputs
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState
@@ -27,10 +29,9 @@ from orchestrator.core.runkey import hash_text, run_key
 from orchestrator.core.schedule import date_of
 from orchestrator.core.template import output_folder
 from orchestrator.flow.asking import paced
+from orchestrator.flow.sharing import with_earlier
 
 CHUNK_ROWS = 1000
-KEPT_PROBLEMS = 1000
-SEED = "seed"  # how models call the input that makes a run come out as another did
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +68,6 @@ class Prepared:
     warnings: list[str]
     book: Book
     takes_seed: bool = False  # the model has an input of that name: without it every run comes out differently
-
-
-@dataclass(slots=True)
-class Examined:
-    """What reading every row found. Equal rows: that have the input of an earlier good row, whatever the job wants done then."""
-
-    rows: int = 0
-    bad: int = 0
-    problems: list[RowProblem] = field(default_factory=list)
-    source_schema_json: str | None = None
-    equal_rows: int = 0
-    seedless_equal_rows: int = 0  # of these, rows that leave the model's seed empty
-    first_seedless: tuple[Row, int] | None = None  # the first of those, and the row that it equals
-    equals: Equals = field(default_factory=Equals)
 
 
 async def prepare(rooms: Rooms, order: Order, *, book: Book | None = None) -> Prepared:
@@ -198,8 +185,8 @@ async def _fill(rooms: Rooms, prepared: Prepared, batch: Batch) -> None:
     examined = Examined()
     present = await rooms.ledger.loaded_rows(batch.pk)
     async for chunk in _chunks(rooms, prepared, examined, keep_from=present):
-        if refusal(prepared, examined) is None:
-            await rooms.ledger.add_chunk(batch.pk, chunk)
+        if refusal(prepared, examined) is None and (ready := await _shared(rooms, prepared, batch, chunk, examined)) is not None:
+            await rooms.ledger.add_chunk(batch.pk, ready)
     if (refused := refusal(prepared, examined)) is not None:
         await rooms.ledger.discard(batch.pk)
         raise refused
@@ -207,43 +194,24 @@ async def _fill(rooms: Rooms, prepared: Prepared, batch: Batch) -> None:
                             source_schema_json=examined.source_schema_json or rooms.tables.empty_schema(prepared.columns))
 
 
-def refusal(prepared: Prepared, examined: Examined) -> BadInput | None:
-    """Why these rows are not run as the job has it, or None."""
-    job = prepared.order.job
-    if examined.bad and job.source.bad_rows == "refuse":
-        return _bad_rows(prepared, examined)
-    if job.duplicates is not None and job.duplicates.empty_seed == "refuse" and examined.first_seedless is not None:
-        return _no_seed(prepared, examined, *examined.first_seedless)
+async def _shared(rooms: Rooms, prepared: Prepared, batch: Batch, chunk: NewChunk, examined: Examined) -> NewChunk | None:
+    """The chunk, with rows that share what earlier batches bought where the job has it so; None: it lacks the consent to that."""
+    duplicates = prepared.order.job.duplicates
+    if duplicates is None or duplicates.once != "ledger":
+        return chunk
+    ready, earlier = await with_earlier(rooms, batch, chunk)
+    if not prepared.takes_seed or duplicates.empty_seed == "share":
+        return ready
+    seedless = (item.index for item in chunk.items if item.index in earlier and SEED not in json.loads(item.input_json or "{}"))
+    if (row := next(seedless, None)) is None:
+        return ready
+    examined.first_earlier = (f"row {row}", f"row {earlier[row].row} of batch {earlier[row].batch_id}")
     return None
 
 
-def to_buy(prepared: Prepared, examined: Examined) -> int:
-    """How many rows are bought: good ones, and of equal ones those that the job wants bought."""
-    return examined.rows - examined.bad - (examined.equal_rows if prepared.order.job.duplicates is not None else 0)
-
-
-def _no_seed(prepared: Prepared, examined: Examined, row: Row, earlier: int) -> BadInput:
-    """With a seed they come out alike, whoever pays; without one somebody may have wanted several to choose from."""
-    many = examined.seedless_equal_rows
-    rows = "1 row has" if many == 1 else f"{many:,} rows have"
-    place = f"row {row.index}" + (f" (line {row.line})" if row.line is not None else "")
-    first = f"{place} equals row {earlier}" if many == 1 else f"the first is {place}, which equals row {earlier}"
-    where = prepared.order.places.get("duplicates")
-    once = prepared.order.job.duplicates.once if prepared.order.job.duplicates is not None else "batch"
-    return BadInput(
-        f"{where + ': ' if where else ''}{rows} the same input as an earlier row and no `{SEED}`, so {prepared.model.name} would "
-        f"make something else of each: {first}. Nothing was spent. If one output is to serve for all that are equal, write\n"
-        f"  duplicates: {{ once: {once}, empty_seed: share }}\n"
-        f"If each is wanted, give them a `{SEED}` of their own, or write `duplicates: buy`.")
-
-
-def _bad_rows(prepared: Prepared, examined: Examined) -> BadRows:
-    """All that is wrong with the rows, as one error."""
-    of = prepared.order.job.source.path
-    rows = "1 row does" if examined.bad == 1 else f"{examined.bad} rows do"
-    message = (f"{rows} not fit {prepared.model.name} ({of}, {examined.rows} rows read); nothing was spent. Correct them, "
-               "or say `bad_rows: skip` under `source:` to run the others.")
-    return BadRows(message, problems=examined.problems, total=examined.bad)
+def refusal(prepared: Prepared, examined: Examined) -> BadInput | None:
+    """Why these rows are not run as the job has it; None: they are."""
+    return examining.refusal(prepared.order.job, prepared.model.name, examined, places=prepared.order.places)
 
 
 async def _chunks(rooms: Rooms, prepared: Prepared, examined: Examined, *, keep_from: int | None) -> AsyncIterator[NewChunk]:
@@ -274,19 +242,8 @@ def _item(prepared: Prepared, row: Row, examined: Examined) -> NewItem:
     value, problems = (None, [RowProblem(row.index, row.line, None, None, row.problem)]) if row.problem else \
         prepared.plan.build(row.cells, index=row.index)
     if value is None or problems:
-        examined.bad += 1
-        placed = [replace(problem, line=row.line) for problem in problems]
-        examined.problems.extend(placed[: max(0, KEPT_PROBLEMS - len(examined.problems))])
-        return NewItem(row.index, row_id, None, None, "; ".join(str(p) for p in placed))
+        return NewItem(row.index, row_id, None, None, examined.note_bad(row, problems))
     text = canonical(value)
     input_hash = hash_text(text)
-    if (earlier := examined.equals.add(row.index, input_hash)) is not None:
-        _note_equal(examined, row, earlier, is_seedless=prepared.takes_seed and SEED not in value)
+    examined.note_good(row, input_hash, is_seedless=prepared.takes_seed and SEED not in value)
     return NewItem(row.index, row_id, text, input_hash, shares=prepared.order.job.duplicates is not None)
-
-
-def _note_equal(examined: Examined, row: Row, earlier: int, *, is_seedless: bool) -> None:
-    examined.equal_rows += 1
-    if is_seedless:
-        examined.seedless_equal_rows += 1
-        examined.first_seedless = examined.first_seedless or (row, earlier)

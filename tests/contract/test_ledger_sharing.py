@@ -1,6 +1,7 @@
 """Rows of equal input: loaded as twins of the first, and told at every moment as that one stands."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 
@@ -8,7 +9,7 @@ import pytest
 
 from orchestrator.core.failing import Tally
 from orchestrator.core.lifecycle import BatchState, Event, ItemState
-from orchestrator.core.records import Batch, Counts, ItemResult, NewChunk, NewItem, OutputName, StoredOutput
+from orchestrator.core.records import Batch, Counts, ItemResult, NewChunk, NewItem, OutputName, StoredOutput, Target
 from orchestrator.gateways.ledger import CanceledView, FailureView
 from tests.contract.conftest import NOW, Acts
 
@@ -216,3 +217,52 @@ async def test_failures_are_told_in_rows_and_judged_by_tries(acts: Acts) -> None
     asked: list[Tally] = []
     await acts.ledger.pause_for_failures(batch.pk, most=20, decide=lambda _, tally: asked.append(tally), now=NOW)
     assert [(cause.error_class, cause.count) for cause in asked[0].causes] == [("model", 3), ("invalid_input", 1)]
+
+
+async def test_what_earlier_batches_bought(acts: Acts) -> None:
+    """What succeeded in an earlier batch of the same account and target that shares, and its files as they came home."""
+    first, second = await loaded(acts, "abc", name="one"), await loaded(acts, "cd", name="two")
+    for batch, prefix, rows in ((first, "a", 3), (second, "b", 1)):
+        for claim in await acts.claim(batch, rows, prefix=prefix):
+            if claim.input_json != '{"text":"b"}':
+                await succeed(acts, claim.attempt_id, item_pk=claim.item_pk, batch=batch, row=claim.index)
+    plain, _ = await acts.ledger.open_batch(acts.new("plain"))
+    await acts.ledger.add_chunk(plain.pk, NewChunk(0, [NewItem(0, "r0", '{"text":"e"}', "hash-e")], b"blob"))
+    later, _ = await acts.ledger.open_batch(acts.new("later"))
+    wanted = [f"hash-{letter}" for letter in "abcdef"]
+    found = await acts.ledger.bought_before(later.pk, wanted)
+    assert {key: (one.batch_id, one.row) for key, one in found.items()} == {"hash-a": ("one", 0), "hash-c": ("two", 0)}
+    assert {(one.folder, one.files) for one in found.values()} == {("/out", (("files/r0-0.png", 3, "ab" * 32),))}
+    assert await acts.ledger.bought_before(first.pk, wanted) == {}
+    for name, other in (("account", {"account": "else"}), ("target", {"target": Target("models", "acme/paint", None)}),
+                        ("version", {"target": Target("models", "acme/draw", "f" * 64)})):
+        batch, _ = await acts.ledger.open_batch(acts.new(name, **other))
+        assert await acts.ledger.bought_before(batch.pk, wanted) == {}
+
+
+async def test_rows_that_share_with_an_earlier_batch(acts: Acts) -> None:
+    """They have succeeded from the beginning, cost nothing, and name files where these lie; nothing of theirs is claimed, at home
+    or in the manifest here, and equal rows of their own batch have nothing to do with them."""
+    first = await loaded(acts, "ab", name="one")
+    claim, _ = await acts.claim(first, 2)
+    await succeed(acts, claim.attempt_id, item_pk=claim.item_pk, batch=first, row=0)
+    later, _ = await acts.ledger.open_batch(acts.new("later", output_to="/elsewhere"))
+    told_of = chunk("aab-cc")
+    items = [replace(item, twin_of=claim.item_pk) if item.index in (0, 1) else item for item in told_of.items]
+    await acts.ledger.add_chunk(later.pk, replace(told_of, items=items))
+    await acts.ledger.add_chunk(later.pk, chunk("ac", 6))  # its file was gone when this chunk was read
+    await acts.ledger.seal(later.pk, total=8, source_schema_json="{}", now=NOW)
+    counts = await acts.ledger.counts(later.pk)
+    assert told(counts) == {"succeeded": 2, "failed": 1, "pending": 5}
+    assert (counts.shared, counts.earlier) == ({ItemState.SUCCEEDED: 2, ItemState.PENDING: 2}, 2)
+    assert [claim.index for claim in await acts.claim(later, 9, prefix="l")] == [2, 4, 6]
+    shared = (await acts.results(later))[:2]
+    assert [(r.state, r.prediction_id, r.files, r.charge_units, r.attempts) for r in shared] == [
+        (ItemState.SUCCEEDED, "p-a0", ("/out/files/r0-0.png",), 0, 0)] * 2
+    views = await acts.ledger.items(later.pk, state=ItemState.SHARED)
+    assert [(v.index, v.shares_row, v.shares_batch) for v in views] == [(0, 0, "one"), (1, 0, "one"), (5, 4, None), (7, 4, None)]
+    assert [v.index for v in await acts.ledger.items(later.pk, state=ItemState.SUCCEEDED)] == [0, 1]
+    assert await acts.ledger.shared_with(later.pk) == {"one": 2}
+    assert [row async for rows in acts.ledger.home(later.pk) for row in rows] == []
+    assert [line async for line in acts.ledger.manifest(later.pk)] == []
+    assert (await acts.ledger.counts(first.pk)).earlier == 0

@@ -45,7 +45,8 @@ def test_what_a_job_means(given: Any, meant: Duplicates | None):
 @pytest.mark.parametrize(("given", "part"), [
     ("onse", "'onse' is not 'buy' or 'once' (did you mean 'once'?), nor a table such as { once: batch, empty_seed: share }"),
     (True, "True is not 'buy' or 'once'"), (["once"], "is not 'buy' or 'once'"),
-    ({"once": "always"}, "'batch' or 'ledger'"), ({"empty_seed": "buy"}, "'refuse' or 'share'"), ({"seed": "share"}, "not permitted")])
+    ({"once": "always"}, "'batch' or 'ledger'"), ({"empty_seed": "buy"}, "'refuse' or 'share'"),
+    ({"seed": "share"}, "not permitted")])
 def test_what_no_job_means(given: Any, part: str):
     """Each refusal says what would be right."""
     assert part in refusal(duplicates=given)

@@ -2,7 +2,9 @@
 
 import asyncio
 import csv
+import json
 import os
+import shutil
 from collections import Counter
 from dataclasses import replace
 from decimal import Decimal
@@ -13,13 +15,14 @@ import pytest
 
 from orchestrator import wiring
 from orchestrator.core.errors import BadInput, Unreachable
+from orchestrator.core.examined import to_buy
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch
 from orchestrator.flow import ingest
 from orchestrator.flow.collect import collect
-from orchestrator.flow.ingest import Order, check, load, prepare, refusal, to_buy
+from orchestrator.flow.ingest import Order, check, load, prepare, refusal
 from orchestrator.flow.reconcile import sweep
 from orchestrator.flow.report import report
 from orchestrator.flow.submit import submit
@@ -158,4 +161,47 @@ async def test_what_will_be_bought(stage: Stage):
     for more, bought in ((SHARE, 2), ("", 4)):
         prepared = await prepare(stage.rooms, plain_order(stage, more))
         examined = await check(stage.rooms, prepared)
-        assert (to_buy(prepared, examined), examined.equal_rows, examined.seedless_equal_rows) == (bought, 2, 2)
+        assert (to_buy(prepared.order.job, examined), examined.equal_rows, examined.seedless_equal_rows) == (bought, 2, 2)
+
+
+LEDGER = "duplicates: { once: ledger, empty_seed: share }\n"
+
+
+async def test_what_an_earlier_batch_bought_serves_again(stage: Stage):
+    """By its word only, while the files are in place: not bought, told with the files of the other folder, and `verify` agrees.
+    What was lost or changed is bought as usual."""
+    rooms = stage.rooms
+    texts = ["dog", "cat", "dog", "cow", "elk"]
+    first, _ = await load(rooms, await prepare(rooms, order(stage, texts, SHARE)))
+    await to_the_end(rooms, first)
+    (stage.folder / "out" / "files" / "3-0.webp").unlink()
+    changed = stage.folder / "out" / "files" / "4-0.webp"
+    changed.write_bytes(changed.read_bytes()[::-1])
+    later, _ = await load(rooms, await prepare(rooms, order(stage, [*texts, "owl", "cat"], LEDGER, output="later")))
+    counts = await rooms.ledger.counts(later.pk)
+    assert (counts.own("pending"), counts.earlier) == (3, 4)
+    later = await to_the_end(rooms, later)
+    assert Counter(purchase["input"]["prompt"] for purchase in stage.provider.purchases()) == {
+        "dog": 1, "cat": 1, "cow": 2, "elk": 2, "owl": 1}
+    told = results(stage.folder / "later")
+    files = [json.loads(row["prediction_files"])[0] for row in told]
+    assert [path.startswith(f"{stage.folder}/out/files/") for path in files] == [True, True, True, False, False, False, True]
+    assert all((stage.folder / "later" / path).exists() for path in files)  # of an absolute path it is the path itself
+    found = await verify_home(rooms, later)
+    assert (found.findings.total, found.strangers, found.files, found.elsewhere) == (0, 0, 3, {first.id: 4})
+    other, _ = await load(rooms, await prepare(rooms, order(stage, texts, SHARE, run_key="alone")))
+    assert (await rooms.ledger.counts(other.pk)).earlier == 0
+
+
+async def test_an_earlier_batch_is_no_consent(stage: Stage):
+    """A row without a seed that an earlier batch bought is refused like one of the same file, and nothing is kept."""
+    first, _ = await load(stage.rooms, await prepare(stage.rooms, order(stage, ["dog", "cat"], SHARE)))
+    await to_the_end(stage.rooms, first)
+    prepared = await prepare(stage.rooms, order(stage, ["owl", "cat"], "duplicates: { once: ledger }\n", output="later"))
+    with pytest.raises(BadInput, match=rf"row 1 has the same input as row 1 of batch {first.id} and no `seed`"):
+        await load(stage.rooms, prepared)
+    assert not await stage.rooms.ledger.known(prepared.run_key)
+    shutil.rmtree(stage.folder / "out")
+    batch, _ = await load(stage.rooms, prepared)
+    assert (await stage.rooms.ledger.counts(batch.pk)).own("pending") == 2
+    assert not (stage.folder / "out").exists()

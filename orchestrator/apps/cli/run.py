@@ -23,12 +23,13 @@ from orchestrator.apps.orders import check_folder, order_by_hand
 from orchestrator.core.cost import Pricing, to_usd
 from orchestrator.core.duplicates import said_otherwise
 from orchestrator.core.errors import BadInput, Unreachable
+from orchestrator.core.examined import Examined, to_buy
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Counts, Fact
 from orchestrator.flow import control
-from orchestrator.flow.ingest import Examined, Order, Prepared, check, load, output_to, prepare, refusal, to_buy
+from orchestrator.flow.ingest import Order, Prepared, check, load, output_to, prepare, refusal
 from orchestrator.flow.record import record
 from orchestrator.wiring import Settings, home_of, read_settings
 
@@ -63,7 +64,7 @@ async def plan(options: RunOptions) -> Ending:
 
 
 def _planned(rooms: Rooms, options: RunOptions, *, prepared: Prepared, examined: Examined) -> Ending:
-    good = to_buy(prepared, examined)
+    good = to_buy(prepared.order.job, examined)
     per_minute = _per_minute(rooms, prepared)
     minutes = good / per_minute if per_minute else None
     worst = estimate_usd(prepared, good)
@@ -170,8 +171,7 @@ async def _consent(rooms: Rooms, prepared: Prepared, options: RunOptions, *, ask
     """Above the threshold: a budget, a terminal's yes, or --yes."""
     if options.yes or prepared.cap_units is not None:
         return
-    examined = await check(rooms, prepared)
-    rows = min(to_buy(prepared, examined), options.limit or 10**9)
+    rows = min(to_buy(prepared.order.job, await check(rooms, prepared)), options.limit or 10**9)
     worst = estimate_usd(prepared, rows)
     if worst is None or worst <= ask_above_usd or await rooms.ledger.known(prepared.run_key):
         return

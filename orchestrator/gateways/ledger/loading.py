@@ -85,10 +85,11 @@ async def add_chunk(connection: AsyncConnection, batch_pk: int, chunk: NewChunk)
     own, twins = await sharing.split(connection, batch_pk, chunk.items)
     await _insert(connection, (_item_values(batch_pk, item) for item in own))
     if twins:
-        bought = await sharing.originals(connection, batch_pk, [item.input_hash or "" for item in twins])
-        pairs = [(item, bought[item.input_hash or ""]) for item in twins]
-        await _insert(connection, (_item_values(batch_pk, item, twin_of=pk) for item, pk in pairs))
-        await sharing.add_copies(connection, Counter(pk for _, pk in pairs))
+        here = [item for item in twins if item.twin_of is None]
+        bought = await sharing.originals(connection, batch_pk, [item.input_hash or "" for item in here])
+        await _insert(connection, (_item_values(batch_pk, item, twin_of=item.twin_of or bought[item.input_hash or ""])
+                                   for item in twins))
+        await sharing.add_copies(connection, Counter(bought[item.input_hash or ""] for item in here))
 
 
 async def _insert(connection: AsyncConnection, rows: Iterator[tuple[Any, ...]]) -> None:

@@ -25,9 +25,9 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import ItemState
-from orchestrator.core.records import NewItem
+from orchestrator.core.records import Earlier, NewItem
 from orchestrator.gateways.ledger.bulk import among, write_many
-from orchestrator.gateways.ledger.tables import COPIED, SHARES, batches, items
+from orchestrator.gateways.ledger.tables import COPIED, SHARES, batches, items, outputs
 
 SHARED = ItemState.SHARED.value
 ORIGIN = items.alias("origin")  # of a row: itself, or the row that it shares
@@ -43,13 +43,16 @@ async def one_by_one(connection: AsyncConnection, batch_pk: int) -> None:
 
 
 async def split(connection: AsyncConnection, batch_pk: int, new: Sequence[NewItem]) -> tuple[list[NewItem], list[NewItem]]:
-    """The rows of a chunk that are bought for themselves, and those that share with one of them or of an earlier chunk."""
+    """The rows of a chunk that are bought for themselves, and those that share: with one of them, of an earlier chunk, or of an
+    earlier batch."""
     known = set(await originals(connection, batch_pk, (item.input_hash for item in new if item.shares and item.input_hash)))
     own: list[NewItem] = []
     twins: list[NewItem] = []
     for item in new:
-        is_twin = item.shares and item.input_hash in known
-        (twins if is_twin else own).append(item)
+        if item.twin_of is not None or (item.shares and item.input_hash in known):
+            twins.append(item)
+            continue
+        own.append(item)
         if item.shares and item.input_hash is not None:
             known.add(item.input_hash)
     return own, twins
@@ -91,19 +94,22 @@ _FEWER = (update(items).where(items.c.pk == bindparam("b_pk"))
           .values(copies=func.nullif(items.c.copies - bindparam("b_many"), _NOTHING)))
 
 
-async def by_state(connection: AsyncConnection, batch_pk: int) -> tuple[dict[ItemState, int], dict[ItemState, int]]:
-    """A batch's rows by state, those that share where their originals are; and of these the ones that share.
+async def by_state(connection: AsyncConnection, batch_pk: int) -> tuple[dict[ItemState, int], dict[ItemState, int], int]:
+    """A batch's rows by state, those that share where their originals are; of these the ones that share; and of those the ones
+    whose originals are of earlier batches: they have succeeded, and stay so.
 
     One statement on two indexes: the second has an entry only for a row that others share."""
-    own = select(items.c.state, func.count().label("many"), _NOTHING.label("twins")).where(
-        items.c.batch_pk == batch_pk, items.c.state != SHARED).group_by(items.c.state)
+    rows = select(items.c.state, func.count().label("many"), _NOTHING.label("twins")).where(
+        items.c.batch_pk == batch_pk).group_by(items.c.state)
     twins = select(items.c.state, _NOTHING, cast(func.sum(items.c.copies), BigInteger)).where(
         items.c.batch_pk == batch_pk, text(f"items.{COPIED}")).group_by(items.c.state)
-    told, shared = Counter[ItemState](), Counter[ItemState]()
-    for state, many, more in await connection.execute(own.union_all(twins)):
-        told[ItemState(state)] += int(many) + int(more)
+    own, shared = Counter[ItemState](), Counter[ItemState]()
+    for state, many, more in await connection.execute(rows.union_all(twins)):
+        own[ItemState(state)] += int(many)
         shared[ItemState(state)] += int(more)
-    return dict(told), {state: many for state, many in shared.items() if many}
+    earlier = own.pop(ItemState.SHARED, 0) - shared.total()
+    shared[ItemState.SUCCEEDED] += earlier
+    return dict(own + shared), dict(+shared), earlier
 
 
 def stands_in(state: ItemState) -> ColumnElement[bool]:
@@ -113,3 +119,58 @@ def stands_in(state: ItemState) -> ColumnElement[bool]:
     at = items.alias("at")
     with_original = and_(items.c.state == SHARED, exists().where(at.c.pk == items.c.twin_of, at.c.state == state.value))
     return or_(items.c.state == state.value, with_original)
+
+
+async def bought_before(connection: AsyncConnection, batch_pk: int, hashes: Sequence[str]) -> dict[str, Earlier]:
+    """By input hash, a row that succeeded in an earlier batch of the same account and target, of the newest such batch."""
+    own = (await connection.execute(select(batches).where(batches.c.pk == batch_pk))).one()
+    alike = [batches.c[name] == getattr(own, name) if getattr(own, name) is not None else batches.c[name].is_(None)
+             for name in ("account", "target_endpoint", "target_name", "target_version")]
+    newest = select(batches.c.pk, batches.c.id, batches.c.output_to).where(*alike, batches.c.pk < batch_pk)
+    of = {row.pk: row for row in await connection.execute(newest.order_by(batches.c.pk.desc()).limit(BATCHES_LOOKED_AT))}
+    if not of:
+        return {}
+    rows = await connection.execute(_BOUGHT[connection.dialect.name], {"b_batches": sorted(of), "b_keys": list(hashes)})
+    # The state is judged here: a planner that looked for it by index would walk all rows that have succeeded.
+    found = {row.share_key: row for row in rows if row.state == ItemState.SUCCEEDED.value}
+    files = await _files(connection, {row.pk: row.attempt_id for row in found.values()})
+    return {key: Earlier(row.pk, of[row.batch_pk].id, row.idx, of[row.batch_pk].output_to, tuple(files.get(row.pk, ())))
+            for key, row in found.items()}
+
+
+BATCHES_LOOKED_AT = 100
+
+
+def _bought(dialect: str) -> Select[Any]:
+    return (select(items.c.pk, items.c.batch_pk, items.c.idx, items.c.state, items.c.attempt_id, items.c.share_key)
+            .where(items.c.batch_pk.in_(bindparam("b_batches", expanding=True)), text(f"items.{SHARES}"),
+                   among(items.c.share_key, "b_keys", dialect=dialect)).order_by(items.c.batch_pk))
+
+
+_BOUGHT = {dialect: _bought(dialect) for dialect in ("sqlite", "postgresql")}
+
+
+async def _files(connection: AsyncConnection, attempt_of: Mapping[int, str]) -> dict[int, list[tuple[str, int, str]]]:
+    """Of each row what its attempt brought home."""
+    found: dict[int, list[tuple[str, int, str]]] = {}
+    pks = sorted(attempt_of)
+    for start in range(0, len(pks), _AT_ONCE):
+        rows = await connection.execute(select(outputs).where(
+            outputs.c.item_pk.in_(pks[start:start + _AT_ONCE]), outputs.c.stored_at.is_not(None)).order_by(outputs.c.idx))
+        for row in rows:
+            if row.attempt_id == attempt_of[row.item_pk]:
+                found.setdefault(row.item_pk, []).append((row.path, row.bytes, row.sha256))
+    return found
+
+
+_AT_ONCE = 400
+
+
+async def shared_with(connection: AsyncConnection, batch_pk: int) -> dict[str, int]:
+    """The earlier batches that bought what rows of this one share, the oldest first, and how many rows do."""
+    some = (select(ORIGIN.c.batch_pk, func.count().label("many")).select_from(items.join(ORIGIN, ORIGIN.c.pk == items.c.twin_of))
+            .where(items.c.batch_pk == batch_pk, items.c.state == SHARED, ORIGIN.c.batch_pk != batch_pk)
+            .group_by(ORIGIN.c.batch_pk).subquery())
+    rows = await connection.execute(
+        select(batches.c.id, some.c.many).join(some, some.c.batch_pk == batches.c.pk).order_by(batches.c.pk))
+    return {row.id: int(row.many) for row in rows}

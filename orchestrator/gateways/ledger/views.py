@@ -34,7 +34,7 @@ from orchestrator.gateways.ledger.tables import (
 @dataclass(frozen=True, slots=True)
 class ItemView:
     """One line of `items`: where a row stands. `charge_units` as in `ItemResult`; `due_at` only of a row that waits; `shares_row`
-    only of one that shares what another row of its batch buys."""
+    only of one that shares what another row buys, `shares_batch` where that is of an earlier batch."""
 
     index: int
     row_id: str
@@ -47,6 +47,7 @@ class ItemView:
     attempts: int
     due_at: datetime | None
     shares_row: int | None = None
+    shares_batch: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +126,12 @@ async def _unknown(connection: AsyncConnection, name: str) -> str:
 
 async def counts(connection: AsyncConnection, batch_pk: int) -> Counts:
     """Items by state, and money. Unknown: what ended at the provider without a price, and what may have been bought."""
-    told, shared = await by_state(connection, batch_pk)
+    told, shared, earlier = await by_state(connection, batch_pk)
     money = (await connection.execute(
         select(batches.c.spent_units, batches.c.reserved_units).where(batches.c.pk == batch_pk))).one()
     unknown = (await connection.execute(select(func.count(attempts.c.item_pk.distinct())).where(
         attempts.c.batch_pk == batch_pk, text(UNPRICED)))).scalar_one()
-    return Counts(told, to_usd(money.spent_units), to_usd(money.reserved_units), int(unknown), shared)
+    return Counts(told, to_usd(money.spent_units), to_usd(money.reserved_units), int(unknown), shared, earlier)
 
 
 async def items_of(connection: AsyncConnection, batch_pk: int, *, state: ItemState | None, after_idx: int,
@@ -141,10 +142,20 @@ async def items_of(connection: AsyncConnection, batch_pk: int, *, state: ItemSta
         query = query.where(stands_in(state))
     rows = (await connection.execute(query.order_by(items.c.idx).limit(limit))).all()
     charges = await _charges(connection, [row.pk for row in rows])
+    earlier = {pk: batch_id for pk, (batch_id, _) in (await _earlier(connection, rows, batch_pk=batch_pk)).items()}
     return [ItemView(row.idx, row.row_id, ItemState(row.state), row.prediction_id, row.error, row.error_class,
                      _charge(row, charges), row.seconds, row.attempts,
                      row.due_at if row.state == ItemState.PENDING.value and row.due_at > FRESH_AT else None,
-                     None if row.twin_of is None else row.origin_idx) for row in rows]
+                     None if row.twin_of is None else row.origin_idx, earlier.get(row.origin_batch)) for row in rows]
+
+
+async def _earlier(connection: AsyncConnection, rows: Sequence[Row[Any]], *, batch_pk: int) -> dict[int, tuple[str, str]]:
+    """Id and output folder of the other batches that bought what these rows share."""
+    pks = sorted({row.origin_batch for row in rows} - {batch_pk})
+    if not pks:
+        return {}
+    found = await connection.execute(select(batches.c.pk, batches.c.id, batches.c.output_to).where(batches.c.pk.in_(pks)))
+    return {row.pk: (row.id, row.output_to) for row in found}
 
 
 # Attempts that reached nobody, or bought nothing for a reason that was not the row's own: a deploy, an outage, a 429.
@@ -160,8 +171,8 @@ def _with_attempt() -> Any:
     """Rows as they are told: one that shares has the state of its original, and what that one's attempt gave."""
     return select(
         items.c.pk, items.c.idx, items.c.row_id, items.c.twin_of, _TRIED.label("attempts"), ORIGIN.c.idx.label("origin_idx"),
-        ORIGIN.c.state, ORIGIN.c.error, ORIGIN.c.error_class, ORIGIN.c.due_at, attempts.c.prediction_id, attempts.c.output_json,
-        attempts.c.seconds, attempts.c.version,
+        ORIGIN.c.batch_pk.label("origin_batch"), ORIGIN.c.state, ORIGIN.c.error, ORIGIN.c.error_class, ORIGIN.c.due_at,
+        attempts.c.prediction_id, attempts.c.output_json, attempts.c.seconds, attempts.c.version,
     ).select_from(items.join(ORIGIN, IS_ORIGIN)).outerjoin(attempts, attempts.c.id == ORIGIN.c.attempt_id)
 
 
@@ -200,9 +211,11 @@ async def results_of_chunk(connection: AsyncConnection, batch_pk: int, *, first:
     here = and_(items.c.batch_pk == batch_pk, items.c.idx >= first, items.c.idx < end)
     rows = (await connection.execute(_with_attempt().where(here).order_by(items.c.idx))).all()
     charges = await _charges(connection, [row.pk for row in rows])
+    earlier = await _earlier(connection, rows, batch_pk=batch_pk)
     files: dict[int, list[str]] = {}
-    for row in await connection.execute(_files(items.c.pk, outputs.c.path).where(here)):
-        files.setdefault(row.pk, []).append(row.path)
+    for row in await connection.execute(_files(items.c.pk, outputs.c.path, outputs.c.batch_pk).where(here)):
+        folder = earlier[row.batch_pk][1] + "/" if row.batch_pk in earlier else ""
+        files.setdefault(row.pk, []).append(folder + row.path)
     return bytes(blob), [_result(row, files=files, charges=charges) for row in rows]
 
 
