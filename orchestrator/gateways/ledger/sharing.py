@@ -13,6 +13,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    case,
     cast,
     exists,
     func,
@@ -30,11 +31,16 @@ from orchestrator.gateways.ledger.bulk import among, write_many
 from orchestrator.gateways.ledger.tables import COPIED, SHARES, batches, items, outputs
 
 SHARED = ItemState.SHARED.value
-ORIGIN = items.alias("origin")  # of a row: itself, or the row that it shares
-IS_ORIGIN = ORIGIN.c.pk == func.coalesce(items.c.twin_of, items.c.pk)
+ORIGIN = items.alias("origin")  # the row that a twin shares; joined from outside, as most rows share none
+IS_ORIGIN = ORIGIN.c.pk == items.c.twin_of
 # Of rows grouped or filtered by what became of them: how many they are with those that share.
 ROWS: ColumnElement[int] = cast(func.count() + func.coalesce(func.sum(items.c.copies), 0), BigInteger)
 _NOTHING: ColumnElement[int] = literal_column("0")
+
+
+def told(name: str) -> ColumnElement[Any]:
+    """A column of a row as it is told: its own, or that of the row that it shares."""
+    return case((items.c.twin_of.is_(None), items.c[name]), else_=ORIGIN.c[name])
 
 
 async def one_by_one(connection: AsyncConnection, batch_pk: int) -> None:

@@ -16,7 +16,7 @@ from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import FINAL_ITEM, IN_AIR_ITEM, AttemptState, ItemState
 from orchestrator.core.records import Batch, Counts, ItemResult, Surplus
 from orchestrator.gateways.ledger.loading import batch_of
-from orchestrator.gateways.ledger.sharing import IS_ORIGIN, ORIGIN, ROWS, by_state, stands_in
+from orchestrator.gateways.ledger.sharing import IS_ORIGIN, ORIGIN, ROWS, by_state, stands_in, told
 from orchestrator.gateways.ledger.tables import (
     FRESH_AT,
     PENDING,
@@ -126,12 +126,12 @@ async def _unknown(connection: AsyncConnection, name: str) -> str:
 
 async def counts(connection: AsyncConnection, batch_pk: int) -> Counts:
     """Items by state, and money. Unknown: what ended at the provider without a price, and what may have been bought."""
-    told, shared, earlier = await by_state(connection, batch_pk)
+    states, shared, earlier = await by_state(connection, batch_pk)
     money = (await connection.execute(
         select(batches.c.spent_units, batches.c.reserved_units).where(batches.c.pk == batch_pk))).one()
     unknown = (await connection.execute(select(func.count(attempts.c.item_pk.distinct())).where(
         attempts.c.batch_pk == batch_pk, text(UNPRICED)))).scalar_one()
-    return Counts(told, to_usd(money.spent_units), to_usd(money.reserved_units), int(unknown), shared, earlier)
+    return Counts(states, to_usd(money.spent_units), to_usd(money.reserved_units), int(unknown), shared, earlier)
 
 
 async def items_of(connection: AsyncConnection, batch_pk: int, *, state: ItemState | None, after_idx: int,
@@ -146,12 +146,12 @@ async def items_of(connection: AsyncConnection, batch_pk: int, *, state: ItemSta
     return [ItemView(row.idx, row.row_id, ItemState(row.state), row.prediction_id, row.error, row.error_class,
                      _charge(row, charges), row.seconds, row.attempts,
                      row.due_at if row.state == ItemState.PENDING.value and row.due_at > FRESH_AT else None,
-                     None if row.twin_of is None else row.origin_idx, earlier.get(row.origin_batch)) for row in rows]
+                     row.origin_idx, earlier.get(row.origin_batch)) for row in rows]
 
 
 async def _earlier(connection: AsyncConnection, rows: Sequence[Row[Any]], *, batch_pk: int) -> dict[int, tuple[str, str]]:
     """Id and output folder of the other batches that bought what these rows share."""
-    pks = sorted({row.origin_batch for row in rows} - {batch_pk})
+    pks = sorted({row.origin_batch for row in rows} - {batch_pk, None})
     if not pks:
         return {}
     found = await connection.execute(select(batches.c.pk, batches.c.id, batches.c.output_to).where(batches.c.pk.in_(pks)))
@@ -171,9 +171,12 @@ def _with_attempt() -> Any:
     """Rows as they are told: one that shares has the state of its original, and what that one's attempt gave."""
     return select(
         items.c.pk, items.c.idx, items.c.row_id, items.c.twin_of, _TRIED.label("attempts"), ORIGIN.c.idx.label("origin_idx"),
-        ORIGIN.c.batch_pk.label("origin_batch"), ORIGIN.c.state, ORIGIN.c.error, ORIGIN.c.error_class, ORIGIN.c.due_at,
-        attempts.c.prediction_id, attempts.c.output_json, attempts.c.seconds, attempts.c.version,
-    ).select_from(items.join(ORIGIN, IS_ORIGIN)).outerjoin(attempts, attempts.c.id == ORIGIN.c.attempt_id)
+        ORIGIN.c.batch_pk.label("origin_batch"), *(told(name).label(name) for name in _TOLD), attempts.c.prediction_id,
+        attempts.c.output_json, attempts.c.seconds, attempts.c.version,
+    ).select_from(items.outerjoin(ORIGIN, IS_ORIGIN)).outerjoin(attempts, attempts.c.id == told("attempt_id"))
+
+
+_TOLD = ("state", "error", "error_class", "due_at", "attempt_id")
 
 
 def _charge(row: Row[Any], charges: dict[int, int | None]) -> int | None:
@@ -212,17 +215,25 @@ async def results_of_chunk(connection: AsyncConnection, batch_pk: int, *, first:
     rows = (await connection.execute(_with_attempt().where(here).order_by(items.c.idx))).all()
     charges = await _charges(connection, [row.pk for row in rows])
     earlier = await _earlier(connection, rows, batch_pk=batch_pk)
+    of_attempt = {row.pk: row.attempt_id for row in rows}
     files: dict[int, list[str]] = {}
-    for row in await connection.execute(_files(items.c.pk, outputs.c.path, outputs.c.batch_pk).where(here)):
-        folder = earlier[row.batch_pk][1] + "/" if row.batch_pk in earlier else ""
-        files.setdefault(row.pk, []).append(folder + row.path)
+    for row in await connection.execute(_STORED.where(here)):
+        if row.attempt_id == of_attempt[row.pk]:
+            folder = earlier[row.batch_pk][1] + "/" if row.batch_pk in earlier else ""
+            files.setdefault(row.pk, []).append(folder + row.path)
     return bytes(blob), [_result(row, files=files, charges=charges) for row in rows]
 
 
+# Files at home, of rows and of those that rows share, in order; also of attempts that are not the latest.
+_STORED = (select(items.c.pk, outputs.c.path, outputs.c.batch_pk, outputs.c.attempt_id)
+           .join_from(items, outputs, outputs.c.item_pk == func.coalesce(items.c.twin_of, items.c.pk))
+           .where(outputs.c.stored_at.is_not(None)).order_by(items.c.idx, outputs.c.idx))
+
+
 def _files(*columns: Any) -> Any:
-    """Rows and the files at home that the current attempt of their original brought, in order."""
-    return (select(*columns).select_from(items.join(ORIGIN, IS_ORIGIN).join(outputs, outputs.c.item_pk == ORIGIN.c.pk))
-            .where(outputs.c.stored_at.is_not(None), outputs.c.attempt_id == ORIGIN.c.attempt_id)
+    """Files at home that the current attempt of their item brought, in order."""
+    return (select(*columns).select_from(outputs).join(items, items.c.pk == outputs.c.item_pk)
+            .where(outputs.c.stored_at.is_not(None), outputs.c.attempt_id == items.c.attempt_id)
             .order_by(items.c.idx, outputs.c.idx))
 
 
@@ -239,7 +250,7 @@ async def manifest_of_chunk(connection: AsyncConnection, batch_pk: int, *, first
     query = _files(outputs.c.path, items.c.row_id.label("id"), outputs.c.idx.label("index"), outputs.c.bytes,
                    outputs.c.sha256, outputs.c.media_type, attempts.c.prediction_id, outputs.c.source_url)
     rows = await connection.execute(query.join(attempts, attempts.c.id == outputs.c.attempt_id).where(
-        items.c.batch_pk == batch_pk, items.c.idx >= first, items.c.idx < end, items.c.twin_of.is_(None)))
+        items.c.batch_pk == batch_pk, items.c.idx >= first, items.c.idx < end))
     return [dict(row) for row in rows.mappings()]
 
 
