@@ -171,10 +171,13 @@ async def _consent(rooms: Rooms, prepared: Prepared, options: RunOptions, *, ask
     """Above the threshold: a budget, a terminal's yes, or --yes."""
     if options.yes or prepared.cap_units is not None:
         return
-    rows = min(to_buy(prepared.order.job, await check(rooms, prepared)), options.limit or 10**9)
+    examined = await check(rooms, prepared)
+    rows = min(to_buy(prepared.order.job, examined), options.limit or 10**9)
     worst = estimate_usd(prepared, rows)
     if worst is None or worst <= ask_above_usd or await rooms.ledger.known(prepared.run_key):
         return
+    if (refused := refusal(prepared, examined)) is not None:  # before anybody is asked for what cannot be run
+        raise refused
     question = f"{rows:,} rows of {prepared.model.name} may cost up to {usd_text(worst)}."
     if not ask(f"{question} Buy them?"):
         raise BadInput(f"{question} Nothing was spent. Say yes to it with budget.usd in the job, with --yes, or on a "
