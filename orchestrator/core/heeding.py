@@ -3,8 +3,9 @@
 Its answers say how many permits it has left (`ratelimit-remaining`). While that is more than a few, all is well. Below,
 somebody else spends from the same account, or its limit is not what we were told: the bucket is emptied by what is
 missing, and its interval grows by up to a quarter; above, the rate rises again in even steps, back to the budget's own.
-A 429 is a pause for everybody, and half as much again between two permits. Whoever begins, and knows nothing yet, feels his way. Each of these once for a round: permits that
-were granted before the last word was heeded tell of the time before it. `gateways/limiter/heed.lua` computes the same.
+A 429 is a pause for everybody, and half as much again between two permits. Whoever begins, and knows nothing yet, feels his
+way. Each of these once for a round: permits that were granted before the last word was heeded tell of the time before it.
+`gateways/limiter/heed.lua` computes the same.
 """
 
 import math

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal, Self
 
@@ -9,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from orchestrator.core.cron import check_cron, check_zone
 from orchestrator.core.errors import BadInput
+from orchestrator.core.nearest import did_you_mean
 from orchestrator.core.target import TargetRef, parse_deployment, parse_training, parse_version_or_model
 from orchestrator.core.template import OutputNamer, check_output_folder, with_date
 
@@ -72,6 +74,16 @@ def _share(value: Any) -> str | int:
         if value.strip().isascii() and value.strip().isdigit():
             return int(value)
     raise ValueError("write a share such as 5%, or a number of rows")
+
+
+def _duplicates(value: Any) -> Any:
+    """`buy`, `once`, or the table that `once` is short for."""
+    if value is None or isinstance(value, Mapping | Duplicates):
+        return value
+    if value not in ("buy", "once"):
+        raise ValueError(f"{value!r} is not 'buy' or 'once'{did_you_mean(str(value), ['buy', 'once'])}, nor a table such as "
+                         "{ once: batch, empty_seed: share }")
+    return {"once": "batch"} if value == "once" else None
 
 
 def _cancel_after(seconds: float) -> float:
@@ -140,6 +152,17 @@ class Source(_Part):
     bad_rows: Literal["refuse", "skip"] = Field(
         "refuse", description="Rows that do not fit the model: refuse the batch, or skip them (they end failed, class "
         "invalid_input).")
+
+
+class Duplicates(_Part):
+    """Rows of equal input are bought once and share what comes of it."""
+
+    once: Literal["batch", "ledger"] = Field(
+        "batch", description="Among which rows: those of the batch (what `duplicates: once` means), or also those that earlier "
+        "batches with `once` bought from the same model, pinned version and all, while their files are still in place.")
+    empty_seed: Literal["refuse", "share"] = Field(
+        "refuse", description="Equal rows that leave the model's `seed` empty would each have come out differently: refuse the "
+        "batch, or let them share one output.")
 
 
 class Limits(_Part):
@@ -244,6 +267,7 @@ class Schedule(_Part):
         None, description="The source of a slot, with {{ date }} in it; default: source.path.")
 
 
+_DUPLICATES_SCHEMA = {"anyOf": [{"type": "string", "enum": ["buy", "once"]}, Duplicates.model_json_schema()]}
 _TARGETS = ("model", "deployment", "cog", "training")
 
 
@@ -265,7 +289,9 @@ class Job(_Part):
     input: dict[str, Any] | None = Field(
         None, description="Model input <- columns: prompt: \"{{ title }}, studio light\". Left out: each column feeds the input "
         "of its name. Values are typed by the model's schema.")
-    duplicates: Literal["buy", "once"] = Field("buy", description="Rows of equal input: buy each, or buy once and share.")
+    duplicates: Annotated[Duplicates | None, BeforeValidator(_duplicates), WithJsonSchema(_DUPLICATES_SCHEMA)] = Field(
+        None, description="Rows of equal input: buy each, or buy once and share. A batch keeps what it was begun with.",
+        json_schema_extra={"default": "buy"})
     limits: Limits = Limits()
     retry: Retry = Retry()
     budget: Budget | None = None
@@ -309,7 +335,6 @@ class Job(_Part):
             (self.training is not None, "training: trainings are not supported yet"),
             (self.model is not None and self.target().kind == "version",
              "model: a version alone does not tell its model; write owner/name:version"),
-            (self.duplicates == "once", "duplicates: once is not supported yet; leave it out to buy every row"),
             (bool(_REMOTE.match(self.source.path)),
              f"source.path: remote sources are not read yet ({self.source.path}); copy the file to a folder"),
             (bool(self.schedule and _REMOTE.match(self.schedule.source or "")),

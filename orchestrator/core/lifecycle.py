@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class ItemState(StrEnum):
-    """Where a row stands. The last three are final."""
+    """Where a row stands. `succeeded`, `failed` and `canceled` are ends; a `shared` row has no life of its own."""
 
     PENDING = "pending"  # waiting for a permit, a retry's due time, or an operator
     CLAIMED = "claimed"  # an attempt is committed; its POST may be in the air
@@ -20,6 +20,7 @@ class ItemState(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELED = "canceled"
+    SHARED = "shared"  # its input equals that of an earlier row of the batch: where that one stands, it stands
 
 
 class AttemptState(StrEnum):

@@ -19,6 +19,7 @@ from orchestrator.core.records import (
     Claim,
     Counts,
     Delivery,
+    Earlier,
     Fact,
     ItemResult,
     NewBatch,
@@ -372,6 +373,13 @@ class Ledger(Protocol):
 
     async def find(self, name: str) -> Batch:
         """A batch by its id, the beginning of it, or its job's name (then the latest). Raises BadInput."""
+
+    async def bought_before(self, batch_pk: int, hashes: Sequence[str]) -> dict[str, Earlier]:
+        """By input hash, the row that an earlier batch of the same account and target bought to be shared, and that succeeded;
+        looked for in the newest hundred of them."""
+
+    async def shared_with(self, batch_pk: int) -> dict[str, int]:
+        """The earlier batches, by id, that bought what rows of this one share, and how many rows do."""
 
     async def seal(self, batch_pk: int, *, total: int, source_schema_json: str, now: datetime) -> None:
         """Loading has ended: from now on rows may be bought."""

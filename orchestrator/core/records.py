@@ -5,7 +5,7 @@ to make anew with one field changed, a NamedTuple 0.45 and 0.9.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -133,6 +133,19 @@ class NewItem:
     input_json: str | None  # canonical JSON of the model input
     input_hash: str | None
     error: str | None = None
+    shares: bool = False  # with an earlier row of its batch that has the same input, where there is one
+    twin_of: int | None = None  # the row of an earlier batch that it shares
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """A row of an earlier batch that succeeded, and its files at home: path (relative to `folder`), bytes, sha256."""
+
+    item_pk: int
+    batch_id: str
+    row: int
+    folder: str
+    files: tuple[tuple[str, int, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +357,7 @@ class ItemResult:
     prediction_id: str | None
     state: ItemState
     output_json: str | None
-    files: tuple[str, ...]  # relative paths, by output index
+    files: tuple[str, ...]  # relative paths, by output index; absolute ones of what an earlier batch bought
     error: str | None
     error_class: str | None
     charge_units: int | None  # over all attempts; None if any that ran is unknown, or none was made
@@ -381,12 +394,14 @@ class Surplus:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Items of a batch by state, and money."""
+    """Items of a batch by state, and money. Rows that share what another one buys are counted where that one stands."""
 
     by_state: dict[ItemState, int]
     spent_usd: Decimal
     reserved_usd: Decimal
     cost_unknown_items: int
+    shared: dict[ItemState, int] = field(default_factory=dict)  # of these, the rows that share
+    earlier: int = 0  # of those, the ones that share what an earlier batch bought
 
     @property
     def is_out(self) -> bool:
@@ -397,3 +412,7 @@ class Counts:
     def total(self) -> int:
         """All rows."""
         return sum(self.by_state.values())
+
+    def own(self, *states: ItemState) -> int:
+        """Rows in these states that are bought for themselves."""
+        return sum(self.by_state.get(state, 0) - self.shared.get(state, 0) for state in states)

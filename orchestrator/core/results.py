@@ -56,5 +56,6 @@ def summary(batch: Batch, counts: Counts, *, results: str | None, now: datetime,
         "cost_usd": format(counts.spent_usd, "f"),
         "cost_unknown_items": counts.cost_unknown_items,
         "results": results,
+        **({"shared_items": sum(counts.shared.values())} if counts.shared else {}),
         "elapsed_s": round(((batch.finished_at or now) - batch.created_at).total_seconds(), 3),
     }

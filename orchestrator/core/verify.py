@@ -102,6 +102,7 @@ class Report:
     files: int = 0
     bytes: int = 0
     fetched: int = 0  # missing files that were fetched again
+    elsewhere: dict[str, int] = field(default_factory=dict)  # earlier batches, and how many rows share what these have at home
     strangers: int = 0  # names in the output folder that the ledger does not know
     stranger_names: list[str] = field(default_factory=list)
 

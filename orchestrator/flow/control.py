@@ -99,9 +99,9 @@ async def retry(rooms: Rooms, batch: Batch, *, classes: frozenset[str]) -> tuple
 async def _found(rooms: Rooms, batch: Batch) -> int:
     """Nobody may have looked since the batch ended: what is there is fetched, and not bought again. How many rows of a batch that
     goes on have taken what was found by that."""
-    before = (await rooms.ledger.counts(batch.pk)).by_state.get(ItemState.FAILED, 0)
+    before = (await rooms.ledger.counts(batch.pk)).own(ItemState.FAILED)
     await look_for_all(rooms, batch.account)
-    return max(0, before - (await rooms.ledger.counts(batch.pk)).by_state.get(ItemState.FAILED, 0))
+    return max(0, before - (await rooms.ledger.counts(batch.pk)).own(ItemState.FAILED))
 
 
 async def _never_set_going(rooms: Rooms, batch: Batch) -> tuple[int, int]:
@@ -109,8 +109,8 @@ async def _never_set_going(rooms: Rooms, batch: Batch) -> tuple[int, int]:
     has ended."""
     if batch.state not in (BatchState.FINISHED, BatchState.CANCELED):
         return 0, 0
-    by_state = (await rooms.ledger.counts(batch.pk)).by_state
-    return (by_state.get(ItemState.COLLECTING, 0) + by_state.get(ItemState.RUNNING, 0), by_state.get(ItemState.PENDING, 0))
+    counts = await rooms.ledger.counts(batch.pk)
+    return counts.own(ItemState.COLLECTING, ItemState.RUNNING), counts.own(ItemState.PENDING)
 
 
 async def wake_all(rooms: Rooms, batch: Batch) -> None:

@@ -173,7 +173,7 @@ async def _heed_refusal(rooms: Rooms, batch: Batch, trips: list[Trip]) -> None:
     """Outputs on a host that is not allowed, and not one row at home: that is the set-up, not a row, and buying more would only
     cost more. What was bought is fetched by `retry` once the host is named."""
     refused = next((trip.error for trip in trips if isinstance(trip.error, OutputForbidden)), None)
-    if refused is None or (await rooms.ledger.counts(batch.pk)).by_state.get(ItemState.SUCCEEDED, 0):
+    if refused is None or (await rooms.ledger.counts(batch.pk)).own(ItemState.SUCCEEDED):
         return
     reason = f"{OUTPUTS_REFUSED}{refused}; then `orchestrator retry {batch.id}` fetches what was bought"
     await rooms.ledger.set_state(batch.pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}), reason=reason,

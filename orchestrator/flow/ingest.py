@@ -12,9 +12,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
+from orchestrator.core import examined as examining
 from orchestrator.core.caps import AccountBudget, Cap, Scope
 from orchestrator.core.cost import Pricing
-from orchestrator.core.errors import BadInput, BadRows, NameTaken, NotFound, RowProblem
+from orchestrator.core.duplicates import held
+from orchestrator.core.errors import BadInput, NameTaken, NotFound, RowProblem
+from orchestrator.core.examined import SEED, Examined
 from orchestrator.core.inputs import InputPlan, InputSchema, canonical, plan_inputs
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState
@@ -27,9 +30,9 @@ from orchestrator.core.runkey import hash_text, run_key
 from orchestrator.core.schedule import date_of
 from orchestrator.core.template import output_folder
 from orchestrator.flow.asking import paced
+from orchestrator.flow.sharing import with_earlier
 
 CHUNK_ROWS = 1000
-KEPT_PROBLEMS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +68,12 @@ class Prepared:
     caps: tuple[Cap, ...]
     warnings: list[str]
     book: Book
+    takes_seed: bool = False  # the model has an input of that name: without it every run comes out differently
 
     @property
     def cap_units(self) -> int | None:
         """The batch's own cap; None: it has none."""
         return next((cap.units for cap in self.caps if cap.scope is Scope.BATCH), None)
-
-
-@dataclass(slots=True)
-class Examined:
-    """What reading every row found."""
-
-    rows: int = 0
-    bad: int = 0
-    problems: list[RowProblem] = field(default_factory=list)
-    source_schema_json: str | None = None
 
 
 async def prepare(rooms: Rooms, order: Order, *, book: Book | None = None) -> Prepared:
@@ -99,7 +93,7 @@ async def prepare(rooms: Rooms, order: Order, *, book: Book | None = None) -> Pr
         key = f"{key}-{rooms.clock.token()[:8]}"
     quoted = quote(book or Book(), job, model=model, plan=plan, on=rooms.clock.now().date(), places=order.places)
     return Prepared(order, account, target, model, paths, files, columns, plan, quoted.pricing, key,
-                    kept_caps(job, quoted, rooms.budget), remarks(job, quoted), book or Book())
+                    kept_caps(job, quoted, rooms.budget), remarks(job, quoted), book or Book(), SEED in schema.fields)
 
 
 def _of_its_day(prepared: Prepared, batch: Batch, account: AccountBudget) -> Prepared:
@@ -136,7 +130,7 @@ async def load(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
     """The batch of this run key, loaded whole, and whether it is new. Raises BadRows, and then nothing is kept."""
     batch, new = await _opened(rooms, prepared)
     _same_content(batch, prepared)
-    prepared = _of_its_day(prepared, batch, rooms.budget)
+    prepared = _of_its_day(_as_begun(prepared, batch), batch, rooms.budget)
     job = prepared.order.job
     await rooms.ledger.amend(batch.pk, in_flight=job.limits.in_flight, max_attempts=job.retry.attempts,
                              cap_units=prepared.cap_units, price_json=prepared.pricing.to_json(),
@@ -147,6 +141,13 @@ async def load(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
     loaded = await rooms.ledger.batch(batch.id)
     assert loaded is not None
     return loaded, new
+
+
+def _as_begun(prepared: Prepared, batch: Batch) -> Prepared:
+    """Rows that are in the ledger share, or do not, by what the batch was begun with."""
+    job = prepared.order.job
+    duplicates = held(Job.model_validate_json(batch.job_json).duplicates, job.duplicates)
+    return replace(prepared, order=replace(prepared.order, job=job.model_copy(update={"duplicates": duplicates})))
 
 
 async def _opened(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
@@ -186,27 +187,37 @@ def _same_content(batch: Batch, prepared: Prepared) -> None:
 
 
 async def _fill(rooms: Rooms, prepared: Prepared, batch: Batch) -> None:
-    """All rows into the ledger, or none: with bad rows refused, the batch is forgotten again."""
+    """All rows into the ledger, or none: where they are refused, the batch is forgotten again."""
     examined = Examined()
-    refuse = prepared.order.job.source.bad_rows == "refuse"
     present = await rooms.ledger.loaded_rows(batch.pk)
     async for chunk in _chunks(rooms, prepared, examined, keep_from=present):
-        if not (refuse and examined.bad):
-            await rooms.ledger.add_chunk(batch.pk, chunk)
-    if refuse and examined.bad:
+        if refusal(prepared, examined) is None and (ready := await _shared(rooms, prepared, batch, chunk, examined)) is not None:
+            await rooms.ledger.add_chunk(batch.pk, ready)
+    if (refused := refusal(prepared, examined)) is not None:
         await rooms.ledger.discard(batch.pk)
-        raise bad_rows(prepared, examined)
+        raise refused
     await rooms.ledger.seal(batch.pk, total=examined.rows, now=rooms.clock.now(),
                             source_schema_json=examined.source_schema_json or rooms.tables.empty_schema(prepared.columns))
 
 
-def bad_rows(prepared: Prepared, examined: Examined) -> BadRows:
-    """All that is wrong with the rows, as one error."""
-    of = prepared.order.job.source.path
-    rows = "1 row does" if examined.bad == 1 else f"{examined.bad} rows do"
-    message = (f"{rows} not fit {prepared.model.name} ({of}, {examined.rows} rows read); nothing was spent. Correct them, "
-               "or say `bad_rows: skip` under `source:` to run the others.")
-    return BadRows(message, problems=examined.problems, total=examined.bad)
+async def _shared(rooms: Rooms, prepared: Prepared, batch: Batch, chunk: NewChunk, examined: Examined) -> NewChunk | None:
+    """The chunk, with rows that share what earlier batches bought where the job has it so; None: it lacks the consent to that."""
+    duplicates = prepared.order.job.duplicates
+    if duplicates is None or duplicates.once != "ledger":
+        return chunk
+    ready, earlier = await with_earlier(rooms, batch, chunk)
+    if not prepared.takes_seed or duplicates.empty_seed == "share":
+        return ready
+    seedless = (item.index for item in chunk.items if item.index in earlier and SEED not in json.loads(item.input_json or "{}"))
+    if (row := next(seedless, None)) is None:
+        return ready
+    examined.first_earlier = (f"row {row}", f"row {earlier[row].row} of batch {earlier[row].batch_id}")
+    return None
+
+
+def refusal(prepared: Prepared, examined: Examined) -> BadInput | None:
+    """Why these rows are not run as the job has it; None: they are."""
+    return examining.refusal(prepared.order.job, prepared.model.name, examined, places=prepared.order.places)
 
 
 async def _chunks(rooms: Rooms, prepared: Prepared, examined: Examined, *, keep_from: int | None) -> AsyncIterator[NewChunk]:
@@ -237,9 +248,8 @@ def _item(prepared: Prepared, row: Row, examined: Examined) -> NewItem:
     value, problems = (None, [RowProblem(row.index, row.line, None, None, row.problem)]) if row.problem else \
         prepared.plan.build(row.cells, index=row.index)
     if value is None or problems:
-        examined.bad += 1
-        placed = [replace(problem, line=row.line) for problem in problems]
-        examined.problems.extend(placed[: max(0, KEPT_PROBLEMS - len(examined.problems))])
-        return NewItem(row.index, row_id, None, None, "; ".join(str(p) for p in placed))
+        return NewItem(row.index, row_id, None, None, examined.note_bad(row, problems))
     text = canonical(value)
-    return NewItem(row.index, row_id, text, hash_text(text))
+    input_hash = hash_text(text)
+    examined.note_good(row, input_hash, is_seedless=prepared.takes_seed and SEED not in value)
+    return NewItem(row.index, row_id, text, input_hash, shares=prepared.order.job.duplicates is not None)

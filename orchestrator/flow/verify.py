@@ -64,6 +64,7 @@ async def verify_home(rooms: Rooms, batch: Batch, *, fetch: bool = False, told: 
         by_state = (await rooms.ledger.counts(batch.pk)).by_state
         for finding in judge_open(by_state, remedy=f"orchestrator retry {batch.id}"):
             report.findings.add(finding)
+    report.elsewhere = await rooms.ledger.shared_with(batch.pk)
     await _strangers(rooms, batch, storage, report)
     await _documents(rooms, batch, report)
     return report

@@ -36,6 +36,8 @@ def test_what_a_job_says(retry: Retry, total: int, expected: Bounds):
     (Tally(worked=0, failed=0, refused=20), True),  # all of one kind: the mapping is wrong, not a row
     (Tally(worked=0, failed=15, refused=5), True),
     (Tally(worked=1, failed=5000, refused=0), False),  # the model works
+    (Tally(worked=0, failed=30, refused=0, shared=11), False),  # nineteen inputs, and rows that are equal to one of them
+    (Tally(worked=0, failed=30, refused=2, shared=12), True),
     (Tally(worked=0, failed=39, refused=0, known_failed=20), False),  # resumed: twenty more
     (Tally(worked=0, failed=40, refused=0, known_failed=20), True),
     (Tally(worked=0, failed=20, refused=20, known_failed=10, known_refused=11), False),

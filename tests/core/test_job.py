@@ -40,7 +40,7 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 def test_defaults_are_those_of_the_contract() -> None:
     """Only a target and a source are needed; everything else has a safe default."""
     plain = job()
-    assert (plain.retry.attempts, plain.retry.unsure, plain.duplicates) == (3, "refuse", "buy")
+    assert (plain.retry.attempts, plain.retry.unsure, plain.duplicates) == (3, "refuse", None)
     assert plain.output.name == "{{ id }}-{{ index }}{{ ext }}"
     assert plain.output.results == "parquet"
     assert plain.source.bad_rows == "refuse"
@@ -133,7 +133,6 @@ def test_other_targets_carry_their_word() -> None:
     ({"model": None, "cog": "http://127.0.0.1:5000"}, "cog"),
     ({"model": None, "training": f"acme/t:{HEX}", "destination": "acme/mine"}, "training"),
     ({"model": HEX}, "owner/name:version"),
-    ({"duplicates": "once"}, "duplicates"),
     ({"schedule": {"cron": "0 2 * * *", "source": "s3://in/{{ date }}.parquet"}}, "schedule.source"),
     ({"source": {"path": "s3://in/rows.parquet"}}, "source.path"),
     ({"output": {"to": "gs://out/{{ batch }}"}}, "output.to"),

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from orchestrator import wiring
 from orchestrator.apps.cli.ending import Ending, Exit
-from orchestrator.apps.cli.look import EXPIRED, exists, expired_lines, surplus_lines
+from orchestrator.apps.cli.look import EXPIRED, exists, expired_lines, shared_lines, surplus_lines
 from orchestrator.apps.cli.options import RunOptions
 from orchestrator.apps.cli.panel import clock_text, usd_text
 from orchestrator.apps.cli.speech import say
@@ -50,7 +50,8 @@ async def close(run: ThisRun, batch: Batch, counts: Counts, *, code: Exit, lines
         told += failed_lines(sorted(found, key=lambda failure: failure["class"] != EXPIRED), most=MOST_CAUSES)
         told.append(f"  why: orchestrator items {batch.id} --state failed · again: orchestrator retry {batch.id}")
     beyond = await wiring.views(run.rooms).bought_beyond_need(batch.pk)
-    told += [f"  {line}" for line in [*surplus_lines(beyond), *_not_started(run.options, batch, counts), *lines]]
+    lines = [*shared_lines(counts), *surplus_lines(beyond), *_not_started(run.options, batch, counts), *lines]
+    told += [f"  {line}" for line in lines]
     if written:
         told.append(f"  results: {results}")
     return Ending(code, document, tuple(told))
@@ -71,7 +72,7 @@ def _not_started(options: RunOptions, batch: Batch, counts: Counts) -> list[str]
 
 async def still_out(run: ThisRun, batch: Batch, counts: Counts, *, why: str = "interrupted") -> list[str]:
     """On leaving early: what is paid and not at home, until when it can be fetched, and how to go on."""
-    paid, unheard = (sum(counts.by_state.get(s, 0) for s in states) for states in (
+    paid, unheard = (counts.own(*states) for states in (
         (ItemState.RUNNING, ItemState.COLLECTING), (ItemState.CLAIMED, ItemState.UNSURE)))
     to_go_on = f"to go on: {run.options.again(batch)}"
     if not paid and not unheard:

@@ -44,7 +44,7 @@ class Look:
     @property
     def in_air(self) -> int:
         """Paid or perhaps paid predictions not yet home."""
-        return sum(self.counts.by_state.get(s, 0) for s in (*IN_AIR_ITEM, ItemState.COLLECTING))
+        return self.counts.own(*IN_AIR_ITEM, ItemState.COLLECTING)
 
 
 class Screen(Protocol):
@@ -100,8 +100,8 @@ class Follower:
             raise OrchestratorError(f"batch {self.batch_id} has gone from the ledger")
         counts = await self.rooms.ledger.counts(batch.pk)
         now_s = self.rooms.clock.boottime()
-        per_minute = self._rate(now_s, counts.total - counts.by_state.get(ItemState.PENDING, 0))
-        left = counts.by_state.get(ItemState.PENDING, 0)
+        left = counts.own(ItemState.PENDING)
+        per_minute = self._rate(now_s, counts.own(*ItemState) - left)
         eta_s = left / per_minute * 60 if per_minute > 0 and left else None
         reason = await self._reason(batch, left=left) or await self._unsure(batch, counts)
         limit = _limit(batch, self.rooms.tempo, reason)
@@ -124,8 +124,8 @@ class Follower:
 
     async def _unsure(self, batch: Batch, counts: Counts) -> str | None:
         """With nothing left to buy, lost answers are what a batch waits for, and that takes minutes."""
-        lost = counts.by_state.get(ItemState.UNSURE, 0)
-        if not lost or counts.by_state.get(ItemState.PENDING, 0):
+        lost = counts.own(ItemState.UNSURE)
+        if not lost or counts.own(ItemState.PENDING):
             return None
         if self._lost[0] != lost:
             self._lost = lost, await self._settled_by(batch)

@@ -75,6 +75,7 @@ async def status(name: str | None) -> Ending:
             is_idle = batch.state in _MOVED_BY_WORKERS and not await is_anybody_at_work(ledger, settings)
             return Ending(Exit.DONE, document, (
                 *_lines(document, held=held, is_idle=is_idle), *_next(batch, is_idle=is_idle),
+                *(f"  shared   {line}" for line in shared_lines(counts)),
                 *(f"  expired  {line}" for line in expired_lines(batch, document["failures"])),
                 *(f"  surplus  {line}" for line in surplus_lines(beyond))))
         documents, idle, expired = [], dict[str, str](), dict[str, str]()
@@ -109,6 +110,13 @@ def expired_lines(batch: Batch, found: Sequence[dict[str, Any]]) -> list[str]:
     rows = "1 row was" if many == 1 else f"{many:,} rows were"
     return [f"{rows} paid for, and what came of it was deleted before it could be fetched; to buy again: "
             f"orchestrator retry {batch.id} --class {EXPIRED}"]
+
+
+def shared_lines(counts: Counts) -> list[str]:
+    """How many rows were not bought, as an equal one is bought for them, where there are any."""
+    here = sum(counts.shared.values()) - counts.earlier
+    return [f"{'1 row shares' if many == 1 else f'{many:,} rows share'} what {whose} (duplicates: once)"
+            for many, whose in ((here, "an equal row buys"), (counts.earlier, "earlier batches bought")) if many]
 
 
 def surplus_lines(beyond: Surplus) -> list[str]:
@@ -168,9 +176,13 @@ async def items(name: str, *, state: str | None, limit: int) -> Ending:
         rows = await ledger.items(batch.pk, state=ItemState(state) if state else None, after_idx=-1, limit=limit)
     documents = [{"index": r.index, "id": r.row_id, "state": r.state.value, "prediction_id": r.prediction_id, "error": r.error,
                   "error_class": r.error_class, "attempts": r.attempts, "seconds": r.seconds,
-                  "cost_usd": None if r.charge_units is None else format(to_usd(r.charge_units), "f")} for r in rows]
+                  "cost_usd": None if r.charge_units is None else format(to_usd(r.charge_units), "f"), "shares_row": r.shares_row,
+                  "shares_batch": r.shares_batch} for r in rows]
     lines = [f"{d['index']:>7}  {d['id']:<20} {d['state']:<10} {d['prediction_id'] or '–':<27}"
-             + (f" ${d['cost_usd']}" if d["cost_usd"] else "") + (f"  {d['error_class']}: {d['error']}" if d["error"] else "")
+             + (f" ${d['cost_usd']}" if d["cost_usd"] else "")
+             + (f"  as row {d['shares_row']}" if d["shares_row"] is not None else "")
+             + (f" of {d['shares_batch']}" if d["shares_batch"] else "")
+             + (f"  {d['error_class']}: {d['error']}" if d["error"] else "")
              for d in documents] or ["no such rows"]
     return Ending(Exit.DONE, {"batch": batch.id, "items": documents}, tuple(lines))
 

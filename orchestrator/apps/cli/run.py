@@ -22,12 +22,15 @@ from orchestrator.apps.machine import Machine, anybody_lives, is_present, is_ser
 from orchestrator.apps.orders import check_folder, order_by_hand
 from orchestrator.core.caps import SETTING, Scope, is_budget
 from orchestrator.core.cost import to_usd
+from orchestrator.core.duplicates import said_otherwise
 from orchestrator.core.errors import BadInput, Unreachable
+from orchestrator.core.examined import Examined, to_buy
+from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Fact
 from orchestrator.flow import control
-from orchestrator.flow.ingest import Examined, Order, Prepared, bad_rows, check, load, output_to, prepare
+from orchestrator.flow.ingest import Order, Prepared, check, load, output_to, prepare, refusal
 from orchestrator.flow.record import record
 from orchestrator.wiring import Settings, home_of, read_settings
 
@@ -56,13 +59,13 @@ async def plan(options: RunOptions) -> Ending:
     async with wiring.rooms(settings, ledger_needed=False) as rooms:
         prepared = await prepare(rooms, order, book=wiring.price_book(settings))
         examined = await check(rooms, prepared)
-        if examined.bad and order.job.source.bad_rows == "refuse":
-            raise bad_rows(prepared, examined)
+        if (refused := refusal(prepared, examined)) is not None:
+            raise refused
         return _planned(rooms, options, prepared=prepared, examined=examined)
 
 
 def _planned(rooms: Rooms, options: RunOptions, *, prepared: Prepared, examined: Examined) -> Ending:
-    good = examined.rows - examined.bad
+    good = to_buy(prepared.order.job, examined)
     per_minute = _per_minute(rooms, prepared)
     minutes = good / per_minute if per_minute else None
     worst = estimate_usd(prepared, good)
@@ -126,6 +129,8 @@ async def run(options: RunOptions) -> Ending:
             say(f"note: {warning}")
         if not batch.total:
             say(f"note: {_no_rows(prepared)}")
+        if other := said_otherwise(Job.model_validate_json(batch.job_json).duplicates, order.job.duplicates):
+            say(f"note: {other}")
         if batch.output_to != output_to(order, batch.id, batch.created_at):
             say(f"note: this batch has files in {batch.output_to} already, and goes on there")
         wiring.claim_folder(batch, settings)
@@ -167,10 +172,13 @@ async def _consent(rooms: Rooms, prepared: Prepared, options: RunOptions, *, ask
     """Above the threshold: a budget of the job's own, a terminal's yes, or --yes."""
     if options.yes or any(cap.scope in (Scope.BATCH, Scope.JOB) for cap in prepared.caps):
         return
-    rows = min((await check(rooms, prepared)).rows, options.limit or 10**9)
+    examined = await check(rooms, prepared)
+    rows = min(to_buy(prepared.order.job, examined), options.limit or 10**9)
     worst = estimate_usd(prepared, rows)
     if worst is None or worst <= ask_above_usd or await rooms.ledger.known(prepared.run_key):
         return
+    if (refused := refusal(prepared, examined)) is not None:  # before anybody is asked for what cannot be run
+        raise refused
     question = f"{rows:,} rows of {prepared.model.name} may cost up to {usd_text(worst)}."
     if not ask(f"{question} Buy them?"):
         raise BadInput(f"{question} Nothing was spent. Say yes to it with budget.usd in the job, with --yes, or on a "

@@ -86,10 +86,10 @@ async def cancel(name: str) -> Ending:
 
 def canceled_document(batch: Batch, found: CanceledView, counts: Counts) -> dict[str, Any]:
     """What canceling came to, with money as decimal text; what has no price is counted apart."""
-    out = sum(counts.by_state.get(state, 0) for state in IN_AIR_ITEM)
+    out = counts.own(*IN_AIR_ITEM)
     return {"batch": batch.id, "never_bought": found.never_bought, "between_attempts": found.between, "ended": found.ended,
             "ended_cost_usd": format(found.ended_usd, "f"), "ended_cost_unknown": found.ended_unknown, "still_out": out,
-            "to_fetch": counts.by_state.get(ItemState.COLLECTING, 0), "cost_usd": format(counts.spent_usd, "f"),
+            "to_fetch": counts.own(ItemState.COLLECTING), "cost_usd": format(counts.spent_usd, "f"),
             "cost_unknown_items": counts.cost_unknown_items}
 
 

@@ -78,7 +78,7 @@ def _document(batch: Batch, report: Report, *, code: Exit, local: bool) -> dict[
         "batch": batch.id, "job": batch.job, "state": batch.state.value, "output": batch.output_to, "verdict": _VERDICTS[code],
         "wrong": findings.total, "by_kind": {kind.value: findings.of(kind) for kind in Kind},
         "files": {"checked": report.files, "bytes": report.bytes, "fetched_again": report.fetched},
-        "manifest": _of_document(report.manifest), "results": _of_document(report.results),
+        "shared_with": report.elsewhere, "manifest": _of_document(report.manifest), "results": _of_document(report.results),
         "unknown_files": {"count": report.strangers, "names": report.stranger_names},
         "provider": {
             "asked": not local, "why_not": there.why_not, "listed": there.listed, "ours": there.ours, "others": there.others,
@@ -99,6 +99,8 @@ def _of_finding(finding: Finding) -> dict[str, Any]:
 def _lines(batch: Batch, report: Report, *, local: bool) -> Iterator[str]:
     yield f"{batch.id} ({batch.job}, {batch.target.name}): {batch.state.value}"
     yield from _part("files", _files_text(batch, report), report, _FILES)
+    for earlier, rows in report.elsewhere.items():
+        yield f"  shared   {_count(rows, 'row')} with batch {earlier}, whose files these are: orchestrator verify {earlier}"
     yield from _part("manifest", _document_text(report.manifest, report, Kind.MANIFEST), report, (Kind.MANIFEST,))
     yield from _part("results", _document_text(report.results, report, Kind.RESULTS), report, (Kind.RESULTS,))
     yield from _part("provider", "not asked (--local)" if local else _there_text(report), report, _THERE)

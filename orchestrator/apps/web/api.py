@@ -86,7 +86,8 @@ def create_api(views: LedgerViews, *, token: str | None, state: WebState, clock:
         found = await views.find(name)
         rows = await views.items(found.pk, state=ItemState(state) if state else None, after_idx=after, limit=limit)
         return [{"index": r.index, "id": r.row_id, "state": r.state.value, "prediction_id": r.prediction_id,
-                 "error": r.error, "error_class": r.error_class, "attempts": r.attempts, "seconds": r.seconds} for r in rows]
+                 "error": r.error, "error_class": r.error_class, "attempts": r.attempts, "seconds": r.seconds,
+                 "shares_row": r.shares_row, "shares_batch": r.shares_batch} for r in rows]
 
     return api
 

@@ -10,6 +10,7 @@ from orchestrator.core.lifecycle import RETRY, AttemptState, BatchState, ItemSta
 from orchestrator.core.poison import SUSPECT
 from orchestrator.core.records import ToCollect
 from orchestrator.gateways.ledger.bulk import write_many
+from orchestrator.gateways.ledger.sharing import ROWS
 from orchestrator.gateways.ledger.tables import AGAIN_AT, COLLECTING, attempts, batches, items
 from orchestrator.gateways.ledger.text import clean
 
@@ -102,8 +103,8 @@ def _expired(batch_pk: int) -> ColumnElement[bool]:
 
 
 async def expired(connection: AsyncConnection, batch_pk: int) -> int:
-    """Rows that were paid for and whose outputs were deleted before they were fetched."""
-    return int((await connection.execute(select(func.count()).select_from(items).where(_expired(batch_pk)))).scalar_one())
+    """Rows that were paid for and whose outputs were deleted before they were fetched, with those that share them."""
+    return int((await connection.execute(select(ROWS).select_from(items).where(_expired(batch_pk)))).scalar_one())
 
 
 async def reopen_expired(connection: AsyncConnection, batch_pk: int) -> int:

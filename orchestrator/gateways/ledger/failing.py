@@ -12,6 +12,7 @@ from orchestrator.core.failing import SAMPLE, Cause, Tally
 from orchestrator.core.lifecycle import IN_AIR_ITEM, BatchState, ItemState
 from orchestrator.core.records import Batch
 from orchestrator.gateways.ledger.loading import batch_of, set_state
+from orchestrator.gateways.ledger.sharing import ROWS
 from orchestrator.gateways.ledger.tables import UNPRICED, attempts, batches, items
 
 CAUSES = 3
@@ -25,24 +26,25 @@ async def tally(connection: AsyncConnection, batch_pk: int, *, most: int) -> Tal
     known = (await connection.execute(
         select(batches.c.known_failed, batches.c.known_refused).where(batches.c.pk == batch_pk))).one()
     known_failed, known_refused = known.known_failed or 0, known.known_refused or 0
-    worked = select(items.c.pk).where(items.c.batch_pk == batch_pk, items.c.state.in_(_WORKED))
-    return Tally(
-        worked=await _many(connection, worked, SAMPLE),
-        failed=await _many(connection, _failed(batch_pk, is_refused=False), known_failed + most),
-        refused=await _many(connection, _failed(batch_pk, is_refused=True), known_refused + most),
-        known_failed=known_failed, known_refused=known_refused)
+    worked = select(items.c.pk, items.c.copies).where(items.c.batch_pk == batch_pk, items.c.state.in_(_WORKED))
+    failed, of_failed = await _many(connection, _failed(batch_pk, is_refused=False), known_failed + most)
+    refused, of_refused = await _many(connection, _failed(batch_pk, is_refused=True), known_refused + most)
+    return Tally(worked=(await _many(connection, worked, SAMPLE))[0], failed=failed + of_failed, refused=refused + of_refused,
+                 known_failed=known_failed, known_refused=known_refused, shared=of_failed + of_refused)
 
 
-async def _many(connection: AsyncConnection, query: Select[Any], count: int) -> int:
-    """How many rows a query has, counted up to `count`."""
-    return int((await connection.execute(select(func.count()).select_from(query.limit(count).subquery()))).scalar_one())
+async def _many(connection: AsyncConnection, query: Select[Any], count: int) -> tuple[int, int]:
+    """How many rows a query has, counted up to `count`, and how many share with these."""
+    some = query.limit(count).subquery()
+    rows, twins = (await connection.execute(select(func.count(), func.sum(some.c.copies)).select_from(some))).one()
+    return int(rows), int(twins or 0)
 
 
 def _failed(batch_pk: int, *, is_refused: bool) -> Select[Any]:
     """Failed rows that were sent; one that was not taken into the batch as it stands was refused before there was a batch."""
     is_other = or_(items.c.error_class.is_(None), items.c.error_class != "invalid_input",
                    attempts.c.prediction_id.is_not(None))
-    return (select(items.c.pk).select_from(items.join(attempts, attempts.c.id == items.c.attempt_id))
+    return (select(items.c.pk, items.c.copies).select_from(items.join(attempts, attempts.c.id == items.c.attempt_id))
             .where(*_sent(batch_pk), _BOUGHT_NOTHING if is_refused else is_other))
 
 
@@ -67,11 +69,10 @@ async def pause(connection: AsyncConnection, batch_pk: int, *, most: int, decide
 
 async def _causes(connection: AsyncConnection, batch_pk: int) -> tuple[Cause, ...]:
     """Why the rows failed that were sent, the most frequent class first."""
-    many = func.count()
     rows = await connection.execute(
-        select(items.c.error_class, many.label("many"), func.min(items.c.error).label("example"))
+        select(items.c.error_class, ROWS.label("many"), func.min(items.c.error).label("example"))
         .where(*_sent(batch_pk), items.c.attempts > 0).group_by(items.c.error_class)
-        .order_by(many.desc(), items.c.error_class).limit(CAUSES))
+        .order_by(ROWS.desc(), items.c.error_class).limit(CAUSES))
     return tuple(Cause(row.error_class or "unknown", int(row.many), row.example) for row in rows)
 
 
@@ -90,7 +91,8 @@ async def _out(connection: AsyncConnection, batch_pk: int) -> int:
 async def know(connection: AsyncConnection, batch_pk: int) -> None:
     """All that has failed until now is known."""
     def counted(*, is_refused: bool) -> Any:
-        return select(func.count()).select_from(_failed(batch_pk, is_refused=is_refused).subquery()).scalar_subquery()
+        of_kind = _failed(batch_pk, is_refused=is_refused).subquery()
+        return select(func.count() + func.coalesce(func.sum(of_kind.c.copies), 0)).select_from(of_kind).scalar_subquery()
 
     await connection.execute(update(batches).where(batches.c.pk == batch_pk).values(
         known_failed=counted(is_refused=False), known_refused=counted(is_refused=True)))

@@ -13,6 +13,7 @@ from orchestrator.core.records import (
     Claim,
     Counts,
     Delivery,
+    Earlier,
     Fact,
     ItemResult,
     NewBatch,
@@ -37,6 +38,7 @@ from orchestrator.gateways.ledger import (
     naming,
     presence,
     receiving,
+    sharing,
     slots,
     spending,
     steering,
@@ -90,6 +92,14 @@ class SqlLedger:
     async def add_chunk(self, batch_pk: int, chunk: NewChunk) -> None:
         """As the port says."""
         await self._db.write(loading.add_chunk, batch_pk, chunk)
+
+    async def bought_before(self, batch_pk: int, hashes: Sequence[str]) -> dict[str, Earlier]:
+        """As the port says."""
+        return await self._db.read(sharing.bought_before, batch_pk, hashes) if hashes else {}
+
+    async def shared_with(self, batch_pk: int) -> dict[str, int]:
+        """As the port says."""
+        return await self._db.read(sharing.shared_with, batch_pk)
 
     async def seal(self, batch_pk: int, *, total: int, source_schema_json: str, now: datetime) -> None:
         """As the port says; then statistics, in a transaction of their own."""

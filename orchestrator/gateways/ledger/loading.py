@@ -1,5 +1,6 @@
 """A batch's way into the ledger: opened, filled chunk by chunk, sealed, or forgotten again."""
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -11,13 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from orchestrator.core.errors import NameTaken
 from orchestrator.core.lifecycle import LIVE_BATCH, BatchState, ItemState
 from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Target
+from orchestrator.gateways.ledger import sharing
 from orchestrator.gateways.ledger.bulk import write_many
 from orchestrator.gateways.ledger.session import insert, is_postgresql
 from orchestrator.gateways.ledger.tables import FRESH_AT, batches, items, outputs, source_chunks
 from orchestrator.gateways.ledger.text import clean
 
 ITEM_COLUMNS = ("batch_pk", "idx", "row_id", "input_json", "input_hash", "state", "due_at", "failures", "attempts",
-                "tries", "error", "error_class")
+                "tries", "error", "error_class", "share_key", "twin_of")
 
 
 def batch_of(row: Row[Any]) -> Batch:
@@ -74,11 +76,23 @@ async def loaded_rows(connection: AsyncConnection, batch_pk: int) -> int:
 
 async def add_chunk(connection: AsyncConnection, batch_pk: int, chunk: NewChunk) -> None:
     """Snapshot and items; the snapshot's key makes a second time harmless."""
+    if any(item.shares for item in chunk.items):
+        await sharing.one_by_one(connection, batch_pk)
     snapshot = {"batch_pk": batch_pk, "first_index": chunk.first_index, "rows": len(chunk.items), "blob": chunk.blob}
     made = await connection.execute(insert(connection, source_chunks).values(snapshot).on_conflict_do_nothing())
     if made.rowcount != 1 or not chunk.items:
         return
-    rows = (_item_values(batch_pk, item) for item in chunk.items)
+    own, twins = await sharing.split(connection, batch_pk, chunk.items)
+    await _insert(connection, (_item_values(batch_pk, item) for item in own))
+    if twins:
+        here = [item for item in twins if item.twin_of is None]
+        bought = await sharing.originals(connection, batch_pk, [item.input_hash or "" for item in here])
+        await _insert(connection, (_item_values(batch_pk, item, twin_of=item.twin_of or bought[item.input_hash or ""])
+                                   for item in twins))
+        await sharing.add_copies(connection, Counter(bought[item.input_hash or ""] for item in here))
+
+
+async def _insert(connection: AsyncConnection, rows: Iterator[tuple[Any, ...]]) -> None:
     if is_postgresql(connection):
         await _copy(connection, rows)
     else:
@@ -88,11 +102,12 @@ async def add_chunk(connection: AsyncConnection, batch_pk: int, chunk: NewChunk)
 _LOAD = plain_insert(items)
 
 
-def _item_values(batch_pk: int, item: NewItem) -> tuple[Any, ...]:
+def _item_values(batch_pk: int, item: NewItem, *, twin_of: int | None = None) -> tuple[Any, ...]:
     is_bad = item.error is not None or item.input_json is None
-    state, error_class = (ItemState.FAILED, "invalid_input") if is_bad else (ItemState.PENDING, None)
+    state = ItemState.FAILED if is_bad else ItemState.PENDING if twin_of is None else ItemState.SHARED
+    share_key = item.input_hash if item.shares and twin_of is None else None
     return (batch_pk, item.index, clean(item.row_id), clean(item.input_json), item.input_hash, state.value, FRESH_AT,
-            0, 0, 0, clean(item.error), error_class)
+            0, 0, 0, clean(item.error), "invalid_input" if is_bad else None, share_key, twin_of)
 
 
 async def _copy(connection: AsyncConnection, rows: Iterator[tuple[Any, ...]]) -> None:
@@ -131,6 +146,7 @@ async def discard_last(connection: AsyncConnection, batch_pk: int) -> bool:
     if last is None:
         await connection.execute(delete(batches).where(batches.c.pk == batch_pk))
         return False
+    await sharing.take_copies(connection, batch_pk, first=last)
     await connection.execute(delete(items).where(items.c.batch_pk == batch_pk, items.c.idx >= last))
     await connection.execute(
         delete(source_chunks).where(source_chunks.c.batch_pk == batch_pk, source_chunks.c.first_index == last))

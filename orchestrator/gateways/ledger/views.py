@@ -13,9 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.cost import to_usd
 from orchestrator.core.errors import BadInput
-from orchestrator.core.lifecycle import IN_AIR_ITEM, AttemptState, ItemState
+from orchestrator.core.lifecycle import FINAL_ITEM, IN_AIR_ITEM, AttemptState, ItemState
 from orchestrator.core.records import Batch, Counts, ItemResult, Surplus
 from orchestrator.gateways.ledger.loading import batch_of
+from orchestrator.gateways.ledger.sharing import IS_ORIGIN, ORIGIN, ROWS, by_state, stands_in, told
 from orchestrator.gateways.ledger.tables import (
     FRESH_AT,
     PENDING,
@@ -32,7 +33,8 @@ from orchestrator.gateways.ledger.tables import (
 
 @dataclass(frozen=True, slots=True)
 class ItemView:
-    """One line of `items`: where a row stands. `charge_units` as in `ItemResult`; `due_at` only of a row that waits."""
+    """One line of `items`: where a row stands. `charge_units` as in `ItemResult`; `due_at` only of a row that waits; `shares_row`
+    only of one that shares what another row buys, `shares_batch` where that is of an earlier batch."""
 
     index: int
     row_id: str
@@ -44,6 +46,8 @@ class ItemView:
     seconds: float | None
     attempts: int
     due_at: datetime | None
+    shares_row: int | None = None
+    shares_batch: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +126,12 @@ async def _unknown(connection: AsyncConnection, name: str) -> str:
 
 async def counts(connection: AsyncConnection, batch_pk: int) -> Counts:
     """Items by state, and money. Unknown: what ended at the provider without a price, and what may have been bought."""
-    rows = await connection.execute(
-        select(items.c.state, func.count().label("many")).where(items.c.batch_pk == batch_pk).group_by(items.c.state))
-    by_state = {ItemState(row.state): int(row.many) for row in rows}
+    states, shared, earlier = await by_state(connection, batch_pk)
     money = (await connection.execute(
         select(batches.c.spent_units, batches.c.reserved_units).where(batches.c.pk == batch_pk))).one()
     unknown = (await connection.execute(select(func.count(attempts.c.item_pk.distinct())).where(
         attempts.c.batch_pk == batch_pk, text(UNPRICED)))).scalar_one()
-    return Counts(by_state, to_usd(money.spent_units), to_usd(money.reserved_units), int(unknown))
+    return Counts(states, to_usd(money.spent_units), to_usd(money.reserved_units), int(unknown), shared, earlier)
 
 
 async def items_of(connection: AsyncConnection, batch_pk: int, *, state: ItemState | None, after_idx: int,
@@ -137,12 +139,23 @@ async def items_of(connection: AsyncConnection, batch_pk: int, *, state: ItemSta
     """A page of rows in order, those behind `after_idx` (-1: from the first)."""
     query = _with_attempt().where(items.c.batch_pk == batch_pk, items.c.idx > after_idx)
     if state is not None:
-        query = query.where(items.c.state == state.value)
+        query = query.where(stands_in(state))
     rows = (await connection.execute(query.order_by(items.c.idx).limit(limit))).all()
     charges = await _charges(connection, [row.pk for row in rows])
+    earlier = {pk: batch_id for pk, (batch_id, _) in (await _earlier(connection, rows, batch_pk=batch_pk)).items()}
     return [ItemView(row.idx, row.row_id, ItemState(row.state), row.prediction_id, row.error, row.error_class,
-                     charges.get(row.pk), row.seconds, row.attempts,
-                     row.due_at if row.state == ItemState.PENDING.value and row.due_at > FRESH_AT else None) for row in rows]
+                     _charge(row, charges), row.seconds, row.attempts,
+                     row.due_at if row.state == ItemState.PENDING.value and row.due_at > FRESH_AT else None,
+                     row.origin_idx, earlier.get(row.origin_batch)) for row in rows]
+
+
+async def _earlier(connection: AsyncConnection, rows: Sequence[Row[Any]], *, batch_pk: int) -> dict[int, tuple[str, str]]:
+    """Id and output folder of the other batches that bought what these rows share."""
+    pks = sorted({row.origin_batch for row in rows} - {batch_pk, None})
+    if not pks:
+        return {}
+    found = await connection.execute(select(batches.c.pk, batches.c.id, batches.c.output_to).where(batches.c.pk.in_(pks)))
+    return {row.pk: (row.id, row.output_to) for row in found}
 
 
 # Attempts that reached nobody, or bought nothing for a reason that was not the row's own: a deploy, an outage, a 429.
@@ -155,10 +168,22 @@ _TRIED = case((or_(items.c.attempts == 0, _ENDED_AT_ONCE), items.c.attempts), el
 
 
 def _with_attempt() -> Any:
+    """Rows as they are told: one that shares has the state of its original, and what that one's attempt gave."""
     return select(
-        items.c.pk, items.c.idx, items.c.row_id, items.c.state, items.c.error, items.c.error_class, _TRIED.label("attempts"),
-        items.c.due_at, attempts.c.prediction_id, attempts.c.output_json, attempts.c.seconds, attempts.c.version,
-    ).outerjoin(attempts, attempts.c.id == items.c.attempt_id)
+        items.c.pk, items.c.idx, items.c.row_id, items.c.twin_of, _TRIED.label("attempts"), ORIGIN.c.idx.label("origin_idx"),
+        ORIGIN.c.batch_pk.label("origin_batch"), *(told(name).label(name) for name in _TOLD), attempts.c.prediction_id,
+        attempts.c.output_json, attempts.c.seconds, attempts.c.version,
+    ).select_from(items.outerjoin(ORIGIN, IS_ORIGIN)).outerjoin(attempts, attempts.c.id == told("attempt_id"))
+
+
+_TOLD = ("state", "error", "error_class", "due_at", "attempt_id")
+
+
+def _charge(row: Row[Any], charges: dict[int, int | None]) -> int | None:
+    """A row that shares is known to cost nothing, once it is known how it ended."""
+    if row.twin_of is None:
+        return charges.get(row.pk)
+    return 0 if ItemState(row.state) in FINAL_ITEM else None
 
 
 async def _charges(connection: AsyncConnection, item_pks: Sequence[int]) -> dict[int, int | None]:
@@ -189,10 +214,20 @@ async def results_of_chunk(connection: AsyncConnection, batch_pk: int, *, first:
     here = and_(items.c.batch_pk == batch_pk, items.c.idx >= first, items.c.idx < end)
     rows = (await connection.execute(_with_attempt().where(here).order_by(items.c.idx))).all()
     charges = await _charges(connection, [row.pk for row in rows])
+    earlier = await _earlier(connection, rows, batch_pk=batch_pk)
+    of_attempt = {row.pk: row.attempt_id for row in rows}
     files: dict[int, list[str]] = {}
-    for row in await connection.execute(_files(outputs.c.item_pk, outputs.c.path).where(here)):
-        files.setdefault(row.item_pk, []).append(row.path)
+    for row in await connection.execute(_STORED.where(here)):
+        if row.attempt_id == of_attempt[row.pk]:
+            folder = earlier[row.batch_pk][1] + "/" if row.batch_pk in earlier else ""
+            files.setdefault(row.pk, []).append(folder + row.path)
     return bytes(blob), [_result(row, files=files, charges=charges) for row in rows]
+
+
+# Files at home, of rows and of those that rows share, in order; also of attempts that are not the latest.
+_STORED = (select(items.c.pk, outputs.c.path, outputs.c.batch_pk, outputs.c.attempt_id)
+           .join_from(items, outputs, outputs.c.item_pk == func.coalesce(items.c.twin_of, items.c.pk))
+           .where(outputs.c.stored_at.is_not(None)).order_by(items.c.idx, outputs.c.idx))
 
 
 def _files(*columns: Any) -> Any:
@@ -206,12 +241,12 @@ def _result(row: Row[Any], *, files: dict[int, list[str]], charges: dict[int, in
     return ItemResult(
         index=row.idx, prediction_id=row.prediction_id, state=ItemState(row.state), output_json=row.output_json,
         files=tuple(files.get(row.pk, ())), error=row.error, error_class=row.error_class,
-        charge_units=charges.get(row.pk), seconds=row.seconds, attempts=row.attempts, version=row.version)
+        charge_units=_charge(row, charges), seconds=row.seconds, attempts=row.attempts, version=row.version)
 
 
 async def manifest_of_chunk(connection: AsyncConnection, batch_pk: int, *, first: int,
                             end: int) -> list[dict[str, Any]]:
-    """The manifest's lines for the rows of one chunk."""
+    """The manifest's lines for the rows of one chunk: a file belongs to the row that was bought, whoever shares it."""
     query = _files(outputs.c.path, items.c.row_id.label("id"), outputs.c.idx.label("index"), outputs.c.bytes,
                    outputs.c.sha256, outputs.c.media_type, attempts.c.prediction_id, outputs.c.source_url)
     rows = await connection.execute(query.join(attempts, attempts.c.id == outputs.c.attempt_id).where(
@@ -221,11 +256,10 @@ async def manifest_of_chunk(connection: AsyncConnection, batch_pk: int, *, first
 
 async def failures(connection: AsyncConnection, batch_pk: int) -> list[FailureView]:
     """Failed rows by class, the most frequent first, with a sample of what was said."""
-    many = func.count()
     rows = await connection.execute(
-        select(items.c.error_class, many.label("many"), func.min(items.c.error).label("sample"))
+        select(items.c.error_class, ROWS.label("many"), func.min(items.c.error).label("sample"))
         .where(items.c.batch_pk == batch_pk, items.c.state == ItemState.FAILED.value)
-        .group_by(items.c.error_class).order_by(many.desc(), items.c.error_class))
+        .group_by(items.c.error_class).order_by(ROWS.desc(), items.c.error_class))
     return [FailureView(row.error_class or "unknown", int(row.many), row.sample) for row in rows]
 
 
@@ -267,6 +301,9 @@ async def endings(connection: AsyncConnection, batch_pk: int) -> dict[str, int]:
     return {row.ended_via: int(row.many) for row in rows}
 
 
+_WITH_TWINS = 1 + func.coalesce(items.c.copies, 0)
+
+
 async def canceled(connection: AsyncConnection, batch_pk: int) -> CanceledView:
     """What canceling came to so far."""
     of_item = attempts.c.item_pk == items.c.pk
@@ -274,14 +311,14 @@ async def canceled(connection: AsyncConnection, batch_pk: int) -> CanceledView:
     was_bought = exists().where(of_item, attempts.c.prediction_id.is_not(None))
     was_ended = exists().where(of_item, is_ended)
     rows = (await connection.execute(
-        select(func.count(case((~was_bought, 1))).label("never"),
-               func.count(case((and_(was_bought, ~was_ended), 1))).label("between"))
+        select(func.sum(case((~was_bought, _WITH_TWINS), else_=0)).label("never"),
+               func.sum(case((and_(was_bought, ~was_ended), _WITH_TWINS), else_=0)).label("between"))
         .select_from(items).where(items.c.batch_pk == batch_pk, items.c.state == ItemState.CANCELED.value))).one()
     money = (await connection.execute(
         select(func.count().label("many"), func.coalesce(func.sum(attempts.c.charge_units), 0).label("units"),
                func.count(attempts.c.charge_units).label("priced"))
         .where(attempts.c.batch_pk == batch_pk, is_ended))).one()
-    return CanceledView(int(rows.never), int(rows.between), int(money.many), to_usd(int(money.units)),
+    return CanceledView(int(rows.never or 0), int(rows.between or 0), int(money.many), to_usd(int(money.units)),
                         int(money.many - money.priced))
 
 
