@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from orchestrator.core.failing import Tally
+from orchestrator.core.history import PastAttempt
 from orchestrator.core.homeward import Backlog
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.permits import Budget, Flow, Grant, Heard
@@ -370,8 +371,9 @@ class Ledger(Protocol):
     async def find(self, name: str) -> Batch:
         """A batch by its id, the beginning of it, or its job's name (then the latest). Raises BadInput."""
 
-    async def seal(self, batch_pk: int, *, total: int, source_schema_json: str, now: datetime) -> None:
-        """Loading has ended: from now on rows may be bought."""
+    async def seal(self, batch_pk: int, *, total: int, source_schema_json: str, now: datetime,
+                   estimate_json: str | None = None) -> None:
+        """Loading has ended: from now on rows may be bought. `estimate_json`: what they are expected to cost."""
 
     async def discard(self, batch_pk: int) -> None:
         """Forget a batch that is still loading, rows and all."""
@@ -592,6 +594,9 @@ class Ledger(Protocol):
     async def slots_of(self, job: str, *, limit: int) -> list[Slot]:
         """A job's latest slots, newest first."""
 
+    async def past(self, account: str, target: Target) -> list[PastAttempt]:
+        """The newest attempts of this target that ended at the provider, a thousand at most; of a ledger that is not there
+        yet, none."""
 
     async def batch_names(self) -> list[BatchNames]:
         """Of all batches, newest first."""

@@ -5,7 +5,7 @@ to make anew with one field changed, a NamedTuple 0.45 and 0.9.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -94,6 +94,7 @@ class Batch:
     cap_units: int | None
     spent_units: int
     reserved_units: int
+    estimate_json: str | None = None  # what it was expected to cost when it was loaded (`core/estimate.py`); None: older
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,6 +380,7 @@ class Counts:
     spent_usd: Decimal
     reserved_usd: Decimal
     cost_unknown_items: int
+    started: int = field(default=0, compare=False)  # rows that were ever attempted
 
     @property
     def total(self) -> int:

@@ -6,21 +6,27 @@ every row into the ledger. All that is wrong with the rows is told at once.
 
 import asyncio
 import json
+from array import array
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
-from orchestrator.core.cost import Pricing
+from orchestrator.core.asked import asked_of, buys_equal_rows_once, mean_rate
+from orchestrator.core.cost import Pricing, Rate
 from orchestrator.core.errors import BadInput, BadRows, NameTaken, NotFound, RowProblem
+from orchestrator.core.estimate import Estimate, Terms, estimate
+from orchestrator.core.history import History, history_of
 from orchestrator.core.inputs import InputPlan, InputSchema, canonical, plan_inputs
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.naming import batch_id
 from orchestrator.core.ports import Model, Rooms
 from orchestrator.core.prices import Book
-from orchestrator.core.quote import cap_of, quote, remarks
+from orchestrator.core.quote import cap_of, quote, remarks, worst_case_usd
 from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Row, RowChunk, SourceFile, Target
 from orchestrator.core.runkey import hash_text, run_key
 from orchestrator.core.schedule import date_of
@@ -74,6 +80,19 @@ class Examined:
     bad: int = 0
     problems: list[RowProblem] = field(default_factory=list)
     source_schema_json: str | None = None
+    hashes: "array[int]" = field(default_factory=lambda: array("Q"))  # eight bytes of each good row's input hash
+    rates: Counter[Rate | None] = field(default_factory=Counter)  # of good rows, where the price has tiers
+
+    @property
+    def good(self) -> int:
+        """Rows that can be bought."""
+        return self.rows - self.bad
+
+    @property
+    def equal_rows(self) -> int:
+        """Good rows whose input equals that of an earlier one."""
+        ordered = sorted(self.hashes)
+        return sum(one == other for one, other in pairwise(ordered))
 
 
 async def prepare(rooms: Rooms, order: Order, *, book: Book | None = None) -> Prepared:
@@ -190,8 +209,25 @@ async def _fill(rooms: Rooms, prepared: Prepared, batch: Batch) -> None:
     if refuse and examined.bad:
         await rooms.ledger.discard(batch.pk)
         raise bad_rows(prepared, examined)
+    past = history_of(await rooms.ledger.past(prepared.account, prepared.target))
     await rooms.ledger.seal(batch.pk, total=examined.rows, now=rooms.clock.now(),
-                            source_schema_json=examined.source_schema_json or rooms.tables.empty_schema(prepared.columns))
+                            source_schema_json=examined.source_schema_json or rooms.tables.empty_schema(prepared.columns),
+                            estimate_json=json.dumps(estimate_of(prepared, examined, past).to_json()))
+
+
+def rows_to_buy(job: Job, examined: Examined, *, limit: int | None = None) -> int:
+    """How many rows will be bought, each once."""
+    rows = examined.good - (examined.equal_rows if buys_equal_rows_once(job) else 0)
+    return rows if limit is None else min(rows, limit)
+
+
+def estimate_of(prepared: Prepared, examined: Examined, past: History | None, *, limit: int | None = None) -> Estimate:
+    """What these rows are expected to cost; `past`: what came of such rows before."""
+    job, pricing, price = prepared.order.job, prepared.pricing, prepared.pricing.price
+    rate = mean_rate(examined.rates) if price is not None and price.tiers else None if price is None else price.rate
+    asked = asked_of(job, pricing, schema=prepared.model.openapi_schema, plan=prepared.plan)
+    terms = Terms(price, rate, asked, worst_case_usd(job, pricing))
+    return estimate(terms, past, rows=rows_to_buy(job, examined, limit=limit))
 
 
 def bad_rows(prepared: Prepared, examined: Examined) -> BadRows:
@@ -236,4 +272,9 @@ def _item(prepared: Prepared, row: Row, examined: Examined) -> NewItem:
         examined.problems.extend(placed[: max(0, KEPT_PROBLEMS - len(examined.problems))])
         return NewItem(row.index, row_id, None, None, "; ".join(str(p) for p in placed))
     text = canonical(value)
-    return NewItem(row.index, row_id, text, hash_text(text))
+    input_hash = hash_text(text)
+    examined.hashes.append(int(input_hash[:16], 16))
+    price = prepared.pricing.price
+    if price is not None and price.tiers:
+        examined.rates[price.rate_of(value)] += 1
+    return NewItem(row.index, row_id, text, input_hash)

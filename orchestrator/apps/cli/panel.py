@@ -38,6 +38,20 @@ def usd_text(usd: Decimal) -> str:
     return f"${usd:,.2f}" if digits < 2 else f"${usd:,f}"
 
 
+def about_text(usd: Decimal) -> str:
+    """Of an estimate cents, or of less than a dollar three digits: `$12.35`, `$0.0123`."""
+    digits = 2 if usd >= 1 else 2 - (usd.adjusted() if usd else 0)
+    return usd_text(usd.quantize(Decimal(1).scaleb(-digits)).normalize())
+
+
+def bytes_text(number: int) -> str:
+    """`1.2 GB`, `340 kB`, `12 B`."""
+    for size, unit in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if number >= size:
+            return f"{number / size:.{1 if number < 10 * size else 0}f} {unit}"
+    return f"{number} B"
+
+
 def money_text(look: Look) -> str:
     """What is spent, what is reserved, and how much is not known."""
     counts = look.counts

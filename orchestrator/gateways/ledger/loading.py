@@ -29,7 +29,7 @@ def batch_of(row: Row[Any]) -> Batch:
         schema_json=row.openapi_json, source_json=row.source_json, price_json=row.price_json,
         source_schema_json=row.source_schema_json, output_to=row.output_to, in_flight=row.in_flight,
         max_attempts=row.max_attempts, start_limit=row.start_limit, total=row.total, cap_units=row.cap_units,
-        spent_units=row.spent_units, reserved_units=row.reserved_units)
+        spent_units=row.spent_units, reserved_units=row.reserved_units, estimate_json=row.estimate_json)
 
 
 async def open_batch(connection: AsyncConnection, new: NewBatch) -> tuple[Batch, bool]:
@@ -104,11 +104,13 @@ async def _copy(connection: AsyncConnection, rows: Iterator[tuple[Any, ...]]) ->
                 await copy.write_row(row)
 
 
-async def seal(connection: AsyncConnection, batch_pk: int, *, total: int, source_schema_json: str) -> None:
-    """Loading has ended: the batch runs."""
+async def seal(connection: AsyncConnection, batch_pk: int, *, total: int, source_schema_json: str,
+               estimate_json: str | None = None) -> None:
+    """Loading has ended: the batch runs, and what it is expected to cost stays as it is now."""
     await connection.execute(
         update(batches).where(batches.c.pk == batch_pk, batches.c.state == BatchState.LOADING.value)
-        .values(state=BatchState.RUNNING.value, total=total, source_schema_json=clean(source_schema_json)))
+        .values(state=BatchState.RUNNING.value, total=total, source_schema_json=clean(source_schema_json),
+                estimate_json=estimate_json))
 
 
 async def analyze(connection: AsyncConnection) -> None:

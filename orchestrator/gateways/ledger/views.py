@@ -126,10 +126,10 @@ async def counts(connection: AsyncConnection, batch_pk: int) -> Counts:
         select(items.c.state, func.count().label("many")).where(items.c.batch_pk == batch_pk).group_by(items.c.state))
     by_state = {ItemState(row.state): int(row.many) for row in rows}
     money = (await connection.execute(
-        select(batches.c.spent_units, batches.c.reserved_units).where(batches.c.pk == batch_pk))).one()
+        select(batches.c.spent_units, batches.c.reserved_units, batches.c.started).where(batches.c.pk == batch_pk))).one()
     unknown = (await connection.execute(select(func.count(attempts.c.item_pk.distinct())).where(
         attempts.c.batch_pk == batch_pk, text(UNPRICED)))).scalar_one()
-    return Counts(by_state, to_usd(money.spent_units), to_usd(money.reserved_units), int(unknown))
+    return Counts(by_state, to_usd(money.spent_units), to_usd(money.reserved_units), int(unknown), int(money.started))
 
 
 async def items_of(connection: AsyncConnection, batch_pk: int, *, state: ItemState | None, after_idx: int,
