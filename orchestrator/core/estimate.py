@@ -15,7 +15,7 @@ from orchestrator.core.history import NOTHING, History, ranked
 FEWEST_ROWS = 2  # of which a spread can be told
 TENTH, NINE_TENTHS = 0.1, 0.9
 EXACT = Decimal(1).scaleb(-12)  # as the ledger counts
-TRY_FIRST = "--limit 3 buys three rows, and then it is known"
+TRY_FIRST = "run it with --limit 3 first"
 
 
 class Figure(NamedTuple):
@@ -121,13 +121,14 @@ def _by_schema(terms: Terms) -> tuple[Figure, Figure, Figure]:
     if fixed is not None:
         how = f"by the price: {_counted(fixed, price.unit)} a row"
         return _priced(rate, fixed, how), _priced(rate, fixed, how), _priced(rate, fixed, how)
-    return (_priced(rate, asked.least, f"the fewest {price.unit}s that the model's schema allows"),
-            _priced(rate, asked.usual, f"the model's default, {_counted(asked.usual, price.unit)}"),
-            _priced(rate, asked.most, f"the most {price.unit}s that limits and schema allow"))
+    untold = f"how many {price.unit}s a row uses shows once some were bought: {TRY_FIRST}"
+    return (_priced(rate, asked.least, f"the fewest {price.unit}s that the model's schema allows", untold),
+            _priced(rate, asked.usual, f"the model's default, {_counted(asked.usual, price.unit)} a row", untold),
+            _priced(rate, asked.most, f"the most {price.unit}s that limits and schema allow", untold))
 
 
-def _priced(rate: Rate, units: Decimal | None, how: str) -> Figure:
-    return Figure(None, f"not known before rows were bought: {TRY_FIRST}") if units is None else Figure(rate.usd * units, how)
+def _priced(rate: Rate, units: Decimal | None, how: str, untold: str = "") -> Figure:
+    return Figure(None, untold) if units is None else Figure(rate.usd * units, how)
 
 
 def _counted(units: Decimal | None, unit: str) -> str:

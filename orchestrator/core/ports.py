@@ -379,8 +379,10 @@ class Ledger(Protocol):
         """Forget a batch that is still loading, rows and all."""
 
     async def amend(self, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None, price_json: str,
-                    start_limit: int | None, job_json: str, output_to: str | None = None) -> None:
-        """What may change between two runs of one batch; `output_to` only until the first file is in it."""
+                    start_limit: int | None, job_json: str, output_to: str | None = None,
+                    estimate_json: str | None = None) -> None:
+        """What may change between two runs of one batch; `output_to` only until the first file is in it. Without an
+        `estimate_json` the estimate stays as it is."""
 
     async def set_state(self, batch_pk: int, *, to: BatchState, allowed: frozenset[BatchState], reason: str | None,
                         now: datetime, wakes: Sequence[Wake] = ()) -> bool:

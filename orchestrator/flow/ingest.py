@@ -154,12 +154,23 @@ async def load(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
     await rooms.ledger.amend(batch.pk, in_flight=job.limits.in_flight, max_attempts=job.retry.attempts,
                              cap_units=prepared.cap_units, price_json=prepared.pricing.to_json(),
                              start_limit=prepared.order.limit, job_json=job.model_dump_json(),
-                             output_to=output_to(prepared.order, batch.id, batch.created_at))
+                             output_to=output_to(prepared.order, batch.id, batch.created_at),
+                             estimate_json=await _learned(rooms, prepared, batch))
     if batch.state is BatchState.LOADING:
         await _fill(rooms, prepared, batch)
     loaded = await rooms.ledger.batch(batch.id)
     assert loaded is not None
     return loaded, new
+
+
+async def _learned(rooms: Rooms, prepared: Prepared, batch: Batch) -> str | None:
+    """An estimate of a loaded batch that had none: a first `--limit 3`, or a price, has told what it lacked. None: as it was."""
+    before = Estimate.from_json(batch.estimate_json)
+    if before is None or before.expected.usd is not None:
+        return None
+    past = history_of(await rooms.ledger.past(prepared.account, prepared.target))
+    found = estimate(_terms(prepared, Examined()), past, rows=before.rows)
+    return None if found.expected.usd is None else json.dumps(found.to_json())
 
 
 async def _opened(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
@@ -223,11 +234,14 @@ def rows_to_buy(job: Job, examined: Examined, *, limit: int | None = None) -> in
 
 def estimate_of(prepared: Prepared, examined: Examined, past: History | None, *, limit: int | None = None) -> Estimate:
     """What these rows are expected to cost; `past`: what came of such rows before."""
+    return estimate(_terms(prepared, examined), past, rows=rows_to_buy(prepared.order.job, examined, limit=limit))
+
+
+def _terms(prepared: Prepared, examined: Examined) -> Terms:
     job, pricing, price = prepared.order.job, prepared.pricing, prepared.pricing.price
     rate = mean_rate(examined.rates) if price is not None and price.tiers else None if price is None else price.rate
     asked = asked_of(job, pricing, schema=prepared.model.openapi_schema, plan=prepared.plan)
-    terms = Terms(price, rate, asked, worst_case_usd(job, pricing))
-    return estimate(terms, past, rows=rows_to_buy(job, examined, limit=limit))
+    return Terms(price, rate, asked, worst_case_usd(job, pricing))
 
 
 def bad_rows(prepared: Prepared, examined: Examined) -> BadRows:

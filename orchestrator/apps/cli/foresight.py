@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from orchestrator.apps.cli.panel import about_text, usd_text
+from orchestrator.apps.money import about_text, usd_text
 from orchestrator.core.cost import to_usd
 from orchestrator.core.deadline import proposed_s
 from orchestrator.core.errors import Unreachable
@@ -45,6 +45,8 @@ async def foresee(rooms: Rooms, prepared: Prepared, examined: Examined, *, limit
     if not is_new:
         try:
             past = history_of(await rooms.ledger.past(prepared.account, prepared.target))
+            if past is not None and await rooms.ledger.known(prepared.run_key):
+                remarks.append("there is a batch of this run key already: `run` goes on with it, and buys what is left of it")
         except Unreachable as error:
             remarks.append(f"what such rows cost before is not known now: {error}")
     found = estimate_of(prepared, examined, past, limit=limit)
@@ -78,7 +80,7 @@ def question(prepared: Prepared, found: Estimate) -> tuple[Decimal | None, str]:
     between = "" if low is None or high is None or low == high else f", between {about_text(low)} and {about_text(high)}"
     likely = "" if expected is None or expected == worst else f" {about_text(expected)} expected{between}"
     if worst is not None:
-        return worst, f"{rows} may cost up to {usd_text(worst)}{f' ({likely.strip()})' if likely else ''}."
+        return worst, f"{rows} may cost up to {usd_text(worst.normalize())}{f' ({likely.strip()})' if likely else ''}."
     return high, f"{rows} will cost about{likely.replace(' expected', '')} by what such rows cost before; nothing bounds it."
 
 

@@ -10,9 +10,10 @@ from orchestrator import wiring
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.foresight import Foresight, foresee, no_rows, too_small
 from orchestrator.apps.cli.options import RunOptions, order_of
-from orchestrator.apps.cli.panel import about_text, bytes_text, clock_text, usd_text
+from orchestrator.apps.cli.panel import bytes_text, clock_text
+from orchestrator.apps.money import about_text, usd_text
 from orchestrator.core.asked import buys_equal_rows_once
-from orchestrator.core.deadline import duration_text
+from orchestrator.core.deadline import TIMES_THE_SLOWEST, duration_text
 from orchestrator.core.estimate import TRY_FIRST, Estimate, Figure
 from orchestrator.core.ports import Rooms
 from orchestrator.flow.ingest import Examined, Prepared, bad_rows, check, output_to, prepare
@@ -143,14 +144,14 @@ class Planned:
 
     def _cost(self) -> list[str]:
         found = self.estimate
-        worst = "what is reserved: " + ("" if found.worst_usd is None else f"{usd_text(found.worst_usd)} for each row")
+        worst = "" if found.worst_usd is None else f"{usd_text(found.worst_usd.normalize())} is reserved for each row"
         figures = [("low", found.low), ("expected", found.expected), ("high", found.high)]
-        if len({figure for _, figure in figures}) == 1:
+        if len({figure.usd for _, figure in figures}) == 1:
             figures = figures[1:2]
         told = [(name, _in_all(found, figure), figure.how) for name, figure in figures]
         at_most = found.in_all(found.worst_usd)
         told.append(("at most", "not known", "nothing bounds what a row may cost") if at_most is None
-                    else ("at most", usd_text(at_most), worst))
+                    else ("at most", usd_text(at_most.normalize()), worst))
         width = max(len(usd) for _, usd, _ in told)
         return [f"{name:<9} {usd:>{width}}  {how}" for name, usd, how in told]
 
@@ -159,12 +160,12 @@ class Planned:
         foresight, now_s = self.foresight, self.prepared.order.job.limits.cancel_after
         if not self._is_by_second:
             return []
-        has = "" if now_s is None else f"cancel_after is {duration_text(now_s)}; "
+        has = "limits.cancel_after is not set" if now_s is None else f"limits.cancel_after is {duration_text(now_s)}"
         if foresight.deadline_s is None:
-            return [f"{has or 'nothing bounds how long a row runs; '}what would be enough is not known: {TRY_FIRST}"]
+            return [f"{has}; how long is enough shows once some rows were bought"]
         then_usd = foresight.reserved_then_usd
-        reserved = "" if then_usd is None else f": it reserves {usd_text(then_usd)} for a row"
-        return [f"{has}limits.cancel_after: {duration_text(foresight.deadline_s)} leaves rows three times as long as the slowest "
+        reserved = "" if then_usd is None else f", and reserve {usd_text(then_usd.normalize())} for each"
+        return [f"{has}; {duration_text(foresight.deadline_s)} would give a row {TIMES_THE_SLOWEST} times what the slowest "
                 f"took{reserved}"]
 
     @property
@@ -175,8 +176,9 @@ class Planned:
     def _stored(self) -> str:
         free = f"{bytes_text(self.storage.free)} free"
         if self.storage.needed is None:
-            return f"not known before rows were bought; {free}"
-        return f"about {bytes_text(self.storage.needed)}; {free}" + (": IT DOES NOT FIT" if self.storage.is_short else "")
+            return f"not known before some rows were bought; {free}"
+        needed = f"about {bytes_text(self.storage.needed)}" if self.storage.needed else "none, as such rows brought no files"
+        return f"{needed}; {free}" + (": IT DOES NOT FIT" if self.storage.is_short else "")
 
     def warnings(self) -> list[str]:
         """What has to be said before anything is spent."""

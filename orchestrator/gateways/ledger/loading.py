@@ -140,10 +140,13 @@ async def discard_last(connection: AsyncConnection, batch_pk: int) -> bool:
 
 
 async def amend(connection: AsyncConnection, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None,
-                price_json: str, start_limit: int | None, job_json: str, output_to: str | None = None) -> None:
+                price_json: str, start_limit: int | None, job_json: str, output_to: str | None = None,
+                estimate_json: str | None = None) -> None:
     """What may change between two runs of one batch; the output folder only until the first file of it has a name."""
     values: dict[str, Any] = {"in_flight": in_flight, "max_attempts": max_attempts, "cap_units": cap_units,
                               "price_json": price_json, "start_limit": start_limit, "job_json": clean(job_json)}
+    if estimate_json is not None:
+        values["estimate_json"] = estimate_json
     if output_to is not None:
         await connection.execute(select(batches.c.pk).where(batches.c.pk == batch_pk).with_for_update())
         named = select(outputs.c.item_pk).where(outputs.c.batch_pk == batch_pk)
