@@ -69,7 +69,7 @@ class Estimate:
 
 
 def _text(usd: Decimal | None) -> str | None:
-    return None if usd is None else format(usd, "f")
+    return None if usd is None else format(usd.normalize(), "f")
 
 
 def _decimal(text: str | None) -> Decimal | None:

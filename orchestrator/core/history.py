@@ -17,7 +17,7 @@ class PastAttempt(NamedTuple):
     """An attempt that ended at the provider, of an item (its pk). `quantity`: in `unit`s, where it was charged for such."""
 
     item: int
-    status: str  # succeeded, failed, aborted
+    status: str  # the provider's: succeeded, failed, aborted, canceled (by a deadline)
     unit: str | None = None
     quantity: Decimal | None = None
     quantity_out: Decimal | None = None
@@ -94,7 +94,7 @@ def _usd(one: PastAttempt, price: Price, rate: Rate, fixed: Decimal | None) -> D
         return NOTHING
     if one.status == "failed":
         return rate.usd * one.seconds if price.failed == "billed" and price.unit == "second" and one.seconds is not None else None
-    if fixed is not None:
+    if fixed is not None and one.status == "succeeded":
         return rate.usd * fixed
     if price.unit == "second" and one.seconds is not None:
         return rate.usd * one.seconds

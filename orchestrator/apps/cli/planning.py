@@ -100,7 +100,7 @@ class Planned:
         return {
             "job": prepared.order.name, "model": prepared.model.name, "run_key": prepared.run_key, "rows": examined.rows,
             "bad_rows": examined.bad, "equal_rows": examined.equal_rows, "rows_to_buy": self.estimate.rows,
-            "saved_by_once_usd": None if saved is None else format(saved, "f"),
+            "saved_by_once_usd": _plain(saved),
             "per_minute": self.per_minute or None, "minutes": None if self._minutes is None else round(self._minutes, 2),
             "worst_case_usd": told["worst_case_usd"], "reserved_per_row_usd": told["per_row"]["worst_case_usd"],
             "estimate": told, "proposed_cancel_after_s": deadline_s,
@@ -199,7 +199,7 @@ class Planned:
 
 
 def _plain(usd: Decimal | None) -> str | None:
-    return None if usd is None else format(usd, "f")
+    return None if usd is None else format(usd.normalize(), "f")
 
 
 def _in_all(found: Estimate, figure: Figure) -> str:

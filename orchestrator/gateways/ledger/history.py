@@ -15,8 +15,8 @@ from orchestrator.gateways.ledger.tables import COMPLETED, HEAD, attempts, batch
 
 MOST = 1000  # attempts that are looked at
 MOST_BATCHES = 20
-# Canceled ones were cut short, and tell nothing of those that are not.
-_ENDED = [state.value for state in (AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.ABORTED)]
+# What an operator canceled was cut short, and tells nothing of what is not; what a deadline ended is `aborted` here.
+_ENDED = frozenset(state.value for state in (AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.ABORTED))
 
 
 async def newest(connection: AsyncConnection, account: str, target: Target) -> list[PastAttempt]:
@@ -25,7 +25,8 @@ async def newest(connection: AsyncConnection, account: str, target: Target) -> l
         return []
     found: list[PastAttempt] = []
     for batch_pk in (await connection.execute(_batches(account, target))).scalars().all():
-        rows = (await connection.execute(answered(batch_pk, MOST - len(found)))).all()
+        rows = [row for row in await connection.execute(last(batch_pk, MOST - len(found)))
+                if row.state in _ENDED and row.surplus_at is None]
         files = await _files(connection, [row.item_pk for row in rows])
         found += [_past(row, files.get(row.id, (0, 0))) for row in rows]
         if len(found) >= MOST:
@@ -42,13 +43,12 @@ def _batches(account: str, target: Target) -> Select[Any]:
     ).order_by(batches.c.pk.desc()).limit(MOST_BATCHES)
 
 
-def answered(batch_pk: int, most: int) -> Select[Any]:
-    """Of the attempts of a batch that were answered last, so many at most, those that have ended."""
+def last(batch_pk: int, most: int) -> Select[Any]:
+    """The attempts of a batch that were answered last, so many at most, ended or not."""
     of = attempts.c
-    last = (select(of.id, of.item_pk, of.state, of.surplus_at, of.charge_unit, of.charge_quantity, of.charge_quantity_out,
-                   of.seconds, of.provider_created_at, of.completed_at, of.answered_at)
-            .where(of.batch_pk == batch_pk, of.answered_at.is_not(None)).order_by(of.answered_at.desc()).limit(most)).subquery()
-    return select(last).where(last.c.state.in_(_ENDED), last.c.surplus_at.is_(None)).order_by(last.c.answered_at.desc())
+    return (select(of.id, of.item_pk, of.state, of.status, of.surplus_at, of.charge_unit, of.charge_quantity,
+                   of.charge_quantity_out, of.seconds, of.provider_created_at, of.completed_at)
+            .where(of.batch_pk == batch_pk, of.answered_at.is_not(None)).order_by(of.answered_at.desc()).limit(most))
 
 
 async def _files(connection: AsyncConnection, item_pks: list[int]) -> dict[str, tuple[int, int]]:
@@ -62,7 +62,7 @@ async def _files(connection: AsyncConnection, item_pks: list[int]) -> dict[str, 
 def _past(row: Row[Any], files: tuple[int, int]) -> PastAttempt:
     known = row.provider_created_at is not None and row.completed_at is not None
     return PastAttempt(
-        row.item_pk, row.state, row.charge_unit, _decimal(row.charge_quantity), _decimal(row.charge_quantity_out),
+        row.item_pk, row.status, row.charge_unit, _decimal(row.charge_quantity), _decimal(row.charge_quantity_out),
         None if row.seconds is None else Decimal(str(row.seconds)),
         (row.completed_at - row.provider_created_at).total_seconds() if known else None, *files)
 
