@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from orchestrator.apps.money import about_text, usd_text
+from orchestrator.apps.money import spread_text, usd_text
 from orchestrator.core.cost import to_usd
 from orchestrator.core.deadline import proposed_s
 from orchestrator.core.errors import Unreachable
@@ -74,14 +74,13 @@ def question(prepared: Prepared, found: Estimate) -> tuple[Decimal | None, str]:
     """What may be spent at worst, as far as anything tells (None: nothing does), and how a person is asked about it.
 
     Where nothing bounds it, what such rows cost before does: the dearest tenth of them."""
-    worst, high = found.in_all(found.worst_usd), found.in_all(found.high.usd)
-    rows = f"{found.rows:,} rows of {prepared.model.name}"
-    low, expected = found.in_all(found.low.usd), found.in_all(found.expected.usd)
-    between = "" if low is None or high is None or low == high else f", between {about_text(low)} and {about_text(high)}"
-    likely = "" if expected is None or expected == worst else f" {about_text(expected)} expected{between}"
-    if worst is not None:
-        return worst, f"{rows} may cost up to {usd_text(worst.normalize())}{f' ({likely.strip()})' if likely else ''}."
-    return high, f"{rows} will cost about{likely.replace(' expected', '')} by what such rows cost before; nothing bounds it."
+    worst, low, expected, high = (found.in_all(usd) for usd in (
+        found.worst_usd, found.low.usd, found.expected.usd, found.high.usd))
+    rows, likely = f"{found.rows:,} rows of {prepared.model.name}", spread_text(low, expected, high)
+    if worst is None:
+        return high, f"{rows} may cost about {likely}, by what such rows cost before; nothing bounds it."
+    told = "" if expected is None or expected == worst else f"; expected: {likely}"
+    return worst, f"{rows} may cost up to {usd_text(worst.normalize())}{told}."
 
 
 def no_rows(prepared: Prepared) -> str:
