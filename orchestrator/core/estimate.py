@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from orchestrator.core.asked import Amount
-from orchestrator.core.cost import Price, Rate
+from orchestrator.core.cost import Price, Rate, to_units, to_usd
 from orchestrator.core.history import NOTHING, History, ranked
 
 FEWEST_ROWS = 2  # of which a spread can be told
@@ -47,7 +47,7 @@ class Estimate:
 
     def in_all(self, usd: Decimal | None) -> Decimal | None:
         """So much for each row, for all of them."""
-        return None if usd is None else usd * self.rows
+        return None if usd is None else to_usd(to_units(usd * self.rows))
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON: money of one row and of all, as decimal text."""

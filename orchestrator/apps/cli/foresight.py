@@ -80,7 +80,7 @@ def question(prepared: Prepared, found: Estimate) -> tuple[Decimal | None, str]:
     if worst is None:
         return high, f"{rows} may cost about {likely}, by what such rows cost before; nothing bounds it."
     told = "" if expected is None or expected == worst else f"; expected: {likely}"
-    return worst, f"{rows} may cost up to {usd_text(worst.normalize())}{told}."
+    return worst, f"{rows} may cost up to {usd_text(worst)}{told}."
 
 
 def no_rows(prepared: Prepared) -> str:

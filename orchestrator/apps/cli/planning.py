@@ -151,7 +151,7 @@ class Planned:
         told = [(name, _in_all(found, figure), figure.how) for name, figure in figures]
         at_most = found.in_all(found.worst_usd)
         told.append(("at most", "not known", "nothing bounds what a row may cost") if at_most is None
-                    else ("at most", usd_text(at_most.normalize()), worst))
+                    else ("at most", usd_text(at_most), worst))
         width = max(len(usd) for _, usd, _ in told)
         return [f"{name:<9} {usd:>{width}}  {how}" for name, usd, how in told]
 
