@@ -94,7 +94,8 @@ def _by_past(terms: Terms, past: History | None) -> tuple[Figure, Figure, Figure
     price, rate = terms.price, terms.rate
     if past is None or price is None or rate is None:
         return None
-    each = sorted(past.row_costs(price, rate, fixed=terms.asked.fixed))
+    fixed = None if price.unit == "output second" else terms.asked.fixed  # a film lasts about as long as was asked for
+    each = sorted(past.row_costs(price, rate, fixed=fixed))
     paid = [usd for usd in each if usd]
     if len(each) < FEWEST_ROWS or not paid:
         return None
@@ -119,7 +120,7 @@ def _by_schema(terms: Terms) -> tuple[Figure, Figure, Figure]:
         return Figure(None, unpriced), Figure(None, unpriced), Figure(None, unpriced)
     fixed = asked.fixed
     if fixed is not None:
-        how = f"by the price: {_counted(fixed, price.unit)} a row"
+        how = f"by the price: {_counted(fixed, price.unit)} a row" + (", as asked for" if price.unit == "output second" else "")
         return _priced(rate, fixed, how), _priced(rate, fixed, how), _priced(rate, fixed, how)
     untold = f"how many {price.unit}s a row uses shows once some were bought: {TRY_FIRST}"
     return (_priced(rate, asked.least, f"the fewest {price.unit}s that the model's schema allows", untold),

@@ -93,7 +93,7 @@ def test_times(seconds: float | None, text: str):
 
 
 @pytest.mark.parametrize("usd,text", [("0", "$0.00"), ("0.0123456", "$0.0123"), ("0.6", "$0.60"), ("0.12", "$0.12"),
-                                      ("1.2449", "$1.24"), ("12345.678", "$12,345.68"), ("1E-5", "$0.00001"), ("1E+2", "$100.00")])
+                                      ("1.2449", "$1.24"), ("12345.6", "$12,345.60"), ("1E-5", "$0.00001"), ("1E+2", "$100.00")])
 def test_money_about(usd: str, text: str):
     """Cents, or below a dollar three digits."""
     assert about_text(Decimal(usd)) == text

@@ -146,6 +146,15 @@ def test_a_number_that_is_fixed_is_not_taken_from_the_past():
     assert usd(found) == ("0.00225", "0.00225", "0.003")
 
 
+def test_films_last_about_as_long_as_was_asked_for():
+    """Before any was bought what is asked for counts, and is called so; then what came."""
+    asked = Amount(D(4), D(4), D(4))
+    before = estimate(terms(FILM, asked), None, rows=1)
+    assert (usd(before), before.expected.how) == (("0.2", "0.2", "0.2"), "by the price: 4 output seconds a row, as asked for")
+    came = history_of([ran(n, unit="output second", quantity=D(seconds)) for n, seconds in enumerate(("3.5", "3.9", "4.0"))])
+    assert usd(estimate(terms(FILM, asked), came, rows=1)) == ("0.175", "0.19", "0.2")
+
+
 def test_what_a_deadline_ended_is_billed_until_then():
     """Its seconds count; of files it gave none, and what that costs nobody says."""
     cut = [ran(1, "4"), ran(2, "10", status="canceled")]

@@ -32,7 +32,7 @@ async def plan(options: RunOptions) -> Ending:
         if examined.bad and order.job.source.bad_rows == "refuse":
             raise bad_rows(prepared, examined)
         foresight = await foresee(rooms, prepared, examined, limit=options.limit, is_new=wiring.is_new(settings))
-        planned = Planned(options, prepared, examined, foresight, _per_minute(rooms, prepared),
+        planned = Planned(options, prepared, examined, examined.equal_rows, foresight, _per_minute(rooms, prepared),
                           _storage(rooms, prepared, foresight))
         return Ending(Exit.DONE, planned.document(), tuple(planned.lines()))
 
@@ -70,6 +70,7 @@ class Planned:
     options: RunOptions
     prepared: Prepared
     examined: Examined
+    equal_rows: int  # found by sorting all of them: once
     foresight: Foresight
     per_minute: float  # 0: no rate is set
     storage: Storage
@@ -83,7 +84,7 @@ class Planned:
     def saved_usd(self) -> Decimal | None:
         """What `duplicates: once` would save; None: not known, or it is so ordered already."""
         expected = self.estimate.expected.usd
-        return None if expected is None or self._once else expected * self.examined.equal_rows
+        return None if expected is None or self._once else expected * self.equal_rows
 
     @property
     def _once(self) -> bool:
@@ -99,7 +100,7 @@ class Planned:
         deadline_s, saved = self.foresight.deadline_s, self.saved_usd
         return {
             "job": prepared.order.name, "model": prepared.model.name, "run_key": prepared.run_key, "rows": examined.rows,
-            "bad_rows": examined.bad, "equal_rows": examined.equal_rows, "rows_to_buy": self.estimate.rows,
+            "bad_rows": examined.bad, "equal_rows": self.equal_rows, "rows_to_buy": self.estimate.rows,
             "saved_by_once_usd": _plain(saved),
             "per_minute": self.per_minute or None, "minutes": None if self._minutes is None else round(self._minutes, 2),
             "worst_case_usd": told["worst_case_usd"], "reserved_per_row_usd": told["per_row"]["worst_case_usd"],
@@ -121,7 +122,7 @@ class Planned:
         return [f"{name}: {rows:,} rows for {model}, all checked{bad}", *(block if rows else block[:1]), *notes, last]
 
     def _bought(self) -> str:
-        rows, equal = self.estimate.rows, self.examined.equal_rows
+        rows, equal = self.estimate.rows, self.equal_rows
         text = f"{rows:,} rows" + (f" of {self.examined.good:,} (--limit)" if rows == self.options.limit else "")
         if not equal:
             return f"{text}, all different"
