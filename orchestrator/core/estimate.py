@@ -122,7 +122,7 @@ def _by_schema(terms: Terms) -> tuple[Figure, Figure, Figure]:
     if fixed is not None:
         how = f"by the price: {_counted(fixed, price.unit)} a row" + (", as asked for" if price.unit == "output second" else "")
         return _priced(rate, fixed, how), _priced(rate, fixed, how), _priced(rate, fixed, how)
-    untold = f"how many {price.unit}s a row uses shows once some were bought: {TRY_FIRST}"
+    untold = f"{price.unit}s show once some rows were bought: {TRY_FIRST}"
     return (_priced(rate, asked.least, f"the fewest {price.unit}s that the model's schema allows", untold),
             _priced(rate, asked.usual, f"the model's default, {_counted(asked.usual, price.unit)} a row", untold),
             _priced(rate, asked.most, f"the most {price.unit}s that limits and schema allow", untold))

@@ -93,7 +93,7 @@ async def test_a_fresh_home(folder: Path):
     assert [one.partition(":")[0] for one in told["not_known"]] == [
         "low cost", "expected cost", "high cost", "at most", "storage", "cancel_after"]
     text = "\n".join(done.lines)
-    assert "expected  not known  how many seconds a row uses shows once some were bought: run it with --limit 3 first" in text
+    assert "expected  not known  seconds show once some rows were bought: run it with --limit 3 first" in text
     assert "at most   not known" in text and "$0" not in text
     assert not (folder / ".orchestrator").exists()
     assert json.loads(json.dumps(told)) == told
@@ -125,8 +125,9 @@ async def test_by_what_such_rows_came_to(folder: Path, past: Any):
     for words in ("cost      low           $1.00  the cheapest tenth of 10 rows bought before",
                   "          expected      $5.50  the mean of 10 rows bought before",
                   "          at most   not known  nothing bounds what a row may cost",
-                  "`duplicates: once` would save about $0.055", "half of the rows took 6.0 s before",
-                  "30s would give a row 3 times what the slowest took, and reserve $0.30 for each", "storage   about 100 MB; "):
+                  "1 of all equals an earlier one: `duplicates: once` saves about $0.055", "half took 6.0 s before",
+                  "deadline  none is set; `cancel_after: 30s`, 3 times as long as the slowest, reserves $0.30 a row",
+                  "storage   about 100 MB; "):
         assert words in text, f"{words}\n{text}"
 
 
@@ -137,6 +138,8 @@ async def test_under_a_deadline(folder: Path, past: Any):
     done = await planning.plan(options)
     text = "\n".join(done.lines)
     assert done.document["worst_case_usd"] == "5" and done.document["estimate"]["high_usd"] == "5"
+    assert "at most   $5.00  $0.05 a row is reserved; the budget ends it at $2.00" in text
+    assert "the budget of $2.00 will not be enough for all rows: they are expected to cost $5.00" in text
     assert "limits.cancel_after of 5 s would have ended one in ten of the rows bought before" in text
     assert "at least 5:00, as 2 in flight come to 20 per minute" in text
 

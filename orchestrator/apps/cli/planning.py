@@ -13,6 +13,7 @@ from orchestrator.apps.cli.options import RunOptions, order_of
 from orchestrator.apps.cli.panel import bytes_text, clock_text
 from orchestrator.apps.money import about_text, usd_text
 from orchestrator.core.asked import buys_equal_rows_once
+from orchestrator.core.cost import to_usd
 from orchestrator.core.deadline import TIMES_THE_SLOWEST, duration_text
 from orchestrator.core.estimate import TRY_FIRST, Estimate, Figure
 from orchestrator.core.ports import Rooms
@@ -103,6 +104,7 @@ class Planned:
             "bad_rows": examined.bad, "equal_rows": self.equal_rows, "rows_to_buy": self.estimate.rows,
             "saved_by_once_usd": _plain(saved),
             "per_minute": self.per_minute or None, "minutes": None if self._minutes is None else round(self._minutes, 2),
+            "budget_usd": _plain(self._cap_usd),
             "worst_case_usd": told["worst_case_usd"], "reserved_per_row_usd": told["per_row"]["worst_case_usd"],
             "estimate": told, "proposed_cancel_after_s": deadline_s,
             "reserved_per_row_then_usd": _plain(self.foresight.reserved_then_usd), "history": self.foresight.document(),
@@ -128,8 +130,9 @@ class Planned:
             return f"{text}, all different"
         if self._once:
             return f"{text}; {equal:,} more equal one of them, and share what it buys"
-        saved = "" if self.saved_usd is None else f" about {about_text(self.saved_usd)}"
-        return f"{text}; {equal:,} of all equal an earlier one: `duplicates: once` would save{saved or ' what these cost'}"
+        equal_one = "1 of all equals an earlier one" if equal == 1 else f"{equal:,} of all equal an earlier one"
+        saved = "what these cost" if self.saved_usd is None else f"about {about_text(self.saved_usd)}"
+        return f"{text}; {equal_one}: `duplicates: once` saves {saved}"
 
     def _time(self) -> str:
         past, rows, minutes = self.foresight.past, self.estimate.rows, self._minutes
@@ -141,33 +144,38 @@ class Planned:
         by_flight = in_flight * 60 / half_s if half_s > 0 else math.inf
         if by_flight < (self.per_minute or math.inf) and rows > in_flight:
             pace = f"{clock_text(rows / by_flight * 60)}, as {in_flight:,} in flight come to {by_flight:,.0f} per minute"
-        return f"at least {pace}; half of the rows took {_seconds(half_s)} before, nine in ten {_seconds(slow_s)}"
+        return f"at least {pace}; half took {_seconds(half_s)} before, nine in ten {_seconds(slow_s)}"
 
     def _cost(self) -> list[str]:
-        found = self.estimate
-        worst = "" if found.worst_usd is None else f"{usd_text(found.worst_usd.normalize())} is reserved for each row"
+        found, cap = self.estimate, self._cap_usd
         figures = [("low", found.low), ("expected", found.expected), ("high", found.high)]
         if len({figure.usd for _, figure in figures}) == 1:
             figures = figures[1:2]
         told = [(name, _in_all(found, figure), figure.how) for name, figure in figures]
         at_most = found.in_all(found.worst_usd)
-        told.append(("at most", "not known", "nothing bounds what a row may cost") if at_most is None
-                    else ("at most", usd_text(at_most), worst))
+        if at_most is None or found.worst_usd is None:
+            told.append(("at most", "not known", "nothing bounds what a row may cost"))
+        else:
+            ends = "" if cap is None or cap >= at_most else f"; the budget ends it at {usd_text(cap)}"
+            told.append(("at most", usd_text(at_most), f"{usd_text(found.worst_usd.normalize())} a row is reserved{ends}"))
         width = max(len(usd) for _, usd, _ in told)
         return [f"{name:<9} {usd:>{width}}  {how}" for name, usd, how in told]
+
+    @property
+    def _cap_usd(self) -> Decimal | None:
+        return None if self.prepared.cap_units is None else to_usd(self.prepared.cap_units)
 
     def _deadline(self) -> list[str]:
         """Only where the price is one of seconds: nothing else is bounded by time."""
         foresight, now_s = self.foresight, self.prepared.order.job.limits.cancel_after
         if not self._is_by_second:
             return []
-        has = "limits.cancel_after is not set" if now_s is None else f"limits.cancel_after is {duration_text(now_s)}"
+        has = "none is set" if now_s is None else f"{duration_text(now_s)} is set"
         if foresight.deadline_s is None:
             return [f"{has}; how long is enough shows once some rows were bought"]
-        then_usd = foresight.reserved_then_usd
-        reserved = "" if then_usd is None else f", and reserve {usd_text(then_usd.normalize())} for each"
-        return [f"{has}; {duration_text(foresight.deadline_s)} would give a row {TIMES_THE_SLOWEST} times what the slowest "
-                f"took{reserved}"]
+        then_usd, times = foresight.reserved_then_usd, f"{TIMES_THE_SLOWEST} times as long as the slowest"
+        reserved = "" if then_usd is None else f", reserves {usd_text(then_usd.normalize())} a row"
+        return [f"{has}; `cancel_after: {duration_text(foresight.deadline_s)}`, {times}{reserved}"]
 
     @property
     def _is_by_second(self) -> bool:
@@ -184,6 +192,10 @@ class Planned:
     def warnings(self) -> list[str]:
         """What has to be said before anything is spent."""
         found = [*self.prepared.warnings, *too_small(self.prepared), *self.foresight.remarks]
+        expected, cap = self.estimate.in_all(self.estimate.expected.usd), self._cap_usd
+        if expected is not None and cap is not None and expected > cap:
+            found.append(f"the budget of {usd_text(cap)} will not be enough for all rows: they are expected to cost "
+                         f"{about_text(expected)}")
         if self.storage.is_short:
             found.append(f"the files will not fit: {self.storage.folder} has {bytes_text(self.storage.free)} free, and they need "
                          f"about {bytes_text(self.storage.needed or 0)}; make room, or choose another --output")
