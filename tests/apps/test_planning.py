@@ -127,7 +127,7 @@ async def test_by_what_such_rows_came_to(folder: Path, past: Any):
                   "          at most   not known  nothing bounds what a row may cost",
                   "1 of all equals an earlier one: `duplicates: once` saves about $0.055", "half took 6.0 s before",
                   "deadline  none is set; `cancel_after: 30s`, 3 times as long as the slowest, reserves $0.30 a row",
-                  "storage   about 100 MB; "):
+                  "storage   about 100 MB; ", "uses      5.50 seconds a prediction, on the average"):
         assert words in text, f"{words}\n{text}"
 
 

@@ -106,7 +106,7 @@ class Planned:
             "per_minute": self.per_minute or None, "minutes": None if self._minutes is None else round(self._minutes, 2),
             "budget_usd": _plain(self._cap_usd),
             "worst_case_usd": told["worst_case_usd"], "reserved_per_row_usd": told["per_row"]["worst_case_usd"],
-            "estimate": told, "proposed_cancel_after_s": deadline_s,
+            "unit": self._unit, "estimate": told, "proposed_cancel_after_s": deadline_s,
             "reserved_per_row_then_usd": _plain(self.foresight.reserved_then_usd), "history": self.foresight.document(),
             "storage_bytes": self.storage.needed, "free_bytes": self.storage.free, "not_known": self.not_known(),
             "columns": prepared.columns, "inputs": sorted(prepared.plan.fed), "warnings": self.warnings(),
@@ -117,7 +117,7 @@ class Planned:
         bad = f" ({self.examined.bad:,} bad rows will be skipped)" if self.examined.bad else ""
         name, model, rows = self.prepared.order.name, self.prepared.model.name, self.examined.rows
         shown = [("inputs", [", ".join(sorted(self.prepared.plan.fed))]), ("buys", [self._bought()]), ("time", [self._time()]),
-                 ("cost", self._cost()), ("deadline", self._deadline()), ("storage", [self._stored()])]
+                 ("uses", self._used()), ("cost", self._cost()), ("deadline", self._deadline()), ("storage", [self._stored()])]
         block = [f"  {label if not n else '':<9} {line}" for label, lines in shown for n, line in enumerate(lines)]
         notes = [f"  {'note':<9} {warning}" for warning in self.warnings()]
         last = f"Nothing was spent. To buy it: {self.options.to_buy()}" if rows else f"  {'note':<9} {no_rows(self.prepared)}"
@@ -125,7 +125,8 @@ class Planned:
 
     def _bought(self) -> str:
         rows, equal = self.estimate.rows, self.equal_rows
-        text = f"{rows:,} rows" + (f" of {self.examined.good:,} (--limit)" if rows == self.options.limit else "")
+        is_limited = rows == self.options.limit and rows < self.examined.good
+        text = f"{rows:,} rows" + (f" of {self.examined.good:,} (--limit)" if is_limited else "")
         if not equal:
             return f"{text}, all different"
         if self._once:
@@ -168,7 +169,7 @@ class Planned:
     def _deadline(self) -> list[str]:
         """Only where the price is one of seconds: nothing else is bounded by time."""
         foresight, now_s = self.foresight, self.prepared.order.job.limits.cancel_after
-        if not self._is_by_second:
+        if self._unit != "second":
             return []
         has = "none is set" if now_s is None else f"{duration_text(now_s)} is set"
         if foresight.deadline_s is None:
@@ -178,16 +179,28 @@ class Planned:
         return [f"{has}; `cancel_after: {duration_text(foresight.deadline_s)}`, {times}{reserved}"]
 
     @property
-    def _is_by_second(self) -> bool:
+    def _unit(self) -> str | None:
         price = self.prepared.pricing.price
-        return price is not None and price.unit == "second"
+        return None if price is None else price.unit
+
+    def _used(self) -> list[str]:
+        """What was counted before, where nothing else tells."""
+        past, unit = self.foresight.past, self._unit
+        if past is None or unit not in ("second", "token"):
+            return []
+        if unit == "second":
+            seconds = past.mean("seconds")
+            return [] if seconds is None else [f"{seconds:,.2f} seconds a prediction, on the average"]
+        read, wrote = past.mean("quantity"), past.mean("quantity_out")
+        each = f"{read:,.0f} tokens read and {wrote:,.0f} written" if read is not None and wrote is not None else ""
+        return [f"{each} a prediction, on the average"] if each else []
 
     def _stored(self) -> str:
         free = f"{bytes_text(self.storage.free)} free"
         if self.storage.needed is None:
             return f"not known before some rows were bought; {free}"
         needed = f"about {bytes_text(self.storage.needed)}" if self.storage.needed else "none, as such rows brought no files"
-        return f"{needed}; {free}" + (": IT DOES NOT FIT" if self.storage.is_short else "")
+        return f"{needed}; {free}" + (", which is not enough" if self.storage.is_short else "")
 
     def warnings(self) -> list[str]:
         """What has to be said before anything is spent."""
@@ -208,7 +221,7 @@ class Planned:
             ("low", found.low), ("expected", found.expected), ("high", found.high)) if figure.usd is None]
         unknown += ["at most: nothing bounds what a row may cost"] if found.worst_usd is None else []
         unknown += [f"storage: {TRY_FIRST}"] if self.storage.needed is None else []
-        return unknown + ([f"cancel_after: {TRY_FIRST}"] if self._is_by_second and self.foresight.deadline_s is None else [])
+        return unknown + ([f"cancel_after: {TRY_FIRST}"] if self._unit == "second" and self.foresight.deadline_s is None else [])
 
 
 def _plain(usd: Decimal | None) -> str | None:
