@@ -58,9 +58,9 @@ async def ledger(settings: Settings) -> AsyncIterator[SqlLedger]:
 @asynccontextmanager
 async def rooms(settings: Settings, *, redis_url: str = NO_REDIS, token_needed: bool = True, ledger_needed: bool = True,
                 stopping: Callable[[], bool] = lambda: False) -> AsyncIterator[Rooms]:
-    """All gateways, open; closed again at the end. A ledger that is not needed is neither made nor opened."""
+    """All gateways, open; closed again at the end. A ledger that is not needed is neither made nor migrated."""
     async with AsyncExitStack() as stack:
-        book = await stack.enter_async_context(ledger(settings)) if ledger_needed else SqlLedger(Database(settings.ledger_url))
+        book = await stack.enter_async_context(ledger(settings) if ledger_needed else _as_it_is(settings))
         api = await stack.enter_async_context(_replicate(settings, token_needed=token_needed))
         outputs = await stack.enter_async_context(HttpOutputs(extra_hosts=settings.extra_hosts))
         limiter = RedisLimiter(redis_url)
@@ -69,6 +69,16 @@ async def rooms(settings: Settings, *, redis_url: str = NO_REDIS, token_needed: 
             ledger=book, predictions=api, limiter=limiter, outputs=outputs, storage=_folders(), tables=FileTables(),
             clock=SystemClock(), tempo=settings.tempo, owner=f"{socket.gethostname()}:{os.getpid()}",
             public_url=settings.public_url, budget=settings.budget, stopping=stopping)
+
+
+@asynccontextmanager
+async def _as_it_is(settings: Settings) -> AsyncIterator[SqlLedger]:
+    """A ledger that is perhaps not there, or of another version: only for who asks whether it is."""
+    database = Database(settings.ledger_url)
+    try:
+        yield SqlLedger(database)
+    finally:
+        await database.close()
 
 
 def _replicate(settings: Settings, *, token_needed: bool) -> ReplicateApi:

@@ -1,8 +1,10 @@
 """What reading every row of a source found, and whether the job runs such rows. Pure."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from orchestrator.core.cost import Rate
 from orchestrator.core.duplicates import Equals
 from orchestrator.core.errors import BadInput, BadRows, RowProblem
 from orchestrator.core.job import Duplicates, Job
@@ -25,6 +27,12 @@ class Examined:
     first_seedless: tuple[str, str] | None = None  # the first of those, and the row that it equals
     first_earlier: tuple[str, str] | None = None  # one that equals a row of an earlier batch; only `load` looks for these
     equals: Equals = field(default_factory=Equals)
+    rates: Counter[Rate | None] = field(default_factory=Counter)  # of good rows, where the price has tiers
+
+    @property
+    def good(self) -> int:
+        """Rows that can be bought."""
+        return self.rows - self.bad
 
     def note_bad(self, row: Row, problems: list[RowProblem]) -> str:
         """A row that does not fit; all that is wrong with it in one text."""
@@ -45,9 +53,10 @@ class Examined:
             self.first_seedless = self.first_seedless or (place, f"row {earlier}")
 
 
-def to_buy(job: Job, examined: Examined) -> int:
+def to_buy(job: Job, examined: Examined, *, limit: int | None = None) -> int:
     """How many rows are bought at most: good ones, and of equal ones those that the job wants bought."""
-    return examined.rows - examined.bad - (0 if job.duplicates is None else examined.equal_rows)
+    rows = examined.good - (0 if job.duplicates is None else examined.equal_rows)
+    return rows if limit is None else min(rows, limit)
 
 
 def refusal(job: Job, model: str, examined: Examined, *, places: Mapping[str, str]) -> BadInput | None:

@@ -7,7 +7,7 @@ enums by `allOf` and `$ref`, files as strings of `format: uri`, secrets with `x-
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
@@ -257,6 +257,40 @@ def most_outputs(openapi_schema: Mapping[str, Any], constants: Mapping[str, Any]
         if spec.maximum is not None:
             return max(1, int(spec.maximum))
     return max(1, _count(output, "maxItems") or 1)
+
+
+def asked_outputs(openapi_schema: Mapping[str, Any], constants: Mapping[str, Any],
+                  fed: Sequence[str]) -> tuple[int | None, int | None, int | None]:
+    """The fewest files that one prediction is asked for, the usual number, and the most; None where the schema does not say.
+
+    All the same where the input that counts outputs is among `constants`, or is not `fed` and has a default."""
+    schemas = _schemas(openapi_schema)
+    output = _flat(schemas.get("Output"), schemas)
+    if output.get("type") != "array" or output.get("x-cog-array-display") == "concatenate":
+        return 1, 1, 1
+    fields = InputSchema.from_openapi(openapi_schema).fields
+    counters = [spec for name in _COUNTERS if (spec := fields.get(name)) is not None and spec.type == "integer"]
+    for spec in counters:
+        usual = constants.get(spec.name, spec.default)
+        if isinstance(usual, int) and usual > 0:
+            if spec.name in constants or spec.name not in fed:
+                return usual, usual, usual
+            return max(1, int(spec.minimum or 1)), usual, None if spec.maximum is None else int(spec.maximum)
+    return _count(output, "minItems"), None, _count(output, "maxItems")
+
+
+def asked_length_s(schema: InputSchema, constants: Mapping[str, Any],
+                   fed: Sequence[str]) -> tuple[Decimal | None, Decimal | None, Decimal | None]:
+    """The same of the seconds that one output is asked to last, by the input `duration`."""
+    spec = schema.fields.get("duration")
+    if spec is None:
+        return None, None, None
+    usual = _seconds(constants.get("duration", spec.default))
+    if usual is not None and ("duration" in constants or "duration" not in fed):
+        return usual, usual, usual
+    values = spec.enum if spec.enum is not None else (spec.minimum,)
+    least = min((one for value in values if (one := _seconds(value)) is not None), default=None)
+    return least, usual, longest_output_s(schema, constants)
 
 
 def longest_output_s(schema: InputSchema, constants: Mapping[str, Any]) -> Decimal | None:

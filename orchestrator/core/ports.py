@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from orchestrator.core.caps import NO_BUDGET, AccountBudget, Cap
 from orchestrator.core.failing import Tally
+from orchestrator.core.history import PastAttempt
 from orchestrator.core.homeward import Backlog
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.permits import Budget, Flow, Grant, Heard
@@ -381,15 +382,18 @@ class Ledger(Protocol):
     async def shared_with(self, batch_pk: int) -> dict[str, int]:
         """The earlier batches, by id, that bought what rows of this one share, and how many rows do."""
 
-    async def seal(self, batch_pk: int, *, total: int, source_schema_json: str, now: datetime) -> None:
-        """Loading has ended: from now on rows may be bought."""
+    async def seal(self, batch_pk: int, *, total: int, source_schema_json: str, now: datetime,
+                   estimate_json: str | None = None) -> None:
+        """Loading has ended: from now on rows may be bought. `estimate_json`: what they are expected to cost."""
 
     async def discard(self, batch_pk: int) -> None:
         """Forget a batch that is still loading, rows and all."""
 
     async def amend(self, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None, price_json: str,
-                    start_limit: int | None, job_json: str, output_to: str | None = None) -> None:
-        """What may change between two runs of one batch; `output_to` only until the first file is in it."""
+                    start_limit: int | None, job_json: str, output_to: str | None = None,
+                    estimate_json: str | None = None) -> None:
+        """What may change between two runs of one batch; `output_to` only until the first file is in it. Without an
+        `estimate_json` the estimate stays as it is."""
 
     async def set_state(self, batch_pk: int, *, to: BatchState, allowed: frozenset[BatchState], reason: str | None,
                         now: datetime, wakes: Sequence[Wake] = ()) -> bool:
@@ -604,6 +608,9 @@ class Ledger(Protocol):
     async def slots_of(self, job: str, *, limit: int) -> list[Slot]:
         """A job's latest slots, newest first."""
 
+    async def past(self, account: str, target: Target) -> list[PastAttempt]:
+        """The newest attempts of this target that ended at the provider, a thousand at most; of a ledger that is not there
+        yet, none."""
 
     async def batch_names(self) -> list[BatchNames]:
         """Of all batches, newest first."""

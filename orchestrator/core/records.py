@@ -94,6 +94,7 @@ class Batch:
     cap_units: int | None
     spent_units: int
     reserved_units: int
+    estimate_json: str | None = None  # what it was expected to cost when it was loaded (`core/estimate.py`); None: older
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,6 +403,7 @@ class Counts:
     cost_unknown_items: int
     shared: dict[ItemState, int] = field(default_factory=dict)  # of these, the rows that share
     earlier: int = 0  # of those, the ones that share what an earlier batch bought
+    started: int = field(default=0, compare=False)  # rows that were ever attempted
 
     @property
     def is_out(self) -> bool:

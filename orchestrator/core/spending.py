@@ -2,13 +2,14 @@
 
 Money is in units of 10^-12 USD, as in SQL, so that sums are exact."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from typing import Any
 
 from orchestrator.core.cost import to_usd
 from orchestrator.core.errors import BadInput
+from orchestrator.core.estimate import Estimate
 from orchestrator.core.nearest import did_you_mean
 
 BATCH, JOB, MODEL, DAY, COLUMN = "batch", "job", "model", "day", "column"
@@ -37,10 +38,13 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One group. `key`: the batch, job, model, day (UTC, YYYY-MM-DD) or cell it is of; None: an empty cell."""
+    """One group. `key`: the batch, job, model, day (UTC, YYYY-MM-DD) or cell it is of; None: an empty cell. Of a batch also what
+    it was `expected` to cost (None: nobody said), and whether it `has_ended`, so that the two can be compared."""
 
     key: str | None
     spent: Spent
+    expected: Estimate | None = None
+    has_ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,8 @@ class BatchNames:
     id: str
     job: str
     model: str
+    expected: Estimate | None = field(default=None, compare=False)
+    has_ended: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,7 @@ def by_of(text: str) -> By:
     raise BadInput(f"--by {text}: one of {', '.join(KINDS)}, column:NAME{did_you_mean(kind, [*KINDS, 'column:NAME'])}")
 
 
-_NAMES = [field.name for field in fields(Spent)]
+_NAMES = [one.name for one in fields(Spent)]
 
 
 def added(one: Spent, other: Spent) -> Spent:
@@ -101,6 +107,23 @@ def record_of(spent: Spent) -> dict[str, int | Decimal]:
             "succeeded_usd": to_usd(spent.succeeded_units), "failed_usd": to_usd(spent.failed_units),
             "canceled_usd": to_usd(spent.canceled_units), "surplus_usd": to_usd(spent.surplus_units),
             "unknown_rows": spent.unknown_rows}
+
+
+def compared(lines: Sequence[Line]) -> dict[str, Decimal | None]:
+    """What these batches were expected to cost together, in USD, and how much more was spent; None: of one of them that is not
+    known, or it has not ended."""
+    found: dict[str, Decimal | None] = {}
+    for name in ("low", "expected", "high"):
+        found[f"estimated_{name}_usd"] = _sum([
+            None if line.expected is None else line.expected.in_all(getattr(line.expected, name).usd) for line in lines])
+    spent = [to_usd(line.spent.units) if line.has_ended and not line.spent.unknown_rows else None for line in lines]
+    in_all, expected = _sum(spent), found["estimated_expected_usd"]
+    return found | {"difference_usd": None if in_all is None or expected is None else in_all - expected}
+
+
+def _sum(each: Sequence[Decimal | None]) -> Decimal | None:
+    known = [usd for usd in each if usd is not None]
+    return sum(known, Decimal(0)) if len(known) == len(each) else None
 
 
 def as_json(figures: dict[str, Any]) -> dict[str, Any]:

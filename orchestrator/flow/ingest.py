@@ -13,18 +13,21 @@ from datetime import datetime
 from pathlib import Path
 
 from orchestrator.core import examined as examining
+from orchestrator.core.asked import asked_of, mean_rate
 from orchestrator.core.caps import AccountBudget, Cap, Scope
 from orchestrator.core.cost import Pricing
 from orchestrator.core.duplicates import held
 from orchestrator.core.errors import BadInput, NameTaken, NotFound, RowProblem
-from orchestrator.core.examined import SEED, Examined
+from orchestrator.core.estimate import Estimate, Terms, estimate
+from orchestrator.core.examined import SEED, Examined, to_buy
+from orchestrator.core.history import History, history_of
 from orchestrator.core.inputs import InputPlan, InputSchema, canonical, plan_inputs
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.naming import batch_id
 from orchestrator.core.ports import Model, Rooms
 from orchestrator.core.prices import Book
-from orchestrator.core.quote import kept_caps, quote, remarks
+from orchestrator.core.quote import kept_caps, quote, remarks, worst_case_usd
 from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Row, RowChunk, SourceFile, Target
 from orchestrator.core.runkey import hash_text, run_key
 from orchestrator.core.schedule import date_of
@@ -135,7 +138,8 @@ async def load(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
     await rooms.ledger.amend(batch.pk, in_flight=job.limits.in_flight, max_attempts=job.retry.attempts,
                              cap_units=prepared.cap_units, price_json=prepared.pricing.to_json(),
                              start_limit=prepared.order.limit, job_json=job.model_dump_json(),
-                             output_to=output_to(prepared.order, batch.id, batch.created_at))
+                             output_to=output_to(prepared.order, batch.id, batch.created_at),
+                             estimate_json=await _learned(rooms, prepared, batch))
     if batch.state is BatchState.LOADING:
         await _fill(rooms, prepared, batch)
     loaded = await rooms.ledger.batch(batch.id)
@@ -148,6 +152,16 @@ def _as_begun(prepared: Prepared, batch: Batch) -> Prepared:
     job = prepared.order.job
     duplicates = held(Job.model_validate_json(batch.job_json).duplicates, job.duplicates)
     return replace(prepared, order=replace(prepared.order, job=job.model_copy(update={"duplicates": duplicates})))
+
+
+async def _learned(rooms: Rooms, prepared: Prepared, batch: Batch) -> str | None:
+    """An estimate of a loaded batch that had none: a first `--limit 3`, or a price, has told what it lacked. None: as it was."""
+    before = Estimate.from_json(batch.estimate_json)
+    if before is None or before.expected.usd is not None:
+        return None
+    past = history_of(await rooms.ledger.past(prepared.account, prepared.target))
+    found = estimate(_terms(prepared, Examined()), past, rows=before.rows)
+    return None if found.expected.usd is None else json.dumps(found.to_json())
 
 
 async def _opened(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
@@ -196,8 +210,22 @@ async def _fill(rooms: Rooms, prepared: Prepared, batch: Batch) -> None:
     if (refused := refusal(prepared, examined)) is not None:
         await rooms.ledger.discard(batch.pk)
         raise refused
+    past = history_of(await rooms.ledger.past(prepared.account, prepared.target))
     await rooms.ledger.seal(batch.pk, total=examined.rows, now=rooms.clock.now(),
-                            source_schema_json=examined.source_schema_json or rooms.tables.empty_schema(prepared.columns))
+                            source_schema_json=examined.source_schema_json or rooms.tables.empty_schema(prepared.columns),
+                            estimate_json=json.dumps(estimate_of(prepared, examined, past).to_json()))
+
+
+def estimate_of(prepared: Prepared, examined: Examined, past: History | None, *, limit: int | None = None) -> Estimate:
+    """What these rows are expected to cost; `past`: what came of such rows before."""
+    return estimate(_terms(prepared, examined), past, rows=to_buy(prepared.order.job, examined, limit=limit))
+
+
+def _terms(prepared: Prepared, examined: Examined) -> Terms:
+    job, pricing, price = prepared.order.job, prepared.pricing, prepared.pricing.price
+    rate = mean_rate(examined.rates) if price is not None and price.tiers else None if price is None else price.rate
+    asked = asked_of(job, pricing, schema=prepared.model.openapi_schema, plan=prepared.plan)
+    return Terms(price, rate, asked, worst_case_usd(job, pricing))
 
 
 async def _shared(rooms: Rooms, prepared: Prepared, batch: Batch, chunk: NewChunk, examined: Examined) -> NewChunk | None:
@@ -252,4 +280,7 @@ def _item(prepared: Prepared, row: Row, examined: Examined) -> NewItem:
     text = canonical(value)
     input_hash = hash_text(text)
     examined.note_good(row, input_hash, is_seedless=prepared.takes_seed and SEED not in value)
+    price = prepared.pricing.price
+    if price is not None and price.tiers:
+        examined.rates[price.rate_of(value)] += 1
     return NewItem(row.index, row_id, text, input_hash, shares=prepared.order.job.duplicates is not None)

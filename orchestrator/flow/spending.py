@@ -5,6 +5,8 @@ import json
 from collections.abc import AsyncIterator
 
 from orchestrator.core.errors import BadInput
+from orchestrator.core.estimate import Estimate
+from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.nearest import did_you_mean, listed
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch
@@ -36,16 +38,18 @@ async def spending(rooms: Rooms, by: By, *, batch: Batch | None) -> tuple[list[L
         if batch is None or by.column is None:
             raise BadInput("--by column:NAME needs a batch: columns are those of its source")
         return await _by_column(rooms, batch, by.column), together
-    lines = grouped((_key(one, by.kind), of_batches.get(one.pk, Spent())) for one in chosen)
-    return (lines if by.kind == BATCH else _dearest_first(lines)), together
+    if by.kind == BATCH:
+        return [Line(one.id, of_batches.get(one.pk, Spent()), one.expected, one.has_ended) for one in chosen], together
+    return _dearest_first(grouped((_key(one, by.kind), of_batches.get(one.pk, Spent())) for one in chosen)), together
 
 
 def _names(batch: Batch) -> BatchNames:
-    return BatchNames(batch.pk, batch.id, batch.job, batch.target.name)
+    return BatchNames(batch.pk, batch.id, batch.job, batch.target.name, Estimate.from_json(batch.estimate_json),
+                      batch.state is BatchState.FINISHED)
 
 
 def _key(names: BatchNames, kind: str) -> str:
-    return names.id if kind == BATCH else names.job if kind == JOB else names.model
+    return names.job if kind == JOB else names.model
 
 
 def _dearest_first(lines: list[Line]) -> list[Line]:

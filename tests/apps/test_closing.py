@@ -1,7 +1,9 @@
 """The last words of a run."""
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from orchestrator.apps.cli.closing import ThisRun, close
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.options import RunOptions
+from orchestrator.core.estimate import Estimate, Figure
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.records import Batch
 from orchestrator.core.tempo import Tempo
@@ -52,6 +55,16 @@ async def test_the_time_is_of_this_run(acts: Acts):
     ending = await closed(acts, batch, clock=clock)
     assert ending.lines[0].endswith("; 1:02")
     assert ending.document["elapsed_s"] == 62.0
+
+
+async def test_what_was_expected_stands_beside_it(acts: Acts):
+    """Of a batch that has finished; before, and where nothing was known, there is nothing to hold against."""
+    batch, figure = await limited(acts, 2), Figure(Decimal("1.25"), "")
+    expecting = replace(batch, estimate_json=json.dumps(Estimate(2, figure, figure, figure, None).to_json()))
+    ended = replace(expecting, state=BatchState.FINISHED, finished_at=NOW)
+    assert "$1.00 (expected: $2.50); " in (await closed(acts, ended)).lines[0]
+    for other in (expecting, replace(ended, estimate_json=None)):
+        assert "expected" not in (await closed(acts, other)).lines[0]
 
 
 async def test_what_a_limit_left(acts: Acts):

@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from orchestrator.apps.cli.follow import Follower, Look
+from orchestrator.apps.cli.follow import RATE_WINDOW_S, Follower, Look
 from orchestrator.core.lifecycle import Event
 from orchestrator.core.tempo import Tempo
 from orchestrator.gateways.ledger import Database, SqlLedger
@@ -37,15 +38,20 @@ class OneLook:
         self.enough.set()
 
 
-async def reason(acts: Acts, batch_id: str, *, machine: Any = None) -> str:
-    """Why this batch waits, as `run` says it with a machine and `watch` without."""
+def follower(acts: Acts, batch_id: str, screen: OneLook, *, machine: Any = None, clock: HandClock | None = None) -> Follower:
+    """Of this batch, where no limit holds anything back."""
     async def not_paused(_: str) -> None:
         return None
 
-    rooms: Any = SimpleNamespace(ledger=acts.ledger, clock=HandClock(start_at=NOW), tempo=Tempo(),
+    rooms: Any = SimpleNamespace(ledger=acts.ledger, clock=clock or HandClock(start_at=NOW), tempo=Tempo(),
                                  limiter=SimpleNamespace(paused=not_paused))
+    return Follower(rooms, batch_id, screen, machine, 0, 0.0)
+
+
+async def reason(acts: Acts, batch_id: str, *, machine: Any = None) -> str:
+    """Why this batch waits, as `run` says it with a machine and `watch` without."""
     screen = OneLook()
-    await Follower(rooms, batch_id, screen, machine, 0, 0.0).follow(screen.enough)
+    await follower(acts, batch_id, screen, machine=machine).follow(screen.enough)
     return screen.seen[0].reason or ""
 
 
@@ -62,3 +68,32 @@ async def test_lost_answers_are_settled_by_a_time(acts: Acts):
     assert said.startswith("2 answers were lost; ")
     assert f"settled by {latest:%H:%M} UTC at the latest)" in said
     assert "you may leave" in await reason(acts, batch.id, machine=SimpleNamespace(trouble=None))
+
+
+async def test_dollars_per_minute_and_in_all(acts: Acts):
+    """Of the last quarter minute, as the rate is; in all what four rows will cost that cost a dollar each. Nothing is said while
+    nothing is spent, or nobody knows."""
+    batch = await acts.loaded(4)
+    await acts.ledger.amend(batch.pk, in_flight=4, max_attempts=3, cap_units=None, price_json="null", start_limit=None,
+                            job_json='{"model": "acme/draw", "source": {"path": "rows.csv"}}')
+    clock, screen = HandClock(start_at=NOW), OneLook()
+    watching = follower(acts, batch.id, screen, clock=clock)
+    screen.enough.set()
+
+    async def looked() -> Look:
+        screen.enough.clear()
+        await watching.follow(screen.enough)
+        return screen.seen[-1]
+
+    first = await looked()
+    assert (first.usd_per_minute, first.projected_usd) == (None, None)
+    await acts.claim(batch, 3)
+    for n in (0, 1):
+        await acts.tell(acts.answered(f"a{n}", f"p{n}"), acts.ended(f"p{n}", seconds=2.0))
+    clock.advance(10)
+    second = await looked()
+    assert (second.usd_per_minute, second.projected_usd) == (Decimal(12), Decimal(4))
+    for _ in range(3):
+        clock.advance(RATE_WINDOW_S)
+        latest = await looked()
+    assert (latest.usd_per_minute, latest.projected_usd) == (None, Decimal(4))

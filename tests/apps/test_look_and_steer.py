@@ -1,19 +1,22 @@
 """What `status` says of a batch nobody runs, and what `retry` and `export` refuse."""
 
+import json
 import os
 import socket
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from orchestrator.apps.cli import look, steer
+from orchestrator.apps.cli import costs, look, steer
 from orchestrator.core.errors import BadInput
-from orchestrator.core.lifecycle import Event
+from orchestrator.core.estimate import Estimate, Figure
+from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.records import Batch, Role
 from orchestrator.gateways.ledger import Database, SqlLedger
 from orchestrator.gateways.rows.schema import SourceSchema
@@ -85,3 +88,32 @@ async def test_export_to_a_place_that_cannot_be_written(acts: Acts, tmp_path: Pa
     (tmp_path / "out").write_text("")
     with pytest.raises(BadInput, match=r"/out cannot be written: .*Choose --to FILE"):
         await steer.export("b", to=None)
+
+
+async def test_what_a_batch_will_have_cost(acts: Acts, tmp_path: Path):
+    """Beside what is spent: in all, how fast, and what was expected; each only while it is known, and in `costs` what differs."""
+    batch = await shots(acts, tmp_path)
+    assert (await look.status("b")).document["projected_usd"] is None
+    now = datetime.now(UTC)
+    figures = [Figure(Decimal(usd), "") for usd in ("1", "1.5", "2")]
+    await acts.ledger.amend(batch.pk, in_flight=2, max_attempts=3, cap_units=None, price_json="null", start_limit=None,
+                            job_json=batch.job_json, estimate_json=json.dumps(Estimate(2, *figures, None).to_json()))
+    await acts.claim(batch, 2)
+    ended = acts.ended("p0", seconds=2.0)
+    assert ended.prediction is not None
+    await acts.tell(acts.answered("a0", "p0"), ended._replace(prediction=ended.prediction._replace(completed_at=now)))
+    told = await look.status("b")
+    assert (told.document["projected_usd"], told.document["usd_per_minute"]) == ("2", "1")
+    assert told.document["estimate"]["expected_usd"] == "3"
+    assert [line for line in told.lines if line.startswith(("  in all", "  expected"))] == [
+        "  in all   about $2.00, $1.00 per minute", "  expected $3.00 ($2.00 to $4.00)"]
+    assert (await look.status(None)).document["batches"][0]["projected_usd"] == "2"
+    (line,) = (await costs.costs("b", by="batch", to=None)).document["costs"]
+    assert (line["estimated_low_usd"], line["estimated_expected_usd"], line["difference_usd"]) == ("2", "3", None)
+    await acts.tell(acts.answered("a1", "p1"), acts.ended("p1", "failed", output=None, error="broken"))
+    await acts.ledger.set_state(batch.pk, to=BatchState.FINISHED, allowed=frozenset(BatchState), reason=None, now=now)
+    shown = await costs.costs("b", by="batch", to=None)
+    assert shown.document["costs"][0]["difference_usd"] == shown.document["total"]["difference_usd"] == "-2"
+    assert shown.lines[1].split()[4:9] == ["$3.00", "($2.00", "to", "$4.00)", "-$2.00"]
+    assert "estimated" not in (await costs.costs("b", by="day", to=None)).lines[0]
+    assert (await look.status("b")).document["projected_usd"] is None

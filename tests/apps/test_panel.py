@@ -9,24 +9,27 @@ import pytest
 from rich.console import Console
 
 from orchestrator.apps.cli.follow import Look
-from orchestrator.apps.cli.panel import LivePanel, PlainLines, clock_text, usd_text
+from orchestrator.apps.cli.panel import LivePanel, PlainLines, bytes_text, clock_text, usd_text
+from orchestrator.apps.money import about_text
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.records import Batch, Counts, Target
 
 
-def look(*, reason: str | None = None, cap_units: int | None = None, unknown: int = 0) -> Look:
+def look(*, reason: str | None = None, cap_units: int | None = None, unknown: int = 0, projected: str | None = None,
+         per_minute: str | None = None) -> Look:
     """Five rows done, three running, one failed, nine waiting."""
     now = datetime(2026, 11, 20, tzinfo=UTC)
     batch = Batch(1, "shots-1", "shots", "k", "me", BatchState.RUNNING, reason, now, None, Target("models", "a/b", None), "{}",
                   "{}", "[]", "null", None, "out", 200, 3, None, 18, cap_units, 0, 0)
     by_state = {ItemState.SUCCEEDED: 5, ItemState.RUNNING: 3, ItemState.FAILED: 1, ItemState.PENDING: 9}
-    return Look(batch, Counts(by_state, Decimal("0.3"), Decimal(0), unknown), 528.0, 600.0, 62.0, reason, 12.0)
+    return Look(batch, Counts(by_state, Decimal("0.3"), Decimal(0), unknown), 528.0, 600.0, 62.0, reason, 12.0,
+                projected and Decimal(projected), per_minute and Decimal(per_minute))
 
 
-def drawn(shown: Look) -> str:
-    """The live panel as a terminal of 100 columns shows it."""
+def drawn(shown: Look, *, width: int = 100) -> str:
+    """The live panel as a terminal of so many columns shows it."""
     out = io.StringIO()
-    console = Console(file=out, width=100, force_terminal=True, color_system=None)
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
     with LivePanel(console) as panel:
         panel.show(shown)
     return out.getvalue()
@@ -38,6 +41,22 @@ def test_the_panel_says_everything():
     for words in ("6 of 18 rows", "5 done", "3 running", "1 failed", "9 waiting", "528 per minute of 600", "$0.30 of $25.00",
                   "2 rows of unknown cost", "0:12 elapsed, 1:02", "until 12:03:10 UTC"):
         assert words in text, words
+
+
+def test_what_it_will_come_to():
+    """The projected total and dollars per minute, in few digits, within 80 columns; nothing where nothing is known."""
+    shown = look(projected="0.750166601", per_minute="1.2345678", cap_units=25 * 10**12, unknown=1234)
+    text = drawn(shown, width=80)
+    assert "528 per minute of 600, $1.23 per minute" in text
+    assert "in all  about $0.75 " in text
+    assert "$0.30 of $25.00 + 1,234 rows of unknown cost" in text
+    assert max(len(line) for line in text.splitlines() if "│" in line) == 80
+    out = io.StringIO()
+    PlainLines(out).show(shown)
+    assert "; 528 per minute of 600, $1.23 per minute; $0.30 of $25.00 + 1,234 rows of unknown cost, about $0.75 in all\n" in (
+        out.getvalue())
+    nothing = drawn(look())
+    assert "in all" not in nothing and nothing.count("per minute") == 1
 
 
 def test_plain_lines_come_when_the_reason_changes():
@@ -71,6 +90,20 @@ def moved() -> Look:
 def test_times(seconds: float | None, text: str):
     """Minutes and seconds, hours where there are any, a dash where unknown."""
     assert clock_text(seconds) == text
+
+
+@pytest.mark.parametrize("usd,text", [("0", "$0.00"), ("0.0123456", "$0.0123"), ("0.6", "$0.60"), ("0.12", "$0.12"),
+                                      ("1.2449", "$1.24"), ("12345.6", "$12,345.60"), ("1E-5", "$0.00001"), ("1E+2", "$100.00")])
+def test_money_about(usd: str, text: str):
+    """Cents, or below a dollar three digits."""
+    assert about_text(Decimal(usd)) == text
+
+
+@pytest.mark.parametrize("number,text", [(0, "0 B"), (999, "999 B"), (1200, "1.2 kB"), (34_000, "34 kB"), (2_600_000, "2.6 MB"),
+                                         (82 * 10**9, "82 GB"), (3 * 10**12, "3.0 TB")])
+def test_bytes(number: int, text: str):
+    """Two digits are enough."""
+    assert bytes_text(number) == text
 
 
 @pytest.mark.parametrize("usd,text", [("0", "$0.00"), ("0.6", "$0.60"), ("0.0045", "$0.0045"), ("1E+1", "$10.00"),

@@ -46,7 +46,9 @@ async def test_what_it_tells(acts: Acts):
     async with client(acts) as http:
         (batch,) = (await http.get("/api/batches")).json()
         assert (batch["batch"], batch["items"]["pending"], batch["model"]) == ("night-1", 3, "acme/draw")
-        assert (await http.get("/api/batches/night")).json()["ended_via"] == {}
+        one = (await http.get("/api/batches/night")).json()
+        assert one["ended_via"] == {}
+        assert one["estimate"] is one["projected_usd"] is one["usd_per_minute"] is batch["projected_usd"] is None
         rows = (await http.get("/api/batches/night-1/items", params={"state": "running"})).json()
         assert [(row["index"], row["prediction_id"]) for row in rows] == [(0, "p0")]
         assert [r["index"] for r in (await http.get("/api/batches/night-1/items?after=0&limit=1")).json()] == [1]

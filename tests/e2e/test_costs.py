@@ -31,6 +31,7 @@ async def test_in_a_notebook_as_well(desk: Desk, provider: Provider):
     assert [line["batch"] for line in told["costs"]] == [batch]
     assert told["total"] == {key: value for key, value in told["costs"][0].items() if key != "batch"}
     assert (Decimal(told["total"]["spent_usd"]), told["total"]["rows"], told["total"]["predictions"]) == (spent, 8, 8)
+    assert told["total"]["estimated_expected_usd"] is told["total"]["difference_usd"] is None  # by the second, and never before
     shown = desk("costs", batch, "--by", "column:shop").out.splitlines()
     assert shown[0].split() == ["value", "rows", "predictions", "spent", "failed", "canceled", "surplus", "unknown"]
     assert {line.split()[0] for line in shown[1:-1]} == {"a", "b", "together"}
@@ -52,3 +53,17 @@ async def test_in_a_notebook_as_well(desk: Desk, provider: Provider):
     refused = desk("costs", "--by", "column:shop")
     assert refused.code == 2 and "needs a batch" in refused.err
     assert desk("costs", "--to", "costs.xlsx").code == 2
+
+
+def test_a_first_limit_makes_it_known(desk: Desk, provider: Provider):
+    """Three rows are bought, and the next run expects the rest by them: its lines, its last words and `costs` tell both."""
+    desk.job(JOB, rows=[{"text": f"sentence {n}"} for n in range(8)])
+    first = desk("run", "shots", "--limit", "3", "--yes")
+    assert first.code == 0 and "in all" not in first.out, str(first)
+    done = desk("run", "shots", "--yes")
+    assert done.code == 0 and " (expected: $" in done.out, str(done)
+    assert "in all" in done.err, done.err
+    (line,) = desk("costs", "--json").json["costs"]
+    low, expected, high, spent, more = (Decimal(line[name]) for name in (
+        "estimated_low_usd", "estimated_expected_usd", "estimated_high_usd", "spent_usd", "difference_usd"))
+    assert 0 < low <= expected <= high and more == spent - expected

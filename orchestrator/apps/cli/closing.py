@@ -7,9 +7,12 @@ from orchestrator import wiring
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.look import EXPIRED, exists, expired_lines, shared_lines, surplus_lines
 from orchestrator.apps.cli.options import RunOptions
-from orchestrator.apps.cli.panel import clock_text, usd_text
+from orchestrator.apps.cli.panel import clock_text
 from orchestrator.apps.cli.speech import say
 from orchestrator.apps.hints import failed_lines, failures
+from orchestrator.apps.money import about_text
+from orchestrator.core.cost import usd_text
+from orchestrator.core.estimate import Estimate
 from orchestrator.core.failing import FAILING
 from orchestrator.core.lifecycle import LIVE_BATCH, BatchState, ItemState
 from orchestrator.core.ports import Rooms
@@ -40,7 +43,7 @@ async def close(run: ThisRun, batch: Batch, counts: Counts, *, code: Exit, lines
     document["elapsed_s"] = round(run.rooms.clock.boottime() - run.began_s, 3)
     items = document["items"]
     unknown = f" and {counts.cost_unknown_items:,} of unknown cost" if counts.cost_unknown_items else ""
-    spent = f"{usd_text(counts.spent_usd)}{unknown}"
+    spent = f"{usd_text(counts.spent_usd)}{unknown}{_expected(batch)}"
     told = [f"{batch.id}: {items['succeeded']:,} of {items['total']:,} rows succeeded, {items['failed']:,} failed, "
             f"{items['canceled']:,} canceled, {items['pending']:,} pending; {spent}; {clock_text(document['elapsed_s'])}"]
     if items["failed"]:
@@ -55,6 +58,13 @@ async def close(run: ThisRun, batch: Batch, counts: Counts, *, code: Exit, lines
     if written:
         told.append(f"  results: {results}")
     return Ending(code, document, tuple(told))
+
+
+def _expected(batch: Batch) -> str:
+    """Beside what a finished batch has cost, what it was expected to cost."""
+    found = Estimate.from_json(batch.estimate_json) if batch.state is BatchState.FINISHED else None
+    usd = None if found is None else found.in_all(found.expected.usd)
+    return "" if usd is None else f" (expected: {about_text(usd)})"
 
 
 def _not_started(options: RunOptions, batch: Batch, counts: Counts) -> list[str]:

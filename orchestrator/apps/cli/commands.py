@@ -19,6 +19,10 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout,
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job file, or its name in jobs/.")]
 BatchName = Annotated[str, typer.Argument(metavar="BATCH", help="A batch id, or the beginning of one.")]
 Source = Annotated[str | None, typer.Option(help="Another source than the job's.")]
+Output = Annotated[str | None, typer.Option(help="Another output folder than the job's.")]
+RunKey = Annotated[str | None, typer.Option(help="What makes it the same batch; default: a hash.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Start so many rows at most; a later run goes on.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="A new batch, even if one exists.")]
 Change = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A model input, or section.field.")]
 
 
@@ -79,11 +83,11 @@ def changes(pairs: list[str] | None) -> dict[str, str]:
 def run(
     job: JobName,
     source: Source = None,
-    output: Annotated[str | None, typer.Option(help="Another output folder than the job's.")] = None,
-    run_key: Annotated[str | None, typer.Option(help="What makes it the same batch; default: a hash.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Start so many rows at most; a later run goes on.")] = None,
+    output: Output = None,
+    run_key: RunKey = None,
+    limit: Limit = None,
     change: Change = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="A new batch, even if one exists.")] = False,
+    fresh: Fresh = False,
     detach: Annotated[bool, typer.Option("--detach", help="Leave it to the roles that are at work here (`up`).")] = False,
     patience: Annotated[str, typer.Option(help="How long to wait for what is away, e.g. 15m.")] = "15m",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Consent to the cost.")] = False,
@@ -99,12 +103,22 @@ def run(
 
 
 @app.command()
-def plan(job: JobName, source: Source = None, change: Change = None, json: Json = False) -> None:
-    """The same as `run`, spending nothing: every row checked, the batch timed."""
-    from orchestrator.apps.cli import run as command
+def plan(
+    job: JobName,
+    source: Source = None,
+    output: Output = None,
+    run_key: RunKey = None,
+    limit: Limit = None,
+    change: Change = None,
+    fresh: Fresh = False,
+    json: Json = False,
+) -> None:
+    """The same as `run`, spending nothing: every row checked, the batch priced and timed."""
+    from orchestrator.apps.cli import planning
     from orchestrator.apps.cli.options import RunOptions
 
-    act(lambda: command.plan(RunOptions(job=job, source=source, changes=changes(change))), as_json=json)
+    act(lambda: planning.plan(RunOptions(job=job, source=source, output=output, run_key=run_key, limit=limit,
+                                         changes=changes(change), fresh=fresh)), as_json=json)
 
 
 @app.command()

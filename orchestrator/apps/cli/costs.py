@@ -8,10 +8,11 @@ from typing import Any
 from orchestrator import wiring
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.look import here
-from orchestrator.apps.cli.panel import usd_text
 from orchestrator.apps.cli.steer import absolute
+from orchestrator.apps.money import about_text, spread_text
+from orchestrator.core.cost import usd_text
 from orchestrator.core.errors import BadInput
-from orchestrator.core.spending import By, Line, Spent, as_json, by_of, record_of
+from orchestrator.core.spending import BATCH, By, Line, Spent, as_json, by_of, compared, record_of
 from orchestrator.flow.spending import spending
 from orchestrator.wiring import Settings
 
@@ -29,11 +30,19 @@ class Report:
 
     def records(self) -> list[dict[str, Any]]:
         """A line each, its key under the name of its kind; cells of a column under `value`."""
-        return [{self.key: line.key, **record_of(line.spent)} for line in self.lines]
+        return [{self.key: line.key, **record_of(line.spent), **self._compared([line])} for line in self.lines]
+
+    def total(self) -> dict[str, Any]:
+        """All lines together."""
+        return {**record_of(self.together), **self._compared(self.lines)}
 
     def columns(self) -> list[str]:
         """The names, also where there is no line."""
-        return [self.key, *record_of(self.together)]
+        return [self.key, *self.total()]
+
+    def _compared(self, lines: list[Line]) -> dict[str, Decimal | None]:
+        """Only batches were estimated."""
+        return compared(lines) if self.by.kind == BATCH else {}
 
     @property
     def key(self) -> str:
@@ -56,7 +65,7 @@ async def costs(name: str | None, *, by: str, to: str | None) -> Ending:
         raise BadInput(f"--to {to}: end the name in {' or '.join(_SUFFIXES)}")
     report = await told(here(), name, by=by)
     document: dict[str, Any] = {"by": by, "costs": [as_json(record) for record in report.records()],
-                                "total": as_json(record_of(report.together))}
+                                "total": as_json(report.total())}
     if to is None:
         return Ending(Exit.DONE, document, tuple(_table(report)))
     path = absolute(to)
@@ -69,9 +78,12 @@ async def costs(name: str | None, *, by: str, to: str | None) -> Ending:
 
 def _table(report: Report) -> list[str]:
     """Right-aligned figures under their names; what is nothing is a dash, and what nobody knows is said."""
-    shown = [(line.key or "(empty)", line.spent) for line in report.lines[:MOST_LINES]]
-    cells = [[report.key, "rows", "predictions", "spent", "failed", "canceled", "surplus", "unknown"],
-             *(_cells(key, spent) for key, spent in shown), _cells("together", report.together)]
+    shown = report.lines[:MOST_LINES]
+    compares = report.by.kind == BATCH
+    cells = [[report.key, "rows", "predictions", "spent", *(("estimated", "difference") if compares else ()),
+              "failed", "canceled", "surplus", "unknown"],
+             *(_cells(line.key or "(empty)", line.spent, [line] if compares else None) for line in shown),
+             _cells("together", report.together, report.lines if compares else None)]
     widths = [max(len(line[place]) for line in cells) for place in range(len(cells[0]))]
     lines = ["  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
              for line in cells]
@@ -83,11 +95,20 @@ def _table(report: Report) -> list[str]:
     return lines
 
 
-def _cells(key: str, spent: Spent) -> list[str]:
+def _cells(key: str, spent: Spent, lines: list[Line] | None) -> list[str]:
     figures = record_of(spent)
     return [key, f"{spent.rows:,}", f"{spent.predictions:,}", usd_text(Decimal(figures["spent_usd"])),
+            *([] if lines is None else _estimated(compared(lines))),
             *(_or_dash(Decimal(figures[name])) for name in ("failed_usd", "canceled_usd", "surplus_usd")),
             f"{spent.unknown_rows:,} rows" if spent.unknown_rows else "–"]
+
+
+def _estimated(figures: dict[str, Decimal | None]) -> list[str]:
+    """What was expected, with its spread, and what was spent beyond it or below."""
+    low, usd, high = (figures[f"estimated_{name}_usd"] for name in ("low", "expected", "high"))
+    more = figures["difference_usd"]
+    sign = "–" if more is None else f"{'-' if more < 0 else '+'}{about_text(abs(more))}"
+    return [spread_text(low, usd, high), sign]
 
 
 def _or_dash(usd: Decimal) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from decimal import Decimal
 from typing import Protocol
 
 from orchestrator.apps.cli.ending import Exit
@@ -16,6 +17,7 @@ from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import IN_AIR_ITEM, BatchState, ItemState
 from orchestrator.core.matching import last_moment
 from orchestrator.core.ports import Rooms
+from orchestrator.core.projecting import projected_usd
 from orchestrator.core.records import Batch, Counts
 from orchestrator.core.tempo import Tempo
 from orchestrator.core.waiting import LOW_CREDIT, LOW_CREDIT_PER_MINUTE, is_outage, until
@@ -40,6 +42,8 @@ class Look:
     eta_s: float | None
     reason: str | None
     elapsed_s: float
+    projected_usd: Decimal | None = None  # spent and still to be spent in all; None: nobody can say
+    usd_per_minute: Decimal | None = None  # over the last quarter minute; None: nothing was spent in it, or nobody knows
 
     @property
     def in_air(self) -> int:
@@ -70,7 +74,7 @@ class Follower:
     _shown: Look | None = None
     _answered: tuple[int, ...] = ()
     _lost: tuple[int, str] = (0, "")  # how many answers, and by when they are settled
-    _started: list[tuple[float, int]] = field(default_factory=list)
+    _started: list[tuple[float, int, Decimal]] = field(default_factory=list)  # when, how many by then, and what was spent
 
     async def follow(self, interrupted: asyncio.Event) -> Exit | None:
         """Until the batch is over (its exit code) or somebody interrupts (None)."""
@@ -91,7 +95,8 @@ class Follower:
         """Nothing can be seen: what was seen last is shown, and why there is nothing newer."""
         if self._shown is not None:
             elapsed_s = self.rooms.clock.boottime() - self.began_s
-            self.screen.show(replace(self._shown, reason=reason, per_minute=0.0, eta_s=None, elapsed_s=elapsed_s))
+            self.screen.show(replace(
+                self._shown, reason=reason, per_minute=0.0, eta_s=None, elapsed_s=elapsed_s, usd_per_minute=None))
         return self._patience(reason)
 
     async def _look(self) -> Look:
@@ -101,18 +106,22 @@ class Follower:
         counts = await self.rooms.ledger.counts(batch.pk)
         now_s = self.rooms.clock.boottime()
         left = counts.own(ItemState.PENDING)
-        per_minute = self._rate(now_s, counts.own(*ItemState) - left)
+        per_minute, usd = self._rate(now_s, counts.own(*ItemState) - left, counts.spent_usd)
         eta_s = left / per_minute * 60 if per_minute > 0 and left else None
         reason = await self._reason(batch, left=left) or await self._unsure(batch, counts)
         limit = _limit(batch, self.rooms.tempo, reason)
-        return Look(batch, counts, per_minute, limit, eta_s, reason, now_s - self.began_s)
+        return Look(batch, counts, per_minute, limit, eta_s, reason, now_s - self.began_s, projected_usd(batch, counts),
+                    usd if usd > 0 else None)
 
-    def _rate(self, now_s: float, started: int) -> float:
-        self._started.append((now_s, started))
+    def _rate(self, now_s: float, started: int, spent_usd: Decimal) -> tuple[float, Decimal]:
+        """Rows started per minute, and US dollars spent."""
+        self._started.append((now_s, started, spent_usd))
         while len(self._started) > 2 and now_s - self._started[0][0] > RATE_WINDOW_S:
             self._started.pop(0)
-        then_s, before = self._started[0]
-        return max(0.0, (started - before) / (now_s - then_s) * 60) if now_s > then_s else 0.0
+        then_s, before, before_usd = self._started[0]
+        if now_s <= then_s:
+            return 0.0, Decimal(0)
+        return max(0.0, (started - before) / (now_s - then_s) * 60), (spent_usd - before_usd) * 60 / Decimal(now_s - then_s)
 
     async def _reason(self, batch: Batch, *, left: int) -> str | None:
         if self.machine is not None and self.machine.trouble:

@@ -11,10 +11,11 @@ from orchestrator import wiring
 from orchestrator.apps.cli import schedules
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.follow import Follower
-from orchestrator.apps.cli.panel import screen, usd_text
+from orchestrator.apps.cli.panel import screen
+from orchestrator.apps.foretelling import ahead, ahead_lines, projected
 from orchestrator.apps.hints import again, failed_lines, failures, why
 from orchestrator.core.caps import caps_of, held_text
-from orchestrator.core.cost import to_units, to_usd
+from orchestrator.core.cost import to_units, to_usd, usd_text
 from orchestrator.core.errors import BadInput, OrchestratorError
 from orchestrator.core.failing import FAILING
 from orchestrator.core.job import Job
@@ -66,6 +67,7 @@ async def status(name: str | None) -> Ending:
                                state=batch.state)
             document |= {"reason": why(batch), "by_state": {s.value: n for s, n in counts.by_state.items()},
                          "reserved_usd": format(counts.reserved_usd, "f"), "output": batch.output_to, "model": batch.target.name}
+            document |= await ahead(ledger, batch, counts, now=wiring.clock().now())
             document["ended_via"] = await ledger.endings(batch.pk)
             document["failures"] = await failures(ledger, batch)
             beyond = await ledger.bought_beyond_need(batch.pk)
@@ -82,7 +84,7 @@ async def status(name: str | None) -> Ending:
         for batch in await ledger.batches(limit=50):
             counts = await ledger.counts(batch.pk)
             documents.append(summary(batch, counts, results=None, now=wiring.clock().now(), state=batch.state)
-                             | {"reason": why(batch)})
+                             | {"reason": why(batch), "projected_usd": projected(batch, counts)})
             if counts.by_state.get(ItemState.FAILED, 0) and (many := await ledger.expired(batch.pk)):
                 expired[batch.id] = f" ({many:,} expired)"
             if batch.state in _MOVED_BY_WORKERS:
@@ -141,9 +143,9 @@ def _lines(document: dict[str, Any], *, held: str, is_idle: bool) -> list[str]:
              + (f", {document['reason']}" if document["reason"] else "") + (", nobody at work" if is_idle else ""),
              f"  rows     {parts or 'none'}", f"  spent    {usd_text(Decimal(document['cost_usd']))}"
              + (f" and {document['cost_unknown_items']:,} rows of unknown cost" if document["cost_unknown_items"] else "")
-             + (f", {held}" if held else ""),
-             f"  output   {document['output']}"]
-    return lines + failed_lines(document["failures"])
+             + (f", {held}" if held else "")]
+    lines += [f"  {label:<8} {told}" for label, told in ahead_lines(document)]
+    return [*lines, f"  output   {document['output']}", *failed_lines(document["failures"])]
 
 
 def _next(batch: Batch, *, is_idle: bool) -> list[str]:

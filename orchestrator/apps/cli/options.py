@@ -1,9 +1,13 @@
-"""What was typed behind `run` and `plan`, and what is to be typed to go on."""
+"""What was typed behind `run` and `plan`, what it orders, and what is to be typed to go on."""
 
 import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from orchestrator import wiring
+from orchestrator.apps.orders import order_by_hand
 from orchestrator.core.records import Batch
+from orchestrator.flow.ingest import Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +36,22 @@ class RunOptions:
             words += ["--set", f"{name}={value}"]
         return shlex.join(words)
 
+    def to_buy(self) -> str:
+        """The `run` of all that was typed behind `plan`."""
+        return self.command() + (" --fresh" if self.fresh else "") + ("" if self.limit is None else f" --limit {self.limit}")
+
     def again(self, batch: Batch) -> str:
         """How to go on with this very batch: the same command, but that `--fresh` would begin another one."""
         if not self.fresh or self.rehearsal:
             return "run the same command again"
         return self.command(batch) + (f" --limit {self.limit}" if self.limit is not None else "")
+
+
+def order_of(options: RunOptions) -> tuple[Order, Path]:
+    """The order that a job file and the command line make, and the home it belongs to."""
+    cwd = Path.cwd()
+    path = wiring.find_job(options.job, cwd=cwd)
+    source = None if options.source is None else str(cwd / options.source)
+    loaded = wiring.load_job(path, changes=options.changes, source=source)
+    order = order_by_hand(loaded, output=options.output, run_key=options.run_key, fresh=options.fresh, limit=options.limit)
+    return order, wiring.home_of(path, cwd=cwd)

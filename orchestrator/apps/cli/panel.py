@@ -14,11 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.apps.cli.follow import Look
+from orchestrator.apps.money import about_text
 from orchestrator.core.caps import held_text
-from orchestrator.core.cost import to_units, to_usd
-from orchestrator.core.cost import usd_text as usd_text
+from orchestrator.core.cost import to_units, to_usd, usd_text
 from orchestrator.core.lifecycle import ItemState
 from orchestrator.core.waiting import is_usual, kind_of
+
+__all__ = ["LivePanel", "PlainLines", "bytes_text", "clock_text", "money_text", "screen", "usd_text"]
 
 LINE_EVERY_S = 5.0
 SAME_LINE_EVERY_S = 60.0  # while nothing changes
@@ -33,10 +35,18 @@ def clock_text(seconds: float | None) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def bytes_text(number: int) -> str:
+    """`1.2 GB`, `340 kB`, `12 B`."""
+    for size, unit in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if number >= size:
+            return f"{number / size:.{1 if number < 10 * size else 0}f} {unit}"
+    return f"{number} B"
+
+
 def money_text(look: Look) -> str:
-    """What is spent, what is reserved, and how much is not known."""
+    """What is spent, of how much, and what is not known. In short: all digits of it, twice a second, are no calm sight."""
     counts = look.counts
-    text = usd_text(counts.spent_usd)
+    text = about_text(counts.spent_usd)
     if look.batch.cap_units is not None:
         held = held_text(to_units(counts.reserved_usd), is_out=counts.is_out)
         text += f" of {usd_text(to_usd(look.batch.cap_units))}{', ' if held else ''}{held}"
@@ -60,7 +70,8 @@ def _parts(look: Look) -> dict[str, int]:
 
 def _rate_text(look: Look) -> str:
     limit = f" of {look.limit_per_minute:,.0f}" if look.limit_per_minute else ", no limit set"
-    return f"{look.per_minute:,.0f} per minute{limit}"
+    money = f", {about_text(look.usd_per_minute)} per minute" if look.usd_per_minute else ""
+    return f"{look.per_minute:,.0f} per minute{limit}{money}"
 
 
 class LivePanel:
@@ -93,6 +104,8 @@ def _panel(look: Look) -> Panel:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("rate", _rate_text(look))
     facts.add_row("spent", money_text(look))
+    if look.projected_usd:
+        facts.add_row("in all", f"about {about_text(look.projected_usd)}")
     facts.add_row("time", f"{clock_text(look.elapsed_s)} elapsed, {clock_text(look.eta_s)} to the last submission")
     if look.reason:
         facts.add_row("waiting", Text(look.reason, style="dim" if is_usual(look.reason) else "yellow"))
@@ -130,7 +143,8 @@ class PlainLines:
             return
         self._last_s, self._said = now_s, (parts, kind)
         waiting = f"; waiting: {look.reason}" if look.reason else ""
-        print(f"{clock_text(look.elapsed_s)}  {parts}; {_rate_text(look)}; {money_text(look)}{waiting}",
+        in_all = f", about {about_text(look.projected_usd)} in all" if look.projected_usd else ""
+        print(f"{clock_text(look.elapsed_s)}  {parts}; {_rate_text(look)}; {money_text(look)}{in_all}{waiting}",
               file=self._stream, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""`run` and `plan`: from a job file to results and an exit code."""
+"""`run`: from a job file to results and an exit code."""
 
 import asyncio
 import os
@@ -6,8 +6,6 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -15,34 +13,23 @@ from orchestrator import wiring
 from orchestrator.apps.cli.closing import ThisRun, close, still_out
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.follow import Follower
-from orchestrator.apps.cli.options import RunOptions
-from orchestrator.apps.cli.panel import clock_text, screen, usd_text
+from orchestrator.apps.cli.foresight import foresee, no_rows, question
+from orchestrator.apps.cli.options import RunOptions, order_of
+from orchestrator.apps.cli.panel import screen
 from orchestrator.apps.cli.speech import ask, say
 from orchestrator.apps.machine import Machine, anybody_lives, is_present, is_served, machine
-from orchestrator.apps.orders import check_folder, order_by_hand
-from orchestrator.core.caps import SETTING, Scope, is_budget
-from orchestrator.core.cost import to_usd
+from orchestrator.apps.orders import check_folder
+from orchestrator.core.caps import Scope, is_budget
 from orchestrator.core.duplicates import said_otherwise
 from orchestrator.core.errors import BadInput, Unreachable
-from orchestrator.core.examined import Examined, to_buy
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Fact
 from orchestrator.flow import control
-from orchestrator.flow.ingest import Order, Prepared, check, load, output_to, prepare, refusal
+from orchestrator.flow.ingest import Prepared, check, load, output_to, prepare, refusal
 from orchestrator.flow.record import record
-from orchestrator.wiring import Settings, home_of, read_settings
-
-
-def order_of(options: RunOptions) -> tuple[Order, Path]:
-    """The order that a job file and the command line make, and the home it belongs to."""
-    cwd = Path.cwd()
-    path = wiring.find_job(options.job, cwd=cwd)
-    source = None if options.source is None else str(cwd / options.source)
-    loaded = wiring.load_job(path, changes=options.changes, source=source)
-    order = order_by_hand(loaded, output=options.output, run_key=options.run_key, fresh=options.fresh, limit=options.limit)
-    return order, home_of(path, cwd=cwd)
+from orchestrator.wiring import Settings, read_settings
 
 
 @asynccontextmanager
@@ -50,60 +37,6 @@ async def _open(settings: Settings) -> AsyncIterator[tuple[Rooms, wiring.Hold]]:
     """The home, its Redis (private unless told otherwise) and all rooms."""
     async with wiring.redis(settings) as hold, wiring.rooms(settings, redis_url=hold.redis_url) as rooms:
         yield rooms, hold
-
-
-async def plan(options: RunOptions) -> Ending:
-    """Every row read and checked, the time and the money estimated, nothing spent and nothing kept."""
-    order, home = order_of(options)
-    settings = read_settings(home)
-    async with wiring.rooms(settings, ledger_needed=False) as rooms:
-        prepared = await prepare(rooms, order, book=wiring.price_book(settings))
-        examined = await check(rooms, prepared)
-        if (refused := refusal(prepared, examined)) is not None:
-            raise refused
-        return _planned(rooms, options, prepared=prepared, examined=examined)
-
-
-def _planned(rooms: Rooms, options: RunOptions, *, prepared: Prepared, examined: Examined) -> Ending:
-    good = to_buy(prepared.order.job, examined)
-    per_minute = _per_minute(rooms, prepared)
-    minutes = good / per_minute if per_minute else None
-    worst = estimate_usd(prepared, good)
-    document = {
-        "job": prepared.order.name, "model": prepared.model.name, "run_key": prepared.run_key, "rows": examined.rows,
-        "bad_rows": examined.bad, "per_minute": per_minute or None, "minutes": None if minutes is None else round(minutes, 2),
-        "worst_case_usd": None if worst is None else format(worst, "f"), "columns": prepared.columns,
-        "inputs": sorted(prepared.plan.fed), "warnings": prepared.warnings,
-    }
-    time = "no rate is set" if minutes is None else f"{clock_text(minutes * 60)} at {per_minute:,.0f} per minute"
-    lines = [
-        f"{prepared.order.name}: {examined.rows:,} rows for {prepared.model.name}, all checked"
-        + (f" ({examined.bad:,} bad rows will be skipped)" if examined.bad else ""),
-        f"  inputs   {', '.join(sorted(prepared.plan.fed))}",
-        f"  time     at least {time}",
-        f"  cost     {'at most ' + usd_text(worst) if worst is not None else 'unknown: no finite worst case per row'}",
-        *(f"  note     {warning}" for warning in [*prepared.warnings, *_too_small(prepared)]),
-        f"Nothing was spent. To buy it: {options.command()}" if examined.rows else f"  note     {_no_rows(prepared)}",
-    ]
-    return Ending(Exit.DONE, document, tuple(lines))
-
-
-def _no_rows(prepared: Prepared) -> str:
-    return f"the source {prepared.order.job.source.path} has no rows: there is nothing to buy"
-
-
-def _per_minute(rooms: Rooms, prepared: Prepared) -> float:
-    of_model = rooms.tempo.of_model(prepared.model.name).per_minute
-    rates = [r for r in (prepared.order.job.limits.per_minute, of_model, rooms.tempo.creates_per_minute) if r]
-    return float(min(rates)) if rates else 0.0
-
-
-def estimate_usd(prepared: Prepared, rows: int) -> Any:
-    """The worst case of so many rows in USD (Decimal), or None where it is not finite."""
-    job = prepared.order.job
-    worst = prepared.pricing.worst_case_usd(cancel_after_s=job.limits.cancel_after,
-                                            per_row_usd=job.budget.per_row_usd if job.budget else None)
-    return None if worst is None else worst * rows
 
 
 async def run(options: RunOptions) -> Ending:
@@ -128,7 +61,7 @@ async def run(options: RunOptions) -> Ending:
         for warning in prepared.warnings if new else []:
             say(f"note: {warning}")
         if not batch.total:
-            say(f"note: {_no_rows(prepared)}")
+            say(f"note: {no_rows(prepared)}")
         if other := said_otherwise(Job.model_validate_json(batch.job_json).duplicates, order.job.duplicates):
             say(f"note: {other}")
         if batch.output_to != output_to(order, batch.id, batch.created_at):
@@ -169,19 +102,20 @@ async def _detached(this: ThisRun, batch: Batch) -> Ending:
 
 
 async def _consent(rooms: Rooms, prepared: Prepared, options: RunOptions, *, ask_above_usd: float) -> None:
-    """Above the threshold: a budget of the job's own, a terminal's yes, or --yes."""
-    if options.yes or any(cap.scope in (Scope.BATCH, Scope.JOB) for cap in prepared.caps):
+    """Above the threshold, by the worst case or, where there is none, by the past: a budget of the job's own, a terminal's yes,
+    or --yes."""
+    has_budget = any(cap.scope in (Scope.BATCH, Scope.JOB) for cap in prepared.caps)
+    if options.yes or has_budget or await rooms.ledger.known(prepared.run_key):
         return
     examined = await check(rooms, prepared)
-    rows = min(to_buy(prepared.order.job, examined), options.limit or 10**9)
-    worst = estimate_usd(prepared, rows)
-    if worst is None or worst <= ask_above_usd or await rooms.ledger.known(prepared.run_key):
+    found = await foresee(rooms, prepared, examined, limit=options.limit, is_new=False)
+    at_stake_usd, words = question(prepared, found.estimate)
+    if at_stake_usd is None or at_stake_usd <= ask_above_usd:
         return
     if (refused := refusal(prepared, examined)) is not None:  # before anybody is asked for what cannot be run
         raise refused
-    question = f"{rows:,} rows of {prepared.model.name} may cost up to {usd_text(worst)}."
-    if not ask(f"{question} Buy them?"):
-        raise BadInput(f"{question} Nothing was spent. Say yes to it with budget.usd in the job, with --yes, or on a "
+    if not ask(f"{words} Buy them?"):
+        raise BadInput(f"{words} Nothing was spent. Say yes to it with budget.usd in the job, with --yes, or on a "
                        f"terminal; ask_above_usd in config/orchestrator.toml sets the threshold (${ask_above_usd:g}).")
 
 
@@ -249,12 +183,6 @@ async def _ended(this: ThisRun, batch: Batch, follower: Follower, code: Exit) ->
     return await close(this, latest or batch, counts, code=code, lines=why)
 
 
-def _too_small(prepared: Prepared) -> list[str]:
-    """Budgets in which not even one row can be bought."""
-    row = estimate_usd(prepared, 1)
-    caps = [(to_usd(cap.units), SETTING[cap.scope]) for cap in prepared.caps]
-    return [f"the budget of {usd_text(usd)} is less than one row may cost at worst, {usd_text(row)}: raise {setting}, or nothing "
-            "can be bought" for usd, setting in caps if row is not None and row > usd]
 
 
 @dataclass(slots=True)

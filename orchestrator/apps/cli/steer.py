@@ -9,8 +9,8 @@ from typing import Any
 from orchestrator import wiring
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.look import here, is_anybody_at_work
-from orchestrator.apps.cli.panel import usd_text
 from orchestrator.apps.hints import again
+from orchestrator.core.cost import usd_text
 from orchestrator.core.errors import BadInput, ProviderAway, TokenRefused, Unreachable
 from orchestrator.core.lifecycle import IN_AIR_ITEM, ItemState
 from orchestrator.core.nearest import did_you_mean

@@ -8,6 +8,7 @@ from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
+from orchestrator.apps.foretelling import ahead, projected
 from orchestrator.apps.hints import why
 from orchestrator.core.errors import BadInput, Unreachable
 from orchestrator.core.lifecycle import ItemState
@@ -75,7 +76,8 @@ def create_api(views: LedgerViews, *, token: str | None, state: WebState, clock:
     async def batch(name: str) -> dict[str, Any]:
         """One batch: counts, money, reason, where the ends of its predictions were learned."""
         found = await views.find(name)
-        return await _document(views, found, clock) | {"ended_via": await views.endings(found.pk)}
+        ahead_of_it = await ahead(views, found, await views.counts(found.pk), now=clock.now())
+        return await _document(views, found, clock) | ahead_of_it | {"ended_via": await views.endings(found.pk)}
 
     @api.get("/api/batches/{name}/items")
     async def items(name: str, state: str | None = None, after: int = -1,
@@ -101,7 +103,7 @@ def _paths(api: FastAPI) -> dict[str, str]:
 async def _document(views: LedgerViews, batch: Batch, clock: Clock) -> dict[str, Any]:
     counts = await views.counts(batch.pk)
     document = summary(batch, counts, results=None, now=clock.now(), state=batch.state)
-    return document | {"reason": why(batch), "model": batch.target.name}
+    return document | {"reason": why(batch), "model": batch.target.name, "projected_usd": projected(batch, counts)}
 
 
 def _may_look(request: Request, token: str | None) -> bool:

@@ -2,9 +2,12 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
+from orchestrator.core.cost import to_usd
 from orchestrator.core.failing import Tally
+from orchestrator.core.history import PastAttempt
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Claimable, ClaimTerms, Decide, KeptDelivery, OpenAttempt, OpenWindow
 from orchestrator.core.records import (
@@ -23,6 +26,7 @@ from orchestrator.core.records import (
     Role,
     StoredOutput,
     Surplus,
+    Target,
     ToCollect,
     Wake,
 )
@@ -33,6 +37,7 @@ from orchestrator.gateways.ledger import (
     claims,
     collecting,
     failing,
+    history,
     loading,
     moves,
     naming,
@@ -101,9 +106,11 @@ class SqlLedger:
         """As the port says."""
         return await self._db.read(sharing.shared_with, batch_pk)
 
-    async def seal(self, batch_pk: int, *, total: int, source_schema_json: str, now: datetime) -> None:
+    async def seal(self, batch_pk: int, *, total: int, source_schema_json: str, now: datetime,
+                   estimate_json: str | None = None) -> None:
         """As the port says; then statistics, in a transaction of their own."""
-        await self._db.write(loading.seal, batch_pk, total=total, source_schema_json=source_schema_json)
+        await self._db.write(loading.seal, batch_pk, total=total, source_schema_json=source_schema_json,
+                             estimate_json=estimate_json)
         await self._db.write(loading.analyze)
 
     async def discard(self, batch_pk: int) -> None:
@@ -112,10 +119,12 @@ class SqlLedger:
             pass
 
     async def amend(self, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None, price_json: str,
-                    start_limit: int | None, job_json: str, output_to: str | None = None) -> None:
+                    start_limit: int | None, job_json: str, output_to: str | None = None,
+                    estimate_json: str | None = None) -> None:
         """As the port says."""
         await self._db.write(loading.amend, batch_pk, in_flight=in_flight, max_attempts=max_attempts, cap_units=cap_units,
-                             price_json=price_json, start_limit=start_limit, job_json=job_json, output_to=output_to)
+                             price_json=price_json, start_limit=start_limit, job_json=job_json, output_to=output_to,
+                             estimate_json=estimate_json)
 
     async def set_state(self, batch_pk: int, *, to: BatchState, allowed: frozenset[BatchState], reason: str | None,
                         now: datetime, wakes: Sequence[Wake] = ()) -> bool:
@@ -416,6 +425,14 @@ class SqlLedger:
     async def unanswered_since(self, account: str) -> datetime | None:
         """As the port says."""
         return await self._db.read(verifying.unanswered_since, account)
+
+    async def past(self, account: str, target: Target) -> list[PastAttempt]:
+        """As the port says."""
+        return await self._db.read(history.newest, account, target)
+
+    async def spent_since(self, account: str, batch_pk: int, *, since: datetime) -> Decimal:
+        """USD that predictions of this batch cost which ended at the provider after `since`."""
+        return to_usd(await self._db.read(history.spent_since, account, batch_pk, since=since))
 
     async def batch_names(self) -> list[BatchNames]:
         """As the port says."""

@@ -31,7 +31,7 @@ def batch_of(row: Row[Any]) -> Batch:
         schema_json=row.openapi_json, source_json=row.source_json, price_json=row.price_json,
         source_schema_json=row.source_schema_json, output_to=row.output_to, in_flight=row.in_flight,
         max_attempts=row.max_attempts, start_limit=row.start_limit, total=row.total, cap_units=row.cap_units,
-        spent_units=row.spent_units, reserved_units=row.reserved_units)
+        spent_units=row.spent_units, reserved_units=row.reserved_units, estimate_json=row.estimate_json)
 
 
 async def open_batch(connection: AsyncConnection, new: NewBatch) -> tuple[Batch, bool]:
@@ -119,11 +119,13 @@ async def _copy(connection: AsyncConnection, rows: Iterator[tuple[Any, ...]]) ->
                 await copy.write_row(row)
 
 
-async def seal(connection: AsyncConnection, batch_pk: int, *, total: int, source_schema_json: str) -> None:
-    """Loading has ended: the batch runs."""
+async def seal(connection: AsyncConnection, batch_pk: int, *, total: int, source_schema_json: str,
+               estimate_json: str | None = None) -> None:
+    """Loading has ended: the batch runs, and what it is expected to cost stays as it is now."""
     await connection.execute(
         update(batches).where(batches.c.pk == batch_pk, batches.c.state == BatchState.LOADING.value)
-        .values(state=BatchState.RUNNING.value, total=total, source_schema_json=clean(source_schema_json)))
+        .values(state=BatchState.RUNNING.value, total=total, source_schema_json=clean(source_schema_json),
+                estimate_json=estimate_json))
 
 
 async def analyze(connection: AsyncConnection) -> None:
@@ -154,10 +156,13 @@ async def discard_last(connection: AsyncConnection, batch_pk: int) -> bool:
 
 
 async def amend(connection: AsyncConnection, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None,
-                price_json: str, start_limit: int | None, job_json: str, output_to: str | None = None) -> None:
+                price_json: str, start_limit: int | None, job_json: str, output_to: str | None = None,
+                estimate_json: str | None = None) -> None:
     """What may change between two runs of one batch; the output folder only until the first file of it has a name."""
     values: dict[str, Any] = {"in_flight": in_flight, "max_attempts": max_attempts, "cap_units": cap_units,
                               "price_json": price_json, "start_limit": start_limit, "job_json": clean(job_json)}
+    if estimate_json is not None:
+        values["estimate_json"] = estimate_json
     if output_to is not None:
         await connection.execute(select(batches.c.pk).where(batches.c.pk == batch_pk).with_for_update())
         named = select(outputs.c.item_pk).where(outputs.c.batch_pk == batch_pk)

@@ -77,7 +77,7 @@ class Database:
 
     async def prepare(self) -> None:
         """Tables as this program knows them: a new SQLite from the metadata, anything older by migration."""
-        if await self.read(_revision) == HEAD:
+        if await self.read(revision) == HEAD:
             return
         if not self._is_postgresql and await self.write(_create):
             return
@@ -265,7 +265,7 @@ def _is_outage(error: DBAPIError) -> bool:
     return isinstance(error, DatabaseError) and any(words in said for words in _SQLITE_OUTAGES)
 
 
-async def _revision(connection: AsyncConnection) -> str | None:
+async def revision(connection: AsyncConnection) -> str | None:
     """The revision the tables are at; None: there are none."""
     if not await connection.run_sync(lambda sync: inspect(sync).has_table("alembic_version")):
         return None
@@ -275,7 +275,7 @@ async def _revision(connection: AsyncConnection) -> str | None:
 
 async def _create(connection: AsyncConnection) -> bool:
     """All tables of a new ledger, unless another process was first; False: there is an older one."""
-    found = await _revision(connection)
+    found = await revision(connection)
     if found is not None:
         return found == HEAD
     await connection.run_sync(METADATA.create_all)

@@ -6,7 +6,8 @@ from typing import Any
 from sqlalchemy import Row, and_, case, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from orchestrator.core.lifecycle import AttemptState
+from orchestrator.core.estimate import Estimate
+from orchestrator.core.lifecycle import AttemptState, BatchState
 from orchestrator.core.spending import BatchNames, Spent
 from orchestrator.gateways.ledger.money import utc_day
 from orchestrator.gateways.ledger.tables import UNPRICED, attempts, batches, items, source_chunks
@@ -36,8 +37,10 @@ def _spent(row: Row[Any]) -> Spent:
 async def batch_names(connection: AsyncConnection) -> list[BatchNames]:
     """Newest first; a batch's schema alone may be a hundred kilobytes, and is left where it is."""
     rows = await connection.execute(
-        select(batches.c.pk, batches.c.id, batches.c.job, batches.c.target_name).order_by(batches.c.pk.desc()))
-    return [BatchNames(row.pk, row.id, row.job, row.target_name) for row in rows]
+        select(batches.c.pk, batches.c.id, batches.c.job, batches.c.target_name, batches.c.state, batches.c.estimate_json)
+        .order_by(batches.c.pk.desc()))
+    return [BatchNames(row.pk, row.id, row.job, row.target_name, Estimate.from_json(row.estimate_json),
+                       row.state == BatchState.FINISHED.value) for row in rows]
 
 
 async def by_batch(connection: AsyncConnection, batch_pks: Sequence[int] | None) -> dict[int, Spent]:

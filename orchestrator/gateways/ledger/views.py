@@ -128,10 +128,11 @@ async def counts(connection: AsyncConnection, batch_pk: int) -> Counts:
     """Items by state, and money. Unknown: what ended at the provider without a price, and what may have been bought."""
     states, shared, earlier = await by_state(connection, batch_pk)
     money = (await connection.execute(
-        select(batches.c.spent_units, batches.c.reserved_units).where(batches.c.pk == batch_pk))).one()
+        select(batches.c.spent_units, batches.c.reserved_units, batches.c.started).where(batches.c.pk == batch_pk))).one()
     unknown = (await connection.execute(select(func.count(attempts.c.item_pk.distinct())).where(
         attempts.c.batch_pk == batch_pk, text(UNPRICED)))).scalar_one()
-    return Counts(states, to_usd(money.spent_units), to_usd(money.reserved_units), int(unknown), shared, earlier)
+    return Counts(states, to_usd(money.spent_units), to_usd(money.reserved_units), int(unknown), shared, earlier,
+                  int(money.started))
 
 
 async def items_of(connection: AsyncConnection, batch_pk: int, *, state: ItemState | None, after_idx: int,

@@ -36,10 +36,15 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]], *, columns: Sequence[st
 
 
 def _table(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Any:
-    kinds = [next((_TYPES[type(row[name])] for row in rows if type(row[name]) in _TYPES), pa.string()) for name in names]
+    kinds = [next((_TYPES[type(row[name])] for row in rows if type(row[name]) in _TYPES), _of_nothing(name)) for name in names]
     arrays = [array_of([row[name] for row in rows], kind) for name, kind in zip(names, kinds, strict=True)]
     return pa.Table.from_arrays(arrays, names=list(names))
 
 
+def _of_nothing(name: str) -> Any:
+    """The type of a column without a number in it: one of money is of money also where nobody knows any."""
+    return _TYPES[Decimal] if name.endswith("_usd") else pa.string()
+
+
 def _text(value: Any) -> str:
-    return decimal_text(value) if isinstance(value, Decimal) else sound(cell_text(value))
+    return "" if value is None else decimal_text(value) if isinstance(value, Decimal) else sound(cell_text(value))

@@ -1,0 +1,98 @@
+"""What is known of a job's rows before they are bought: for `plan`, and for the question that `run` asks."""
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from orchestrator.apps.money import spread_text
+from orchestrator.core.caps import SETTING
+from orchestrator.core.cost import to_usd, usd_text
+from orchestrator.core.deadline import proposed_s
+from orchestrator.core.errors import Unreachable
+from orchestrator.core.estimate import Estimate
+from orchestrator.core.examined import Examined
+from orchestrator.core.history import History, history_of
+from orchestrator.core.ports import Rooms
+from orchestrator.core.quote import worst_case_usd
+from orchestrator.flow.ingest import Prepared, estimate_of
+
+
+@dataclass(frozen=True, slots=True)
+class Foresight:
+    """What the rows are expected to cost, what is known of the past, and a deadline by it with what that would reserve."""
+
+    estimate: Estimate
+    past: History | None
+    deadline_s: float | None = None  # None: not known, or nothing that a deadline bounds
+    reserved_then_usd: Decimal | None = None
+    remarks: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any] | None:
+        """The past as JSON; None: there is none."""
+        past = self.past
+        if past is None:
+            return None
+        means = {name: past.mean(field) for name, field in (("predict_seconds", "seconds"), ("units", "quantity"),
+                                                            ("units_out", "quantity_out"))}
+        return {"rows": past.rows, "attempts": len(past.attempts), "attempts_per_row": round(past.attempts_per_row, 3),
+                "failed_share": round(past.failed_share, 4), "bytes_per_row": past.bytes_per_row,
+                **{f"mean_{name}": None if mean is None else float(round(mean, 4)) for name, mean in means.items()},
+                **{f"seconds_p{percent}": past.took_s(percent / 100) for percent in (50, 90, 99)}}
+
+
+async def foresee(rooms: Rooms, prepared: Prepared, examined: Examined, *, limit: int | None,
+                  is_new: bool) -> Foresight:
+    """`is_new`: there is no ledger yet, and none is made by asking."""
+    past, remarks = None, list[str]()
+    if not is_new:
+        try:
+            past = history_of(await rooms.ledger.past(prepared.account, prepared.target))
+            if past is not None and await rooms.ledger.known(prepared.run_key):
+                remarks.append("there is a batch of this run key already: `run` goes on with it, and buys what is left of it")
+        except Unreachable as error:
+            remarks.append(f"what such rows cost before is not known now: {error}")
+    found = estimate_of(prepared, examined, past, limit=limit)
+    price = prepared.pricing.price
+    deadline_s = proposed_s(past) if price is not None and price.unit == "second" else None
+    reserved = prepared.pricing.worst_case_usd(cancel_after_s=deadline_s, per_row_usd=None)
+    return Foresight(found, past, deadline_s, reserved, (*remarks, *_of_the_past(prepared, past)))
+
+
+def _of_the_past(prepared: Prepared, past: History | None) -> list[str]:
+    """What went wrong so often before that one should know."""
+    cancel_after_s = prepared.order.job.limits.cancel_after
+    slow_s = None if past is None else past.took_s(0.9)
+    if past is None or past.rows < 3:
+        return []
+    found = []
+    if past.failed_share >= 0.05:
+        found.append(f"of {past.rows:,} rows bought before {past.failed_share:.0%} failed")
+    if cancel_after_s is not None and slow_s is not None and slow_s > cancel_after_s:
+        found.append(f"limits.cancel_after of {cancel_after_s:g} s would have ended one in ten of the rows bought before")
+    return found
+
+
+def question(prepared: Prepared, found: Estimate) -> tuple[Decimal | None, str]:
+    """What may be spent at worst, as far as anything tells (None: nothing does), and how a person is asked about it.
+
+    Where nothing bounds it, what such rows cost before does: the dearest tenth of them."""
+    worst, low, expected, high = (found.in_all(usd) for usd in (
+        found.worst_usd, found.low.usd, found.expected.usd, found.high.usd))
+    rows, likely = f"{found.rows:,} rows of {prepared.model.name}", spread_text(low, expected, high)
+    if worst is None:
+        return high, f"{rows} may cost about {likely}, by what such rows cost before; nothing bounds it."
+    told = "" if expected is None or expected == worst else f"; expected: {likely}"
+    return worst, f"{rows} may cost up to {usd_text(worst)}{told}."
+
+
+def no_rows(prepared: Prepared) -> str:
+    """That there is nothing to buy."""
+    return f"the source {prepared.order.job.source.path} has no rows: there is nothing to buy"
+
+
+def too_small(prepared: Prepared) -> list[str]:
+    """Budgets in which not even one row can be bought."""
+    row = worst_case_usd(prepared.order.job, prepared.pricing)
+    caps = [(to_usd(cap.units), SETTING[cap.scope]) for cap in prepared.caps]
+    return [f"the budget of {usd_text(usd)} is less than one row may cost at worst, {usd_text(row)}: raise {setting}, or nothing "
+            "can be bought" for usd, setting in caps if row is not None and row > usd]

@@ -1,0 +1,236 @@
+"""`plan`: every row read and checked, what they will cost and how long that takes, and what nobody can know before."""
+
+import math
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from orchestrator import wiring
+from orchestrator.apps.cli.ending import Ending, Exit
+from orchestrator.apps.cli.foresight import Foresight, foresee, no_rows, too_small
+from orchestrator.apps.cli.options import RunOptions, order_of
+from orchestrator.apps.cli.panel import bytes_text, clock_text
+from orchestrator.apps.money import about_text
+from orchestrator.core.cost import to_usd, usd_text
+from orchestrator.core.deadline import TIMES_THE_SLOWEST, duration_text
+from orchestrator.core.estimate import TRY_FIRST, Estimate, Figure
+from orchestrator.core.examined import Examined
+from orchestrator.core.ports import Rooms
+from orchestrator.flow.ingest import Prepared, check, output_to, prepare, refusal
+from orchestrator.wiring import read_settings
+
+SLOW = 0.9
+
+
+async def plan(options: RunOptions) -> Ending:
+    """Nothing is spent and nothing kept; a ledger that is there is asked what such rows came to before."""
+    order, home = order_of(options)
+    settings = read_settings(home)
+    async with wiring.rooms(settings, ledger_needed=False) as rooms:
+        prepared = await prepare(rooms, order, book=wiring.price_book(settings))
+        examined = await check(rooms, prepared)
+        if (refused := refusal(prepared, examined)) is not None:
+            raise refused
+        foresight = await foresee(rooms, prepared, examined, limit=options.limit, is_new=wiring.is_new(settings))
+        planned = Planned(options, prepared, examined, foresight, _per_minute(rooms, prepared),
+                          _storage(rooms, prepared, foresight))
+        return Ending(Exit.DONE, planned.document(), tuple(planned.lines()))
+
+
+def _per_minute(rooms: Rooms, prepared: Prepared) -> float:
+    of_model = rooms.tempo.of_model(prepared.model.name).per_minute
+    rates = [r for r in (prepared.order.job.limits.per_minute, of_model, rooms.tempo.creates_per_minute) if r]
+    return float(min(rates)) if rates else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Bytes that the files will need (None: not known), the folder they go to, and the bytes free there."""
+
+    needed: int | None
+    folder: str
+    free: int
+
+    @property
+    def is_short(self) -> bool:
+        """Whether they do not fit."""
+        return self.needed is not None and self.needed > self.free
+
+
+def _storage(rooms: Rooms, prepared: Prepared, foresight: Foresight) -> Storage:
+    folder = output_to(prepared.order, "", rooms.clock.now())
+    per_row = None if foresight.past is None else foresight.past.bytes_per_row
+    return Storage(None if per_row is None else per_row * foresight.estimate.rows, folder, wiring.free_bytes(Path(folder)))
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """All that `plan` has to tell."""
+
+    options: RunOptions
+    prepared: Prepared
+    examined: Examined
+    foresight: Foresight
+    per_minute: float  # 0: no rate is set
+    storage: Storage
+
+    @property
+    def estimate(self) -> Estimate:
+        """Of the rows that will be bought."""
+        return self.foresight.estimate
+
+    @property
+    def saved_usd(self) -> Decimal | None:
+        """What `duplicates: once` would save; None: not known, or it is so ordered already."""
+        expected = self.estimate.expected.usd
+        return None if expected is None or self._once else expected * self.examined.equal_rows
+
+    @property
+    def _once(self) -> bool:
+        return self.prepared.order.job.duplicates is not None
+
+    @property
+    def _minutes(self) -> float | None:
+        return self.estimate.rows / self.per_minute if self.per_minute else None
+
+    def document(self) -> dict[str, Any]:
+        """The document of `--json`."""
+        prepared, examined, told = self.prepared, self.examined, self.estimate.to_json()
+        deadline_s, saved = self.foresight.deadline_s, self.saved_usd
+        return {
+            "job": prepared.order.name, "model": prepared.model.name, "run_key": prepared.run_key, "rows": examined.rows,
+            "bad_rows": examined.bad, "equal_rows": self.examined.equal_rows, "rows_to_buy": self.estimate.rows,
+            "saved_by_once_usd": _plain(saved),
+            "per_minute": self.per_minute or None, "minutes": None if self._minutes is None else round(self._minutes, 2),
+            "budget_usd": _plain(self._cap_usd),
+            "worst_case_usd": told["worst_case_usd"], "reserved_per_row_usd": told["per_row"]["worst_case_usd"],
+            "unit": self._unit, "estimate": told, "proposed_cancel_after_s": deadline_s,
+            "reserved_per_row_then_usd": _plain(self.foresight.reserved_then_usd), "history": self.foresight.document(),
+            "storage_bytes": self.storage.needed, "free_bytes": self.storage.free, "not_known": self.not_known(),
+            "columns": prepared.columns, "inputs": sorted(prepared.plan.fed), "warnings": self.warnings(),
+        }
+
+    def lines(self) -> list[str]:
+        """The same for people."""
+        bad = f" ({self.examined.bad:,} bad rows will be skipped)" if self.examined.bad else ""
+        name, model, rows = self.prepared.order.name, self.prepared.model.name, self.examined.rows
+        shown = [("inputs", [", ".join(sorted(self.prepared.plan.fed))]), ("buys", [self._bought()]), ("time", [self._time()]),
+                 ("uses", self._used()), ("cost", self._cost()), ("deadline", self._deadline()), ("storage", [self._stored()])]
+        block = [f"  {label if not n else '':<9} {line}" for label, lines in shown for n, line in enumerate(lines)]
+        notes = [f"  {'note':<9} {warning}" for warning in self.warnings()]
+        last = f"Nothing was spent. To buy it: {self.options.to_buy()}" if rows else f"  {'note':<9} {no_rows(self.prepared)}"
+        return [f"{name}: {rows:,} rows for {model}, all checked{bad}", *(block if rows else block[:1]), *notes, last]
+
+    def _bought(self) -> str:
+        rows, equal = self.estimate.rows, self.examined.equal_rows
+        is_limited = rows == self.options.limit and rows < self.examined.good
+        text = f"{rows:,} rows" + (f" of {self.examined.good:,} (--limit)" if is_limited else "")
+        if not equal:
+            return f"{text}, all different"
+        if self._once:
+            return f"{text}; {equal:,} more equal one of them, and share what it buys"
+        equal_one = "1 of all equals an earlier one" if equal == 1 else f"{equal:,} of all equal an earlier one"
+        saved = "what these cost" if self.saved_usd is None else f"about {about_text(self.saved_usd)}"
+        return f"{text}; {equal_one}: `duplicates: once` saves {saved}"
+
+    def _time(self) -> str:
+        past, rows, minutes = self.foresight.past, self.estimate.rows, self._minutes
+        pace = "no rate is set" if minutes is None else f"{clock_text(minutes * 60)} at {self.per_minute:,.0f} per minute"
+        half_s, slow_s = (None, None) if past is None else (past.took_s(0.5), past.took_s(SLOW))
+        if half_s is None or slow_s is None:
+            return f"at least {pace}"
+        in_flight = self.prepared.order.job.limits.in_flight
+        by_flight = in_flight * 60 / half_s if half_s > 0 else math.inf
+        if by_flight < (self.per_minute or math.inf) and rows > in_flight:
+            pace = f"{clock_text(rows / by_flight * 60)}, as {in_flight:,} in flight come to {by_flight:,.0f} per minute"
+        return f"at least {pace}; half took {_seconds(half_s)} before, nine in ten {_seconds(slow_s)}"
+
+    def _cost(self) -> list[str]:
+        found, cap = self.estimate, self._cap_usd
+        figures = [("low", found.low), ("expected", found.expected), ("high", found.high)]
+        if len({figure.usd for _, figure in figures}) == 1:
+            figures = figures[1:2]
+        told = [(name, _in_all(found, figure), figure.how) for name, figure in figures]
+        at_most = found.in_all(found.worst_usd)
+        if at_most is None or found.worst_usd is None:
+            told.append(("at most", "not known", "nothing bounds what a row may cost"))
+        else:
+            ends = "" if cap is None or cap >= at_most else f"; the budget ends it at {usd_text(cap)}"
+            told.append(("at most", usd_text(at_most), f"{usd_text(found.worst_usd.normalize())} a row is reserved{ends}"))
+        width = max(len(usd) for _, usd, _ in told)
+        return [f"{name:<9} {usd:>{width}}  {how}" for name, usd, how in told]
+
+    @property
+    def _cap_usd(self) -> Decimal | None:
+        return None if self.prepared.cap_units is None else to_usd(self.prepared.cap_units)
+
+    def _deadline(self) -> list[str]:
+        """Only where the price is one of seconds: nothing else is bounded by time."""
+        foresight, now_s = self.foresight, self.prepared.order.job.limits.cancel_after
+        if self._unit != "second":
+            return []
+        has = "none is set" if now_s is None else f"{duration_text(now_s)} is set"
+        if foresight.deadline_s is None:
+            return [f"{has}; how long is enough shows once some rows were bought"]
+        then_usd, times = foresight.reserved_then_usd, f"{TIMES_THE_SLOWEST} times as long as the slowest"
+        reserved = "" if then_usd is None else f", reserves {usd_text(then_usd.normalize())} a row"
+        return [f"{has}; `cancel_after: {duration_text(foresight.deadline_s)}`, {times}{reserved}"]
+
+    @property
+    def _unit(self) -> str | None:
+        price = self.prepared.pricing.price
+        return None if price is None else price.unit
+
+    def _used(self) -> list[str]:
+        """What was counted before, where nothing else tells."""
+        past, unit = self.foresight.past, self._unit
+        if past is None or unit not in ("second", "token"):
+            return []
+        if unit == "second":
+            seconds = past.mean("seconds")
+            return [] if seconds is None else [f"{seconds:,.2f} seconds a prediction, on the average"]
+        read, wrote = past.mean("quantity"), past.mean("quantity_out")
+        each = f"{read:,.0f} tokens read and {wrote:,.0f} written" if read is not None and wrote is not None else ""
+        return [f"{each} a prediction, on the average"] if each else []
+
+    def _stored(self) -> str:
+        free = f"{bytes_text(self.storage.free)} free"
+        if self.storage.needed is None:
+            return f"not known before some rows were bought; {free}"
+        needed = f"about {bytes_text(self.storage.needed)}" if self.storage.needed else "none, as such rows brought no files"
+        return f"{needed}; {free}" + (", which is not enough" if self.storage.is_short else "")
+
+    def warnings(self) -> list[str]:
+        """What has to be said before anything is spent."""
+        found = [*self.prepared.warnings, *too_small(self.prepared), *self.foresight.remarks]
+        expected, cap = self.estimate.in_all(self.estimate.expected.usd), self._cap_usd
+        if expected is not None and cap is not None and expected > cap:
+            found.append(f"the budget of {usd_text(cap)} will not be enough for all rows: they are expected to cost "
+                         f"{about_text(expected)}")
+        if self.storage.is_short:
+            found.append(f"the files will not fit: {self.storage.folder} has {bytes_text(self.storage.free)} free, and they need "
+                         f"about {bytes_text(self.storage.needed or 0)}; make room, or choose another --output")
+        return found
+
+    def not_known(self) -> list[str]:
+        """What nobody can know now, and what would make it known."""
+        found = self.estimate
+        unknown = [f"{name} cost: {figure.how}" for name, figure in (
+            ("low", found.low), ("expected", found.expected), ("high", found.high)) if figure.usd is None]
+        unknown += ["at most: nothing bounds what a row may cost"] if found.worst_usd is None else []
+        unknown += [f"storage: {TRY_FIRST}"] if self.storage.needed is None else []
+        return unknown + ([f"cancel_after: {TRY_FIRST}"] if self._unit == "second" and self.foresight.deadline_s is None else [])
+
+
+def _plain(usd: Decimal | None) -> str | None:
+    return None if usd is None else format(usd.normalize(), "f")
+
+
+def _in_all(found: Estimate, figure: Figure) -> str:
+    usd = found.in_all(figure.usd)
+    return "not known" if usd is None else about_text(usd)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else clock_text(seconds)

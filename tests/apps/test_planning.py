@@ -1,0 +1,191 @@
+"""What `plan` tells, and what `run` asks, on a stand-in for the provider and a ledger with a past."""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import wiring
+from orchestrator.apps.cli import planning, run
+from orchestrator.apps.cli.foresight import question
+from orchestrator.apps.cli.options import RunOptions, order_of
+from orchestrator.core.cost import Price
+from orchestrator.core.errors import BadInput
+from orchestrator.core.estimate import Estimate, Figure
+from orchestrator.core.records import OutputName, StoredOutput, Target
+from orchestrator.core.retry import Policy
+from orchestrator.flow.ingest import load, prepare
+from orchestrator.simulator.serve import SimulatorConfig, running
+from tests.contract.conftest import NOW, Acts
+
+SDXL = "stability-ai/sdxl"
+HOUR = NOW.replace(hour=13)
+
+
+@pytest.fixture(scope="module")
+def provider_url() -> Iterator[str]:
+    """A stand-in for Replicate."""
+    with running(SimulatorConfig(port=0, creates_per_minute=0, reads_per_minute=0, seed=7)) as url:
+        yield url
+
+
+@pytest.fixture
+def folder(tmp_path: Path, provider_url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder, and the environment that belongs to it."""
+    (tmp_path / "jobs").mkdir()
+    for name in ("ORCHESTRATOR_HOME", "ORCHESTRATOR_DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("REPLICATE_API_TOKEN", "r8_simulator")
+    monkeypatch.setenv("REPLICATE_BASE_URL", provider_url)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def job(folder: Path, more: str = "", *, model: str = SDXL, rows: int = 10) -> RunOptions:
+    """A job of so many rows, the last of which equals the first."""
+    prompts = [f"picture {n}" for n in range(rows - 1)] + ["picture 0"]
+    (folder / "jobs" / "rows.csv").write_text("prompt\n" + "\n".join(prompts) + "\n")
+    (folder / "jobs" / "shots.yaml").write_text(f"model: {model}\nsource: {{ path: rows.csv }}\n{more}")
+    return RunOptions("shots")
+
+
+BY_SECOND = "price: { per_second_usd: 0.01 }\n"
+
+
+async def target_of(folder: Path, options: RunOptions) -> tuple[str, Target]:
+    """Account and target, as the provider tells them."""
+    order, home = order_of(options)
+    async with wiring.rooms(wiring.read_settings(home), ledger_needed=False) as rooms:
+        prepared = await prepare(rooms, order)
+    return prepared.account, prepared.target
+
+
+@pytest.fixture
+async def past(folder: Path) -> AsyncIterator[Any]:
+    """Makes a past of the job's target: ten rows of 1 to 10 seconds, each with a file of a megabyte."""
+
+    async def bought(options: RunOptions, *, file_bytes: int = 10**6) -> None:
+        account, target = await target_of(folder, options)
+        async with wiring.ledger(wiring.read_settings(folder / ".orchestrator")) as ledger:
+            acts = Acts(ledger)
+            acts.policy = Policy(3, 2.0, canceling=False, price=Price("then", "second", Decimal(9)), count_files=lambda _: 1)
+            batch = await acts.loaded(10, "before", account=account, target=target)
+            await acts.claim(batch, 10)
+            for n in range(10):
+                await acts.tell(acts.answered(f"a{n}", f"p{n}"), acts.ended(f"p{n}", seconds=n + 1.0))
+            for item in await ledger.to_collect(batch.pk, count=10, now=HOUR, lease_until=HOUR):
+                await ledger.grant_names([OutputName(item.item_pk, batch.pk, item.attempt_id, item.index, 0, item.row_id)])
+                await ledger.store_outputs([StoredOutput(item.item_pk, 0, item.row_id, file_bytes, "0" * 64, "image/png",
+                                                         "https://x", NOW, item.attempt_id)])
+
+    yield bought
+
+
+async def test_a_fresh_home(folder: Path):
+    """What the price does not fix is not known and says what would make it known; no ledger is made by asking."""
+    done = await planning.plan(job(folder, BY_SECOND))
+    told = done.document
+    assert told["estimate"]["expected_usd"] is told["worst_case_usd"] is told["history"] is told["storage_bytes"] is None
+    assert (told["rows"], told["equal_rows"], told["rows_to_buy"], told["saved_by_once_usd"]) == (10, 1, 10, None)
+    assert [one.partition(":")[0] for one in told["not_known"]] == [
+        "low cost", "expected cost", "high cost", "at most", "storage", "cancel_after"]
+    text = "\n".join(done.lines)
+    assert "expected  not known  seconds show once some rows were bought: run it with --limit 3 first" in text
+    assert "at most   not known" in text and "$0" not in text
+    assert not (folder / ".orchestrator").exists()
+    assert json.loads(json.dumps(told)) == told
+
+
+async def test_a_number_that_the_schema_fixes(folder: Path):
+    """One picture a row by the model's default, and four at the worst; limit, key and folder are those of `run`."""
+    options = job(folder, model="black-forest-labs/flux-schnell")
+    told = (await planning.plan(options)).document
+    assert (told["estimate"]["expected_usd"], told["worst_case_usd"], told["saved_by_once_usd"]) == ("0.03", "0.12", "0.003")
+    done = await planning.plan(RunOptions("shots", limit=3, output="elsewhere", run_key="mine", fresh=True))
+    assert (done.document["rows_to_buy"], done.document["estimate"]["high_usd"]) == (3, "0.009")
+    assert done.document["run_key"].startswith("mine-")
+    assert "3 rows of 10 (--limit)" in done.lines[2]
+    assert done.lines[-1].endswith("orchestrator run shots --output elsewhere --run-key mine --fresh --limit 3")
+
+
+async def test_by_what_such_rows_came_to(folder: Path, past: Any):
+    """Seconds of then at the price of now; a deadline with what it reserves, time and storage; all in a block read at once."""
+    options = job(folder, BY_SECOND, rows=100)
+    await past(options)
+    done = await planning.plan(options)
+    told = done.document
+    assert [told["estimate"][f"{name}_usd"] for name in ("low", "expected", "high")] == ["1", "5.5", "10"]
+    assert (told["proposed_cancel_after_s"], told["reserved_per_row_then_usd"]) == (30.0, "0.3")
+    assert (told["history"]["rows"], told["history"]["seconds_p50"], told["storage_bytes"]) == (10, 6.0, 10**8)
+    assert told["not_known"] == ["at most: nothing bounds what a row may cost"]
+    text = "\n".join(done.lines)
+    for words in ("cost      low           $1.00  the cheapest tenth of 10 rows bought before",
+                  "          expected      $5.50  the mean of 10 rows bought before",
+                  "          at most   not known  nothing bounds what a row may cost",
+                  "1 of all equals an earlier one: `duplicates: once` saves about $0.055", "half took 6.0 s before",
+                  "deadline  none is set; `cancel_after: 30s`, 3 times as long as the slowest, reserves $0.30 a row",
+                  "storage   about 100 MB; ", "uses      5.50 seconds a prediction, on the average"):
+        assert words in text, f"{words}\n{text}"
+
+
+async def test_under_a_deadline(folder: Path, past: Any):
+    """The worst case is finite; a deadline that would have ended many rows is said, and that few in flight make it slower."""
+    options = job(folder, BY_SECOND + "limits: { cancel_after: 5s, in_flight: 2 }\nbudget: { usd: 2.00 }\n", rows=100)
+    await past(options)
+    done = await planning.plan(options)
+    text = "\n".join(done.lines)
+    assert done.document["worst_case_usd"] == "5" and done.document["estimate"]["high_usd"] == "5"
+    assert "at most   $5.00  $0.05 a row is reserved; the budget ends it at $2.00" in text
+    assert "the budget of $2.00 will not be enough for all rows: they are expected to cost $5.00" in text
+    assert "limits.cancel_after of 5 s would have ended one in ten of the rows bought before" in text
+    assert "at least 5:00, as 2 in flight come to 20 per minute" in text
+
+
+async def test_what_does_not_fit(folder: Path, past: Any):
+    """A note with the remedy where the disk has less than the files need."""
+    options = job(folder, BY_SECOND)
+    await past(options, file_bytes=10**18)
+    assert any("the files will not fit" in line and "--output" in line for line in (await planning.plan(options)).lines)
+
+
+async def test_the_question_has_all_figures(folder: Path, past: Any):
+    """With a worst case it asks by that; without one by what such rows cost before; with neither nothing can be asked."""
+    options = job(folder, BY_SECOND, rows=100)
+    await past(options)
+    order, home = order_of(options)
+    settings = wiring.read_settings(home)
+    async with wiring.rooms(settings) as rooms:
+        prepared = await prepare(rooms, order, book=wiring.price_book(settings))
+        with pytest.raises(BadInput, match=r"may cost about \$5\.50 \(\$1\.00 to \$10\.00\), by .*; nothing bounds it"):
+            await run._consent(rooms, prepared, options, ask_above_usd=9.99)
+        await run._consent(rooms, prepared, options, ask_above_usd=10.0)
+        few = RunOptions("shots", limit=3)
+        await run._consent(rooms, prepared, few, ask_above_usd=0.31)
+        bounded, _ = order_of(RunOptions("shots", changes={"limits.cancel_after": "1m"}))
+        capped = await prepare(rooms, bounded, book=wiring.price_book(settings))
+        with pytest.raises(BadInput, match=r"may cost up to \$60\.00; expected: \$5\.50 \(\$1\.00 to \$10\.00\)"):
+            await run._consent(rooms, capped, options, ask_above_usd=59.0)
+    unknown = Figure(None, "")
+    assert question(prepared, Estimate(5, unknown, unknown, unknown, None))[0] is None
+
+
+async def test_the_estimate_stays_with_the_batch(folder: Path, past: Any):
+    """Loaded before anything is known, the batch has an unknown one; going on fills it in once rows have ended, and once."""
+    options = job(folder, BY_SECOND, rows=100)
+    order, home = order_of(options)
+    async with wiring.rooms(wiring.read_settings(home)) as rooms:
+        prepared = await prepare(rooms, order)
+        batch, new = await load(rooms, prepared)
+        first = Estimate.from_json(batch.estimate_json)
+        assert new and first is not None and (first.rows, first.expected.usd) == (100, None)
+        await past(options)
+        learned = Estimate.from_json((await load(rooms, prepared))[0].estimate_json)
+        assert learned is not None and learned.in_all(learned.expected.usd) == Decimal("5.5")
+        dearer, _ = order_of(RunOptions("shots", changes={"price.per_second_usd": "0.05"}))
+        again, new = await load(rooms, await prepare(rooms, dearer))
+        assert not new and Estimate.from_json(again.estimate_json) == learned
+    told = (await planning.plan(options)).lines
+    assert any("there is a batch of this run key already" in line for line in told)

@@ -1,0 +1,58 @@
+"""What a batch is expected to cost, from its rows as they are read to the ledger."""
+
+from decimal import Decimal
+
+from orchestrator import wiring
+from orchestrator.core.estimate import Estimate
+from orchestrator.core.history import history_of
+from orchestrator.core.pricebook import read_book
+from orchestrator.flow.ingest import Order, Prepared, check, estimate_of, load, prepare, rows_to_buy
+from tests.flow.conftest import Stage
+from tests.flow.test_stations import settle
+
+FILM = """\
+model: simulator/film
+source: { path: rows.csv }
+input: { prompt: "{{ prompt }}", resolution: "{{ resolution }}", duration: 4 }
+"""
+BOOK = read_book([("p", "", {"models": {"simulator/film": {"per_output_second_usd": "0.10", "tiers": [
+    {"when": {"resolution": "1080p"}, "per_output_second_usd": "0.15"},
+    {"when": {"resolution": "480p"}, "per_output_second_usd": "0.05"}]}}})])
+
+
+async def prepared(stage: Stage, rows: list[tuple[str, str]]) -> Prepared:
+    """A job of films, the resolution of each from a column."""
+    (stage.folder / "rows.csv").write_text("prompt,resolution\n" + "".join(f"{prompt},{size}\n" for prompt, size in rows))
+    (stage.folder / "job.yaml").write_text(FILM)
+    job = wiring.load_job(stage.folder / "job.yaml", changes={}).job
+    order = Order(job=job, name="job", folder=str(stage.folder), output_to="out", output_base=str(stage.folder))
+    return await prepare(stage.rooms, order, book=BOOK)
+
+
+async def test_each_row_at_its_own_rate(stage: Stage):
+    """Tiers by a column: the rates are counted as rows are read. Once these were bought, the seconds that came count, at the mean
+    of the rates that are to be paid now."""
+    found = await prepared(stage, [("a", "1080p"), ("b", "480p"), ("c", ""), ("d", "480p")])
+    examined = await check(stage.rooms, found)
+    expected = estimate_of(found, examined, None)
+    assert [expected.in_all(figure.usd) for figure in (expected.low, expected.expected, expected.high)] == [Decimal("1.4")] * 3
+    assert expected.in_all(expected.worst_usd) == Decimal("2.4")
+    batch, _ = await load(stage.rooms, found)
+    assert Estimate.from_json(batch.estimate_json) == expected
+    assert await settle(stage, batch, within_s=20) == {"succeeded": 4}
+    past = history_of(await stage.rooms.ledger.past(batch.account, batch.target))
+    assert past is not None and past.rows == 4
+    lengths = sum((one.quantity for one in past.attempts if one.quantity is not None), Decimal(0))
+    again = estimate_of(found, examined, past)
+    assert again.in_all(again.expected.usd) == lengths * Decimal("0.0875")  # the mean of the four rates
+
+
+async def test_equal_rows_are_counted(stage: Stage):
+    """Rows whose input equals an earlier one's, wherever it stands; only where the job says so they are not bought."""
+    found = await prepared(stage, [("a", ""), ("b", ""), ("a", ""), ("a", "480p"), ("b", ""), ("a", "")])
+    examined = await check(stage.rooms, found)
+    assert (examined.good, examined.equal_rows) == (6, 3)
+    job = found.order.job
+    assert rows_to_buy(job, examined) == 6
+    once = job.model_copy(update={"duplicates": "once"})
+    assert (rows_to_buy(once, examined), rows_to_buy(once, examined, limit=2)) == (3, 2)
