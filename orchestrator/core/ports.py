@@ -12,6 +12,7 @@ from orchestrator.core.failing import Tally
 from orchestrator.core.homeward import Backlog
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.permits import Budget, Flow, Grant, Heard
+from orchestrator.core.reckoning import Booked
 from orchestrator.core.records import (
     Batch,
     Change,
@@ -523,6 +524,12 @@ class Ledger(Protocol):
 
     def bought(self, batch_pk: int) -> AsyncIterator[list[Bought]]:
         """The batch's attempts in row order, streamed."""
+
+    def booked(self, batch_pk: int) -> AsyncIterator[list[Booked]]:
+        """The charges of the batch's attempts in row order, streamed, without inputs."""
+
+    async def booked_of(self, prediction_ids: Sequence[str]) -> dict[str, Booked]:
+        """The charges of these predictions, of whichever batch, by prediction."""
 
     async def owners(self, *, prediction_ids: Sequence[str] = (), attempt_ids: Sequence[str] = ()) -> list[Owner]:
         """The attempts that have one of these predictions, and those of these ids, of whichever batch."""

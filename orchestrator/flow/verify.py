@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.core.errors import BadInput, CollectError, OutputBroken
+from orchestrator.core.findings import Finding, Kind
 from orchestrator.core.inputs import OutputShape, shape_of
 from orchestrator.core.lifecycle import FINAL_ITEM, LIVE_BATCH, BatchState, ItemState
 from orchestrator.core.ports import Rooms, Storage
@@ -18,10 +19,8 @@ from orchestrator.core.verify import (
     MANIFEST_FIELDS,
     RESULT_FIELDS,
     Document,
-    Finding,
     HomeFile,
     HomeRow,
-    Kind,
     Pairing,
     Report,
     judge_file,
@@ -33,6 +32,7 @@ from orchestrator.core.verify import (
 )
 from orchestrator.flow.listing import provider_now
 from orchestrator.flow.report import results_path
+from orchestrator.flow.verify_charges import verify_charges
 
 T = TypeVar("T")
 FILES_AT_ONCE, BYTES_AT_ONCE = 64, 8 * 1024 * 1024  # of one errand to a thread
@@ -64,6 +64,7 @@ async def verify_home(rooms: Rooms, batch: Batch, *, fetch: bool = False, told: 
         by_state = (await rooms.ledger.counts(batch.pk)).by_state
         for finding in judge_open(by_state, remedy=f"orchestrator retry {batch.id}"):
             report.findings.add(finding)
+    await verify_charges(rooms, batch, report)
     await _strangers(rooms, batch, storage, report)
     await _documents(rooms, batch, report)
     return report

@@ -7,6 +7,7 @@ from typing import Any
 from orchestrator.core.failing import Tally
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Claimable, ClaimTerms, Decide, KeptDelivery, OpenAttempt, OpenWindow
+from orchestrator.core.reckoning import Booked
 from orchestrator.core.records import (
     Batch,
     Change,
@@ -394,6 +395,15 @@ class SqlLedger:
         """As the port says, a transaction for each chunk."""
         for first, end in await self._db.read(views.chunk_places, batch_pk):
             yield await self._db.read(verifying.bought_of_chunk, batch_pk, first=first, end=end)
+
+    async def booked(self, batch_pk: int) -> AsyncIterator[list[Booked]]:
+        """As the port says, a transaction for each chunk."""
+        for first, end in await self._db.read(views.chunk_places, batch_pk):
+            yield await self._db.read(verifying.booked_of_chunk, batch_pk, first=first, end=end)
+
+    async def booked_of(self, prediction_ids: Sequence[str]) -> dict[str, Booked]:
+        """As the port says."""
+        return await self._db.read(verifying.booked_of, prediction_ids) if prediction_ids else {}
 
     async def owners(self, *, prediction_ids: Sequence[str] = (), attempt_ids: Sequence[str] = ()) -> list[Owner]:
         """As the port says."""
