@@ -528,7 +528,7 @@ class Ledger(Protocol):
     def booked(self, batch_pk: int) -> AsyncIterator[list[Booked]]:
         """The charges of the batch's attempts in row order, streamed, without inputs."""
 
-    async def booked_of(self, prediction_ids: Sequence[str]) -> dict[str, Booked]:
+    async def booked_of(self, prediction_ids: Sequence[str], *, with_input: bool = False) -> dict[str, Booked]:
         """The charges of these predictions, of whichever batch, by prediction."""
 
     async def owners(self, *, prediction_ids: Sequence[str] = (), attempt_ids: Sequence[str] = ()) -> list[Owner]:
@@ -608,6 +608,13 @@ class Ledger(Protocol):
 
     async def spent_by_day(self, batch_pks: Sequence[int] | None) -> list[tuple[str, Spent]]:
         """What was spent on each day (UTC), by when a prediction ended; a row tried on two days counts on both."""
+
+    async def spent_by_batch_and_day(self, *, account: str | None, first: str | None,
+                                     last: str | None) -> list[tuple[int, str, Spent]]:
+        """The same by batch and day, of the days between these two (YYYY-MM-DD, both included) and of one account; None: all."""
+
+    async def accounts(self) -> list[str]:
+        """Whose batches there are."""
 
     def spent_by_row(self, batch_pk: int) -> AsyncIterator[tuple[int, bytes, dict[int, Spent]]]:
         """Chunk by chunk: its first row's number, its snapshot, and what each row cost that was tried, by its number."""

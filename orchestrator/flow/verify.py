@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from orchestrator.core.verify import (
 )
 from orchestrator.flow.listing import provider_now
 from orchestrator.flow.report import results_path
+from orchestrator.flow.threads import in_threads
 from orchestrator.flow.verify_charges import verify_charges
 
 T = TypeVar("T")
@@ -166,9 +167,9 @@ async def _documents(rooms: Rooms, batch: Batch, report: Report) -> None:
     rows = ([line_of(result_row(item, shape=shape, hidden=hidden)) for item in items]
             async for _, items in rooms.ledger.results(batch.pk))
     written = ([{name: line.get(name) for name in MANIFEST_FIELDS} for line in lines]
-               async for lines in _in_threads(lambda: rooms.tables.entries(report.manifest.path)))
+               async for lines in in_threads(lambda: rooms.tables.entries(report.manifest.path)))
     cells = ([result_line(line) for line in lines]
-             async for lines in _in_threads(lambda: rooms.tables.cells(report.results.path, columns=RESULT_FIELDS)))
+             async for lines in in_threads(lambda: rooms.tables.cells(report.results.path, columns=RESULT_FIELDS)))
     await _document(batch, report, report.manifest, Kind.MANIFEST, "path", written=written,
                     known=_chunks(rooms.ledger.manifest(batch.pk)))
     await _document(batch, report, report.results, Kind.RESULTS, "prediction_index", written=cells, known=rows)
@@ -231,11 +232,3 @@ async def _chunks(lines: AsyncIterator[T]) -> AsyncIterator[list[T]]:
             some = []
     if some:
         yield some
-
-
-async def _in_threads(make: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
-    """A blocking iterator, each step in a thread."""
-    found, end = await asyncio.to_thread(make), object()
-    step: Callable[[], Awaitable[Any]] = lambda: asyncio.to_thread(next, found, end)  # noqa: E731
-    while (item := await step()) is not end:
-        yield item

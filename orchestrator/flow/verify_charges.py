@@ -25,7 +25,7 @@ async def verify_charges(rooms: Rooms, batch: Batch, report: Report) -> None:
 async def compare_charges(rooms: Rooms, batch: Batch, report: Report, shown: Sequence[Prediction]) -> None:
     """Predictions of this batch, as the provider shows them now, against what the ledger charges for them."""
     pricing, shape = Pricing.from_json(batch.price_json), shape_of(batch.schema_json)
-    known = await rooms.ledger.booked_of([prediction.id for prediction in shown])
+    known = await rooms.ledger.booked_of([prediction.id for prediction in shown], with_input=True)
     for prediction in shown:
         booked = known.get(prediction.id)
         if booked is not None and booked.batch_pk == batch.pk and is_comparable(prediction, booked):

@@ -154,7 +154,8 @@ async def test_charges_and_what_they_were_reckoned_from(acts: Acts) -> None:
     assert found[0].line == ChargeLine("second", Decimal("2.5"), Decimal("0.5"), "test")
     assert [b.line for b in found[1:]] == [None] * 4
     assert found[0].at == NOW + timedelta(seconds=2.5) and found[3].at == NOW
-    by_prediction = await acts.ledger.booked_of(["p0", "p2", "q0", "none", *(f"x{n}" for n in range(900))])
+    by_prediction = await acts.ledger.booked_of(["p0", "p2", "q0", "none", *(f"x{n}" for n in range(900))], with_input=True)
     assert {id_: (b.batch_pk, b.input_json) for id_, b in by_prediction.items()} == {
         "p0": (batch.pk, None), "p2": (batch.pk, '{"seed":2}'), "q0": (other.pk, '{"seed":0}')}
+    assert (await acts.ledger.booked_of(["p2"]))["p2"].input_json is None
     assert await acts.ledger.booked_of([]) == {}

@@ -97,7 +97,7 @@ async def unanswered_since(connection: AsyncConnection, account: str) -> datetim
 
 
 
-def _booked(*, with_input: bool = False) -> Any:
+def _booked(*, with_input: bool) -> Any:
     """What the charge of an attempt is, and what it was reckoned from. The input only where no price is kept beside it: it may be
     long, and is asked for where the charge is to be reckoned at the batch's price."""
     given: Any = case((attempts.c.charge_unit.is_(None), items.c.input_json)) if with_input else literal(None)
@@ -112,14 +112,15 @@ def _booked(*, with_input: bool = False) -> Any:
 async def booked_of_chunk(connection: AsyncConnection, batch_pk: int, *, first: int, end: int) -> list[Booked]:
     """The charges of one chunk's attempts, in order."""
     here = and_(items.c.batch_pk == batch_pk, items.c.idx >= first, items.c.idx < end)
-    return [Booked(*row) for row in await connection.execute(_booked().where(here).order_by(items.c.idx, attempts.c.n))]
+    return [Booked(*row) for row in await connection.execute(
+        _booked(with_input=False).where(here).order_by(items.c.idx, attempts.c.n))]
 
 
-async def booked_of(connection: AsyncConnection, prediction_ids: Sequence[str]) -> dict[str, Booked]:
+async def booked_of(connection: AsyncConnection, prediction_ids: Sequence[str], *, with_input: bool) -> dict[str, Booked]:
     """The charges of these predictions, of whichever batch."""
     found: dict[str, Booked] = {}
     for start in range(0, len(prediction_ids), AT_ONCE):
         some = prediction_ids[start:start + AT_ONCE]
-        rows = await connection.execute(_booked(with_input=True).where(attempts.c.prediction_id.in_(some)))
+        rows = await connection.execute(_booked(with_input=with_input).where(attempts.c.prediction_id.in_(some)))
         found |= {row.prediction_id: Booked(*row) for row in rows}
     return found
