@@ -184,7 +184,7 @@ def _wordy(found: re.Match[str]) -> date:
     return date(int(found["year"]), 1 + _MONTHS.index(found["month"][:3]), int(first or second))
 
 
-_NAME = re.compile(r"[a-z0-9][\w.-]*/[a-z0-9][\w.-]*[a-z0-9_]|[a-z0-9]/[a-z0-9]")
+_NAME = re.compile(r"(?<![\w/.-])[a-z0-9][\w.-]*/[a-z0-9](?:[\w.-]*[a-z0-9_])?(?![\w/-])")
 
 
 def model_in(text: str, models: Mapping[str, str]) -> str | None:

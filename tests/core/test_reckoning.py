@@ -54,10 +54,10 @@ AMOUNT = st.decimals(0, 1000, places=9, allow_nan=False)
 @given(AMOUNT, AMOUNT, st.none() | AMOUNT, st.none() | AMOUNT, st.integers(-5, 5))
 def test_a_charge_by_itself(quantity: Decimal, price: Decimal, out: Decimal | None, price_out: Decimal | None, off: int):
     """Whatever was counted at whatever price: the charge that was made of it is right, and any other is wrong."""
-    metrics = {"token_input_count": float(quantity)} | ({} if out is None else {"token_output_count": float(out)})
-    unit, given_price = ("second", Price("p", "second", price)) if out is None else ("token", Price("p", "token", price, price_out))
-    metrics = {"predict_time": float(quantity)} if unit == "second" else metrics
-    made = charge(Prediction("p7", "succeeded", metrics=metrics), price=given_price, outputs=None)
+    unit = "second" if out is None else "token"
+    read = {"predict_time": float(quantity)} if out is None else {"token_input_count": float(quantity)}
+    metrics = read if out is None else read | {"token_output_count": float(out)}
+    made = charge(Prediction("p7", "succeeded", metrics=metrics), price=Price("p", unit, price, price_out), outputs=None)
     assert made.usd is not None and made.line is not None
     line = made.line
     kept = booked(to_units(made.usd) + off, unit=unit, quantity=format(line.quantity, "f"), price=format(line.usd, "f"),

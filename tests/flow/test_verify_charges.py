@@ -33,8 +33,9 @@ def retold(stage: Stage, prediction_id: str, **metrics: Any) -> None:
     api = stage.rooms.predictions
 
     async def page(**values: Any) -> Any:
-        found = await api.list_page(**values)
-        return replace(found, predictions=[p._replace(metrics=metrics) if p.id == prediction_id else p for p in found.predictions])
+        shown = await api.list_page(**values)
+        return replace(shown, predictions=[p._replace(metrics=metrics) if p.id == prediction_id else p
+                                           for p in shown.predictions])
 
     async def get(_: str) -> Any:
         raise AssertionError("a GET for what the list has told")

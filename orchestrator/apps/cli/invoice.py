@@ -12,7 +12,7 @@ from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.look import here
 from orchestrator.apps.cli.panel import usd_text
 from orchestrator.apps.cli.steer import absolute
-from orchestrator.core.beside import CENT, Beside, Kind, Pile, Verdict, Word
+from orchestrator.core.beside import CENT, FINEST, Beside, Kind, Pile, Verdict, Word
 from orchestrator.core.errors import BadInput
 from orchestrator.core.invoice import DAY, PREDICTION, said_of
 from orchestrator.flow.invoice import Laid, Request, lay_beside
@@ -65,11 +65,13 @@ def _day(option: str, text: str | None) -> str | None:
 
 # For programs
 
+_WORDS = {Exit.DONE: "agrees", Exit.FAILED_ROWS: "differs"}
+
 
 def _document(options: InvoiceOptions, laid: Laid, *, code: Exit) -> dict[str, Any]:
     beside = laid.beside
     return {
-        "invoice": options.path, "verdict": "agrees" if code is Exit.DONE else "differs", "account": laid.account,
+        "invoice": options.path, "verdict": _WORDS[code], "compared": beside.together().is_bought, "account": laid.account,
         "columns": dict(laid.columns.taken), "unused_columns": list(laid.columns.left), "from": laid.first, "until": laid.last,
         "lines": beside.lines, "lines_without_amount": beside.empty, "lines_of_other_days": beside.outside,
         "taken_for_models": beside.renamed,
@@ -96,7 +98,7 @@ def _of_word(word: Word) -> dict[str, Any]:
 
 
 def _usd(value: Decimal | None) -> str | None:
-    return None if value is None else format(value, "f")
+    return None if value is None else format(value.normalize(), "f")
 
 
 def _records(beside: Beside) -> Iterator[dict[str, Any]]:
@@ -108,9 +110,9 @@ def _records(beside: Beside) -> Iterator[dict[str, Any]]:
 
 
 def _record(model: str, day: str | None, pile: Pile, verdict: str | None) -> dict[str, Any]:
-    return {"model": model, "day": day, "invoice_usd": pile.billed_usd, "ledger_usd": pile.ledger_usd,
-            "difference_usd": pile.difference_usd, "lines": pile.lines, "predictions": pile.predictions,
-            "unknown_rows": pile.unknown_rows, "verdict": verdict}
+    billed, difference = (round(usd, FINEST) for usd in (pile.billed_usd, pile.difference_usd))
+    return {"model": model, "day": day, "invoice_usd": billed, "ledger_usd": pile.ledger_usd, "difference_usd": difference,
+            "lines": pile.lines, "predictions": pile.predictions, "unknown_rows": pile.unknown_rows, "verdict": verdict}
 
 
 # For people
@@ -118,7 +120,7 @@ def _record(model: str, day: str | None, pile: Pile, verdict: str | None) -> dic
 
 def _lines(options: InvoiceOptions, laid: Laid) -> Iterator[str]:
     beside = laid.beside
-    yield f"{options.path}: {beside.lines:,} lines, {usd_text(beside.together().billed_usd)}"
+    yield f"{options.path}: {beside.lines:,} lines, {_text(beside.together().billed_usd)}"
     yield from _how_read(laid)
     yield ""
     yield from _table(beside)
@@ -138,10 +140,9 @@ def _how_read(laid: Laid) -> Iterator[str]:
     yield f"ledger   {span} (UTC)" + ("" if laid.account is None else f", account {laid.account}")
     if DAY not in laid.columns.taken and laid.first is None and laid.last is None:
         yield "         the invoice has no days; --from and --until say which of the ledger's it is of"
-    for many, text in ((beside.empty, "lines without an amount are left out"),
-                       (beside.outside, "lines of other days are left out")):
+    for many, text in ((beside.empty, "without an amount"), (beside.outside, "of other days")):
         if many:
-            yield f"         {many:,} {text}"
+            yield f"         {many:,} {'line' if many == 1 else 'lines'} {text} left out"
     if beside.renamed:
         text, model = next(iter(beside.renamed.items()))
         more = f", and {len(beside.renamed) - 1:,} more so" if len(beside.renamed) > 1 else ""
@@ -167,12 +168,17 @@ def _table(beside: Beside) -> Iterator[str]:
 
 
 def _cells(name: str, pile: Pile, verdict: str) -> tuple[str, ...]:
-    return (name, usd_text(pile.billed_usd) if pile.lines else "–", usd_text(pile.ledger_usd) if pile.is_bought else "–",
+    return (name, _text(pile.billed_usd) if pile.lines else "–", _text(pile.ledger_usd) if pile.is_bought else "–",
             _signed(pile.difference_usd), f"{pile.unknown_rows:,} rows" if pile.unknown_rows else "–", verdict)
 
 
 def _signed(usd: Decimal) -> str:
-    return "–" if not usd else f"{'-' if usd < 0 else '+'}{usd_text(abs(usd.normalize()))}"
+    return "–" if not usd else f"{'-' if usd < 0 else '+'}{_text(abs(usd))}"
+
+
+def _text(usd: Decimal) -> str:
+    """Without the zeros that a file may write behind it."""
+    return f"-{usd_text(abs(usd).normalize())}" if usd < 0 else usd_text(usd.normalize())
 
 
 _SAID = {Kind.DIFFERS: "at another cost than the ledger has", Kind.NOT_BILLED: "of the ledger that the invoice does not have",
@@ -194,14 +200,16 @@ def _predictions(beside: Beside) -> Iterator[str]:
 
 def _word(word: Word) -> str:
     where = f"line {word.line}" if word.batch is None else f"row {word.row} ({word.row_id}) of {word.batch}"
-    sums = [f"invoice {usd_text(word.billed_usd)}"] if word.billed_usd is not None else []
-    sums += [f"ledger {usd_text(word.ledger_usd)}"] if word.ledger_usd is not None else []
+    sums = [f"invoice {_text(word.billed_usd)}"] if word.billed_usd is not None else []
+    sums += [f"ledger {_text(word.ledger_usd)}"] if word.ledger_usd is not None else []
     return f"{word.prediction_id} {word.model}, {where}: {', '.join(sums)}"
 
 
 def _verdict(beside: Beside) -> str:
     others = sum(verdict is Verdict.NOT_BOUGHT for _, _, verdict in beside.verdicts())
-    foreign = f"; {others:,} on it were not bought here" if others else ""
+    foreign = f"; {others:,} {'model on it was' if others == 1 else 'models on it were'} not bought here" if others else ""
+    if not beside.together().is_bought:
+        return "nothing was bought here on these days: there is nothing to compare"
     if beside.agrees():
         return f"all that was bought here agrees with the invoice{foreign}"
     return f"the invoice and the ledger differ{foreign}"

@@ -198,7 +198,7 @@ def _charges_texts(report: Report) -> Iterator[str]:
         yield f"{charges.bare:,} of an older version, which kept no quantity"
     if charges.compared:
         differ = charges.compared - charges.agree
-        yield (f"{charges.compared:,} compared with what the provider says now: "
+        yield (f"{charges.compared:,} compared with the provider: "
                + (f"{charges.agree:,} agree, {differ:,} differ, by {_signed(charges.difference_units)} in all" if differ else
                   "all agree, differences $0.00"))
     for many, text in ((charges.untold, "whose quantity it no longer tells"), (charges.unknown, "of a cost unknown to both")):

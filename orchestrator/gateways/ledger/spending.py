@@ -63,8 +63,9 @@ async def by_batch_and_day(connection: AsyncConnection, *, account: str | None, 
                            last: str | None) -> list[tuple[int, str, Spent]]:
     """Each batch and day between these two (None: no bound), of one account or of all."""
     day = _day(connection)
-    bounds = [wanted for wanted, bound in ((attempts.c.account == account, account), (day >= first, first), (day <= last, last))
-              if bound is not None]
+    bounds: list[Any] = [] if account is None else [attempts.c.account == account]
+    bounds += [] if first is None else [day >= first]
+    bounds += [] if last is None else [day <= last]
     rows = await connection.execute(select(attempts.c.batch_pk, day.label("day"), *_FIGURES).where(*bounds)
                                     .group_by(attempts.c.batch_pk, text("day")).order_by(attempts.c.batch_pk, text("day")))
     return [(row.batch_pk, str(row.day), _spent(row)) for row in rows]
@@ -72,7 +73,8 @@ async def by_batch_and_day(connection: AsyncConnection, *, account: str | None, 
 
 async def accounts(connection: AsyncConnection) -> list[str]:
     """Whose batches there are."""
-    return list(await connection.scalars(select(batches.c.account).distinct().order_by(batches.c.account)))
+    rows = await connection.execute(select(batches.c.account).distinct().order_by(batches.c.account))
+    return [row.account for row in rows]
 
 
 async def by_row(connection: AsyncConnection, batch_pk: int, *, first: int, end: int) -> tuple[bytes, dict[int, Spent]]:
