@@ -146,6 +146,7 @@ class Beside:
     counts: Counter[Kind] = field(default_factory=Counter)
     words: list[Word] = field(default_factory=list)
     compared: int = 0  # predictions that both have, with a cost
+    nameless: set[str] = field(default_factory=set)  # models with lines that name no prediction
     strangers: Counter[str] = field(default_factory=Counter)  # predictions that the ledger does not know, by model
 
     @property
@@ -156,6 +157,8 @@ class Beside:
     def add_line(self, line: InvoiceLine, model: str) -> None:
         """A line of the invoice. Raises BadInput where there are too many models to be kept."""
         self.lines += 1
+        if line.prediction_id is None:
+            self.nameless.add(model)
         self.digits = max(self.digits, line.digits)
         self._add(model, line.day, Pile(billed_usd=line.usd, lines=1))
         if line.day is not None:
@@ -191,6 +194,8 @@ class Beside:
             return
         ledger_usd = None if booked.units is None else to_usd(booked.units)
         about = booked.prediction_id, model, None if found is None else found[0], ledger_usd, batch, booked.row, booked.row_id
+        if found is None and model in self.nameless:
+            return  # it may be in a line that names none
         if found is None:
             self._say(Word(Kind.NOT_BILLED, *about))
         elif ledger_usd is None:

@@ -84,6 +84,7 @@ async def _lines(table: _Table, chunk: RowChunk) -> None:
     """Some lines of the invoice, each under its model; those that name a prediction of the ledger under that one's."""
     beside, lines = table.beside, _read(table, chunk)
     booked = await table.rooms.ledger.booked_of([line.prediction_id for line in lines if line.prediction_id is not None])
+    booked = {id_: one for id_, one in booked.items() if one.batch_pk in table.batches}  # else of a batch begun just now
     for line in lines:
         known = booked.get(line.prediction_id or "")
         model = _model(table, line) if known is None else table.batches[known.batch_pk].model
@@ -128,6 +129,7 @@ def _model(table: _Table, line: InvoiceLine) -> str:
 async def _bought(table: _Table, *, account: str | None, first: str | None, last: str | None) -> None:
     """The ledger's side: sums where the invoice has sums, else attempt by attempt."""
     spent = await table.rooms.ledger.spent_by_batch_and_day(account=account, first=first, last=last)
+    spent = [one for one in spent if one[0] in table.batches]
     if PREDICTION not in table.columns.taken:
         for pk, day, some in spent:
             table.beside.add_bought(table.batches[pk].model, day, Pile(

@@ -93,7 +93,7 @@ def test_predictions():
     beside = Beside()
     cheap, dear, missing, unknown, free = (booked(units, row) for row, units in enumerate((3 * 10**9, 10**12, 10**9, None, 0)))
     for one, usd in ((cheap, "0.003"), (dear, "1.000001"), (unknown, "0.5")):
-        beside.add_line(line(usd), A)
+        beside.add_line(line(usd, prediction=one.prediction_id), A)
         beside.billed.add(one, Decimal(usd))
     beside.add_line(line("0.04", number=9, prediction="x"), A)
     beside.add_stranger(line("0.04", number=9, prediction="x"), A)
@@ -144,6 +144,18 @@ def test_strangers_count_only_among_models_that_were_bought_here():
     beside.add_line(line("0.003"), A)
     beside.add_stranger(line("0.003", prediction="y"), A)
     assert not beside.agrees()
+
+
+def test_lines_that_name_no_prediction():
+    """What they are for is not known one by one: the sums decide, and nothing is called missing."""
+    beside = Beside()
+    beside.add_line(line("2.00", prediction="p1-0-1"), A)
+    beside.billed.add(booked(2 * 10**12), Decimal("2.00"))
+    beside.add_line(line("1.00"), A)
+    for one in (booked(2 * 10**12), booked(10**12, 1)):
+        beside.add_bought(A, "2026-01-05", Pile(ledger_units=one.units or 0))
+        beside.compare(one, model=A, batch="b")
+    assert (beside.agrees(), beside.compared, beside.words) == (True, 1, [])
 
 
 def test_bounds():

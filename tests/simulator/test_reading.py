@@ -224,7 +224,7 @@ def test_ledger_knows_what_was_bought_twice(rig: Rig) -> None:
 
 
 def test_the_invoice_is_what_was_billed(rig: Rig) -> None:
-    """A line for each prediction that cost something, on the day on which the provider ended it; those of another account apart."""
+    """A line for each prediction that cost something, on the day on which it ended there; those of another account apart."""
     rig.put("faults", fail={"next": 1})
     for prompt in ("free", "one", "two"):
         rig.buy(FLUX, prompt=prompt)
