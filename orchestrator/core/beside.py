@@ -190,12 +190,11 @@ class Beside:
     def compare(self, booked: Booked, *, model: str, batch: str) -> None:
         """One attempt of the ledger that the invoice names, or should."""
         found = self.billed.of(booked)
-        if booked.prediction_id is None or (found is None and not booked.units):
+        need_not_be_there = not booked.units or model in self.nameless  # it cost nothing, or is in a line that names none
+        if booked.prediction_id is None or (found is None and need_not_be_there):
             return
         ledger_usd = None if booked.units is None else to_usd(booked.units)
         about = booked.prediction_id, model, None if found is None else found[0], ledger_usd, batch, booked.row, booked.row_id
-        if found is None and model in self.nameless:
-            return  # it may be in a line that names none
         if found is None:
             self._say(Word(Kind.NOT_BILLED, *about))
         elif ledger_usd is None:
