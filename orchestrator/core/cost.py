@@ -235,14 +235,20 @@ class _Used(NamedTuple):
 
 
 def _charge(price: Price, rate: Rate, used: _Used) -> Charge:
-    usd, rate_out = rate.usd * used.quantity, None
+    rate_out = None
     if used.quantity_out is not None:
         rate_out = rate.usd if rate.usd_out is None else rate.usd_out
-        usd += rate_out * used.quantity_out
+    line = ChargeLine(price.unit, used.quantity, rate.usd, price.id, used.quantity_out, rate_out)
+    usd = of_line(line)
     if to_units(usd) > MOST_UNITS:  # nonsense, which the ledger could not hold: the fact would be lost with it
         return UNKNOWN
-    line = ChargeLine(price.unit, used.quantity, rate.usd, price.id, used.quantity_out, rate_out)
     return Charge(usd, "estimate" if price.is_estimate else used.basis, line)
+
+
+def of_line(line: ChargeLine) -> Decimal:
+    """What a charge's line comes to: its quantity at its price, of tokens both of them."""
+    usd = line.usd * line.quantity
+    return usd if line.quantity_out is None or line.usd_out is None else usd + line.usd_out * line.quantity_out
 
 
 def _told(prediction: Prediction, *names: str) -> Decimal | None:

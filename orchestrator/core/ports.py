@@ -14,6 +14,7 @@ from orchestrator.core.history import PastAttempt
 from orchestrator.core.homeward import Backlog
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.permits import Budget, Flow, Grant, Heard
+from orchestrator.core.reckoning import Booked
 from orchestrator.core.records import (
     Batch,
     Change,
@@ -540,6 +541,12 @@ class Ledger(Protocol):
     def bought(self, batch_pk: int) -> AsyncIterator[list[Bought]]:
         """The batch's attempts in row order, streamed."""
 
+    def booked(self, batch_pk: int) -> AsyncIterator[list[Booked]]:
+        """The charges of the batch's attempts in row order, streamed, without inputs."""
+
+    async def booked_of(self, prediction_ids: Sequence[str], *, with_input: bool = False) -> dict[str, Booked]:
+        """The charges of these predictions, of whichever batch, by prediction."""
+
     async def owners(self, *, prediction_ids: Sequence[str] = (), attempt_ids: Sequence[str] = ()) -> list[Owner]:
         """The attempts that have one of these predictions, and those of these ids, of whichever batch."""
 
@@ -620,6 +627,13 @@ class Ledger(Protocol):
 
     async def spent_by_day(self, batch_pks: Sequence[int] | None) -> list[tuple[str, Spent]]:
         """What was spent on each day (UTC), by when a prediction ended; a row tried on two days counts on both."""
+
+    async def spent_by_batch_and_day(self, *, account: str | None, first: str | None,
+                                     last: str | None) -> list[tuple[int, str, Spent]]:
+        """The same by batch and day, of the days between these two (YYYY-MM-DD, both included) and of one account; None: all."""
+
+    async def accounts(self) -> list[str]:
+        """Whose batches there are."""
 
     def spent_by_row(self, batch_pk: int) -> AsyncIterator[tuple[int, bytes, dict[int, Spent]]]:
         """Chunk by chunk: its first row's number, its snapshot, and what each row cost that was tried, by its number."""

@@ -162,12 +162,12 @@ def _charge(standing: Standing, fact: Fact, policy: Policy) -> Charge | None:
     if fact.event not in _ENDS or fact.prediction is None:
         return None
     given = None if standing.input_json is None else json.loads(standing.input_json)
-    return charge(fact.prediction, price=policy.price, outputs=_outputs(fact.prediction, policy), given=given,
-                  failed=policy.failed)
+    return charge(fact.prediction, price=policy.price, outputs=outputs_of(fact.prediction, policy.count_files),
+                  given=given, failed=policy.failed)
 
 
-def _outputs(prediction: Prediction, policy: Policy) -> int | None:
+def outputs_of(prediction: Prediction, count_files: Callable[[object], int]) -> int | None:
     """How many files it gave; None: they are deleted, and nobody has counted them."""
     if prediction.output is None:
         return None if prediction.data_removed else 0
-    return policy.count_files(prediction.output)
+    return count_files(prediction.output)

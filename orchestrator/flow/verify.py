@@ -3,12 +3,13 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.core.errors import BadInput, CollectError, OutputBroken
+from orchestrator.core.findings import Finding, Kind
 from orchestrator.core.inputs import OutputShape, shape_of
 from orchestrator.core.lifecycle import FINAL_ITEM, LIVE_BATCH, BatchState, ItemState
 from orchestrator.core.ports import Rooms, Storage
@@ -18,10 +19,8 @@ from orchestrator.core.verify import (
     MANIFEST_FIELDS,
     RESULT_FIELDS,
     Document,
-    Finding,
     HomeFile,
     HomeRow,
-    Kind,
     Pairing,
     Report,
     judge_file,
@@ -33,6 +32,8 @@ from orchestrator.core.verify import (
 )
 from orchestrator.flow.listing import provider_now
 from orchestrator.flow.report import results_path
+from orchestrator.flow.threads import in_threads
+from orchestrator.flow.verify_charges import verify_charges
 
 T = TypeVar("T")
 FILES_AT_ONCE, BYTES_AT_ONCE = 64, 8 * 1024 * 1024  # of one errand to a thread
@@ -65,6 +66,7 @@ async def verify_home(rooms: Rooms, batch: Batch, *, fetch: bool = False, told: 
         for finding in judge_open(by_state, remedy=f"orchestrator retry {batch.id}"):
             report.findings.add(finding)
     report.elsewhere = await rooms.ledger.shared_with(batch.pk)
+    await verify_charges(rooms, batch, report)
     await _strangers(rooms, batch, storage, report)
     await _documents(rooms, batch, report)
     return report
@@ -166,9 +168,9 @@ async def _documents(rooms: Rooms, batch: Batch, report: Report) -> None:
     rows = ([line_of(result_row(item, shape=shape, hidden=hidden)) for item in items]
             async for _, items in rooms.ledger.results(batch.pk))
     written = ([{name: line.get(name) for name in MANIFEST_FIELDS} for line in lines]
-               async for lines in _in_threads(lambda: rooms.tables.entries(report.manifest.path)))
+               async for lines in in_threads(lambda: rooms.tables.entries(report.manifest.path)))
     cells = ([result_line(line) for line in lines]
-             async for lines in _in_threads(lambda: rooms.tables.cells(report.results.path, columns=RESULT_FIELDS)))
+             async for lines in in_threads(lambda: rooms.tables.cells(report.results.path, columns=RESULT_FIELDS)))
     await _document(batch, report, report.manifest, Kind.MANIFEST, "path", written=written,
                     known=_chunks(rooms.ledger.manifest(batch.pk)))
     await _document(batch, report, report.results, Kind.RESULTS, "prediction_index", written=cells, known=rows)
@@ -231,11 +233,3 @@ async def _chunks(lines: AsyncIterator[T]) -> AsyncIterator[list[T]]:
             some = []
     if some:
         yield some
-
-
-async def _in_threads(make: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
-    """A blocking iterator, each step in a thread."""
-    found, end = await asyncio.to_thread(make), object()
-    step: Callable[[], Awaitable[Any]] = lambda: asyncio.to_thread(next, found, end)  # noqa: E731
-    while (item := await step()) is not end:
-        yield item

@@ -5,14 +5,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from orchestrator.core.errors import NotFound, OrchestratorError, Unreadable
+from orchestrator.core.findings import Finding, Kind
 from orchestrator.core.inputs import input_hash
 from orchestrator.core.lifecycle import ALIVE_ATTEMPT, LIVE_BATCH, AttemptState
 from orchestrator.core.ports import Page, Rooms
 from orchestrator.core.prediction import TERMINAL
 from orchestrator.core.records import Batch, Prediction
 from orchestrator.core.verify import (
-    Finding,
-    Kind,
     Owner,
     Report,
     Span,
@@ -27,6 +26,7 @@ from orchestrator.core.verify import (
 )
 from orchestrator.flow.asking import paced
 from orchestrator.flow.listing import CLOCK_MARGIN_S, say_unreadable
+from orchestrator.flow.verify_charges import compare_charges
 
 MOST_ASKED = 200  # single GETs for each question
 UNOWNED_AT_ONCE = 500
@@ -113,12 +113,14 @@ async def _page(look: _Look, page: Sequence[Prediction]) -> None:
     """The list was read before the ledger is: what the ledger does not know now it did not know then."""
     look.there.listed += len(page)
     owners = {owner.prediction_id: owner for owner in await look.rooms.ledger.owners(prediction_ids=[p.id for p in page])}
+    agreed: list[Prediction] = []
     for prediction in page:
         owner = owners.get(prediction.id)
         if owner is not None and owner.batch_id == look.batch.id:
-            _owned(look, prediction, owner)
+            agreed += [prediction] if _owned(look, prediction, owner) else []
         elif owner is None and (_is_ours(look, prediction) or named_attempts([prediction])):
             look.unowned.append(prediction)
+    await compare_charges(look.rooms, look.batch, look.report, agreed)
     if len(look.unowned) >= UNOWNED_AT_ONCE:
         await _unowned(look)
 
@@ -128,17 +130,20 @@ def _is_ours(look: _Look, prediction: Prediction) -> bool:
     return is_of_target(prediction, name=target.name, version=target.version, echo=look.echo)
 
 
-def _owned(look: _Look, prediction: Prediction, owner: Owner) -> None:
+def _owned(look: _Look, prediction: Prediction, owner: Owner) -> bool:
+    """Whether its end is the one that is recorded, by the list."""
     look.there.ours += 1
     look.seen.add(owner.row, owner.n)
     is_over = look.batch.state not in LIVE_BATCH
-    if judge_owned(prediction, owner, is_over=is_over) is not None:
+    agrees = judge_owned(prediction, owner, is_over=is_over) is None
+    if not agrees:
         look.doubtful.append(prediction.id)
     elif prediction.status in TERMINAL and owner.state in _ALIVE:
         look.there.waiting += 1
     if prediction.input and not prediction.data_removed:
         is_same = input_hash(prediction.input) == owner.input_hash
         look.verbatim, look.reworded = look.verbatim + is_same, look.reworded + (not is_same)
+    return agrees
 
 
 async def _unowned(look: _Look) -> None:
@@ -207,6 +212,7 @@ async def _confirm(look: _Look) -> None:
             continue  # intermittent 404s for valid ids have been reported, and the list has just shown it
         for owner in await rooms.ledger.owners(prediction_ids=[prediction_id]):
             look.report.findings.add(judge_owned(prediction, owner, is_over=is_over))
+        await compare_charges(rooms, look.batch, look.report, [prediction])
 
 
 async def _not_listed(look: _Look) -> None:
@@ -228,10 +234,11 @@ async def _not_listed(look: _Look) -> None:
 
 
 async def _is_known(look: _Look, prediction_id: str) -> bool:
-    """Asked twice, as intermittent 404s for valid ids have been reported."""
+    """Asked twice, as intermittent 404s for valid ids have been reported. What it shows is compared like what is listed."""
     for _ in range(2):
         try:
-            await paced(look.rooms, look.batch.account, look.rooms.predictions.get, prediction_id)
+            found = await paced(look.rooms, look.batch.account, look.rooms.predictions.get, prediction_id)
+            await compare_charges(look.rooms, look.batch, look.report, [found])
             return True
         except Unreadable:
             return True

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from orchestrator.simulator import answers
-from orchestrator.simulator.counting import Calls, ledger, purchases
+from orchestrator.simulator.counting import Calls, invoice, ledger, purchases
 from orchestrator.simulator.limits import Bucket, Limits
 from orchestrator.simulator.webhooks import Dispatch
 from orchestrator.simulator.wire import Reply, Request
@@ -42,6 +42,8 @@ class Admin:
             return answers.json_reply(ledger(self._world, self._calls, webhooks=self._dispatch.as_json()))
         if name == "purchases":
             return Reply(200, purchases(self._world), "application/jsonl")
+        if name == "invoice":
+            return Reply(200, invoice(self._world, account=request.query.get("account")), "text/csv")
         if name == "calls":
             return answers.json_reply(self._calls.as_json(times=request.query.get("times") == "1"))
         if name == "webhooks":

@@ -117,6 +117,24 @@ def purchases(world: World) -> Iterator[bytes]:
         yield b"".join(orjson.dumps(_purchase(prediction, now=now)) + b"\n" for prediction in piece)
 
 
+def invoice(world: World, *, account: str | None) -> Iterator[bytes]:
+    """Yield a bill as CSV, in order of creation: a line for each prediction that cost something, with the day (UTC) on which it
+    ended as the provider tells it.
+
+    What a bill of the real one looks like is not documented; the names of the columns are ours.
+    """
+    yield b"date,model,prediction_id,amount_usd\n"
+    known = iter([one for one in world.predictions.values() if one.billed and account in (None, one.account)])
+    while piece := list(islice(known, CHUNK)):
+        yield "".join(_billed(prediction, offset_s=world.clock_offset_s) for prediction in piece).encode()
+
+
+def _billed(prediction: Prediction, *, offset_s: float) -> str:
+    day = datetime.fromtimestamp(prediction.end_at + offset_s, UTC).date().isoformat()
+    model = (prediction.target.deployment or prediction.target.model).slug
+    return f"{day},{model},{prediction.id},{prediction.billed:f}\n"
+
+
 def input_hash(prediction: Prediction) -> str:
     """Return a short hash of model and input that ignores the order of keys and the spelling of whole numbers."""
     canonical = orjson.dumps(_plain(orjson.loads(prediction.input)), option=orjson.OPT_SORT_KEYS)

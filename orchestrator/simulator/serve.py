@@ -18,7 +18,8 @@ from orchestrator.simulator.config import SimulatorConfig
 from orchestrator.simulator.faults import NAMES
 from orchestrator.simulator.wire import Listener, listen
 
-ADMIN = """Levers while it runs, without a token, under /_admin: GET ledger, purchases, calls, webhooks, faults, struck;
+ADMIN = """Levers while it runs, without a token, under /_admin: GET ledger, purchases, invoice (CSV), calls, webhooks,
+faults, struck;
 PUT faults {"name": probability or {"next": n}}, limits, credit, clock; POST advance {"seconds": s}, reset,
 webhooks {"rotate": true, "overlap": false}. Fault switches: """
 

@@ -80,3 +80,24 @@ async def test_the_day_is_that_of_the_end_in_utc(acts: Acts):
     await acts.tell(acts.answered("a1", "p1"), acts.ended("p1", seconds=until_midnight + 1))
     days = await acts.ledger.spent_by_day(None)
     assert [(day, spent.rows) for day, spent in days] == [("2026-01-05", 1), ("2026-01-06", 1)]
+
+
+async def test_by_batch_and_day(acts: Acts):
+    """Together what the days have; between two days, both included, and of one account; and whose batches there are."""
+    one = await mixed(acts)
+    two = await acts.loaded(1, "c", account="other")
+    await acts.claim(two, 1, prefix="d", now=NOW + timedelta(days=1))
+    late = acts.ended("dp0", seconds=2.0)
+    assert late.prediction is not None
+    await acts.tell(acts.answered("d0", "dp0"),
+                    late._replace(prediction=late.prediction._replace(completed_at=NOW + timedelta(days=1))))
+    spent = acts.ledger.spent_by_batch_and_day
+    found = await spent(account=None, first=None, last=None)
+    today, tomorrow = NOW.date().isoformat(), (NOW + timedelta(days=1)).date().isoformat()
+    assert [(pk, day) for pk, day, _ in found] == [(one.pk, today), (two.pk, tomorrow)]
+    assert found[0][2] == dict(await acts.ledger.spent_by_day([one.pk]))[today]
+    assert await spent(account="acme", first=None, last=None) == found[:1]
+    assert await spent(account=None, first=tomorrow, last=tomorrow) == found[1:]
+    assert await spent(account=None, first=None, last=today) == found[:1]
+    assert await spent(account="acme", first=tomorrow, last=None) == []
+    assert await acts.ledger.accounts() == ["acme", "other"]

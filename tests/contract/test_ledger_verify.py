@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 from orchestrator.core.lifecycle import BatchState, Event, ItemState
-from orchestrator.core.records import Fact, OutputName, Prediction, StoredOutput
+from orchestrator.core.records import ChargeLine, Fact, OutputName, Prediction, StoredOutput
 from tests.contract.conftest import NOW, Acts
 
 
@@ -132,3 +132,30 @@ async def test_what_canceling_came_to(acts: Acts) -> None:
     await acts.tell(acts.ended("p1", "canceled", seconds=3.0), unpriced)
     found = await acts.ledger.canceled(batch.pk)
     assert (found.never_bought, found.between, found.ended, found.ended_usd, found.ended_unknown) == (2, 1, 2, Decimal("1.5"), 1)
+
+
+async def test_charges_and_what_they_were_reckoned_from(acts: Acts) -> None:
+    """Each attempt's charge in row order, with all that is kept beside it; by prediction as well, with the row's input where
+    nothing is kept to reckon from."""
+    batch, other = await acts.loaded(6), await acts.loaded(1, "other")
+    await acts.claim(batch, 5)
+    await acts.tell(acts.ended("p0", attempt_id="a0", seconds=2.5), acts.ended("p1", "aborted", attempt_id="a1"),
+                    Fact(Event.SUCCEEDED, NOW, "a2", Prediction("p2", "succeeded", created_at=NOW, output=["https://x/1.png"])),
+                    acts.said(Event.NOT_SENT, "a3"), acts.answered("a4", "p4"))
+    await acts.claim(other, 1, prefix="o")
+    await acts.tell(acts.answered("o0", "q0"))
+    found = [one for some in [some async for some in acts.ledger.booked(batch.pk)] for one in some]
+    assert [(b.row, b.row_id, b.n, b.state, b.prediction_id, b.units, b.basis, b.is_over) for b in found] == [
+        (0, "sku-0", 1, "succeeded", "p0", 1250000000000, "metrics", True),
+        (1, "sku-1", 1, "aborted", "p1", 0, "free", True),
+        (2, "sku-2", 1, "succeeded", "p2", None, None, True),
+        (3, "sku-3", 1, "not_sent", None, 0, "not bought", True),
+        (4, "sku-4", 1, "running", "p4", None, None, False)]
+    assert found[0].line == ChargeLine("second", Decimal("2.5"), Decimal("0.5"), "test")
+    assert [b.line for b in found[1:]] == [None] * 4
+    assert found[0].at == NOW + timedelta(seconds=2.5) and found[3].at == NOW
+    by_prediction = await acts.ledger.booked_of(["p0", "p2", "q0", "none", *(f"x{n}" for n in range(900))], with_input=True)
+    assert {id_: (b.batch_pk, b.input_json) for id_, b in by_prediction.items()} == {
+        "p0": (batch.pk, None), "p2": (batch.pk, '{"seed":2}'), "q0": (other.pk, '{"seed":0}')}
+    assert (await acts.ledger.booked_of(["p2"]))["p2"].input_json is None
+    assert await acts.ledger.booked_of([]) == {}

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from orchestrator.core import verify as core
 from orchestrator.core.callback import callback_url
+from orchestrator.core.findings import MOST_KEPT, Finding, Findings, Kind
 from orchestrator.core.lifecycle import ItemState
 from orchestrator.core.records import Prediction
-from orchestrator.core.verify import Finding, Findings, HomeFile, HomeRow, Kind, Owner, Pairing, Seen, Tries, Windows
+from orchestrator.core.verify import HomeFile, HomeRow, Owner, Pairing, Seen, Tries, Windows
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 FILE = HomeFile("files/a.png", 3, "ab" * 32, "image/png", "https://x/a.png", 0)
@@ -67,11 +68,11 @@ def test_until_when_it_is_kept():
 def test_findings_are_counted_beyond_what_is_kept():
     """Of ten thousand lost files a thousand are listed, and none goes uncounted."""
     findings = Findings()
-    for row in range(core.MOST_KEPT + 5):
+    for row in range(MOST_KEPT + 5):
         findings.add(Finding(Kind.MISSING, "is missing", row))
     findings.add(None)
-    assert (findings.total, findings.of(Kind.MISSING)) == (core.MOST_KEPT + 5, core.MOST_KEPT + 5)
-    assert len(findings.kept) == core.MOST_KEPT
+    assert (findings.total, findings.of(Kind.MISSING)) == (MOST_KEPT + 5, core.MOST_KEPT + 5)
+    assert len(findings.kept) == MOST_KEPT
 
 
 @given(st.dictionaries(st.text("abc", max_size=3), st.integers(0, 3), max_size=20), st.randoms(use_true_random=False),

@@ -39,6 +39,10 @@ class Provider:
         """Change a setting."""
         httpx.put(f"{self.url}/_admin/{name}", json=value, verify=False, timeout=60).raise_for_status()
 
+    def post(self, name: str, value: Any) -> None:
+        """Make something happen."""
+        httpx.post(f"{self.url}/_admin/{name}", json=value, verify=False, timeout=60).raise_for_status()
+
     def purchases(self) -> list[dict[str, Any]]:
         """Everything that was bought."""
         text = httpx.get(f"{self.url}/_admin/purchases", verify=False, timeout=60).raise_for_status().text

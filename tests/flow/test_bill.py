@@ -20,9 +20,14 @@ from orchestrator.core.errors import BadInput
 from orchestrator.core.pricebook import read_book
 from orchestrator.core.prices import Book
 from orchestrator.core.records import Batch
+from orchestrator.core.verify import Document, Report
 from orchestrator.flow.ingest import Order, Prepared, load, prepare
+from orchestrator.flow.invoice import Request, lay_beside
 from orchestrator.flow.reconcile import sweep
 from orchestrator.flow.submit import submit
+from orchestrator.flow.unsure import look_for_all
+from orchestrator.flow.verify_charges import verify_charges
+from orchestrator.flow.verify_there import verify_there
 from orchestrator.gateways.testing import MemoryLimiter
 from orchestrator.settings import config_folder, read_settings, read_toml
 from orchestrator.simulator.serve import SimulatorConfig, running
@@ -106,7 +111,8 @@ async def market(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
         monkeypatch.setenv("REPLICATE_API_TOKEN", "r8_simulator")
         monkeypatch.setenv("REPLICATE_BASE_URL", url)
         monkeypatch.setenv("ORCHESTRATOR_OUTPUT_HOSTS", url.removeprefix("http://"))
-        settings = read_settings(tmp_path / "home").model_copy(update={"tempo": replace(QUICK, unsure_give_up_s=20)})
+        tempo = replace(QUICK, unsure_give_up_s=20, slice_s=0.2, request_timeout_s=1.5)
+        settings = read_settings(tmp_path / "home").model_copy(update={"tempo": tempo})
         async with wiring.rooms(settings) as rooms:
             limiter = MemoryLimiter(wiring.clock())
             yield Stage(replace(rooms, limiter=limiter), Provider(url), tmp_path, limiter)
@@ -149,22 +155,51 @@ async def cancel_some(stage: Stage, count: int) -> None:
         await asyncio.sleep(0.02)
 
 
+LATER_S = 20.0
+
+
+async def let_time_pass(stage: Stage) -> None:
+    """Once a row has been bought again whose purchase was never made, that is made after all; what never starts meets its
+    deadline."""
+    async with asyncio.timeout(30):
+        while not in_sql(stage, "SELECT 1 FROM attempts a JOIN attempts b ON a.item_pk = b.item_pk "
+                                "WHERE a.state = 'absent' AND b.prediction_id IS NOT NULL"):
+            await asyncio.sleep(0.05)
+    await asyncio.to_thread(stage.provider.post, "advance", {"seconds": LATER_S})
+
+
+async def see_surplus(stage: Stage, batch: Batch) -> None:
+    """Sweep until what was bought beyond need is known, and over."""
+    views = wiring.views(stage.rooms)
+    async with asyncio.timeout(20):
+        while not (await views.bought_beyond_need(batch.pk)).predictions or await stage.rooms.ledger.surplus(batch.account):
+            await sweep(stage.rooms, batch.account)
+            await look_for_all(stage.rooms, batch.account)
+            await asyncio.sleep(0.05)
+
+
 @pytest.mark.parametrize("name", KINDS)
 async def test_the_bill_to_the_last_digit(market: Stage, name: str):
-    """With failures that are tried again and some that are not, cancellations in the middle, and lost answers: the ledger's
-    total is the provider's bill, what is unknown was billed nothing, is counted apart, and alone is still reserved."""
+    """With failures that are tried again and some that are not, cancellations in the middle, one that the deadline ends before it
+    starts, lost answers, and a purchase that turns up when its row was bought again: the ledger's total is the provider's bill,
+    what is unknown was billed nothing, is counted apart, and alone is still reserved."""
     kind = KINDS[name]
-    batch, _ = await load(market.rooms, await prepared(market, kind.model, kind.rows(ROWS), more=kind.more))
-    market.provider.put("faults", {"fail": {"next": 4}, "lost_answer": {"next": 2}})
+    more = kind.more + "limits: { cancel_after: 5s }\n"
+    batch, _ = await load(market.rooms, await prepared(market, kind.model, kind.rows(ROWS), more=more))
+    market.provider.put("faults", {"late_creation": {"next": 1, "seconds": LATER_S}, "stuck": {"next": 1}, "fail": {"next": 4},
+                                   "lost_answer": {"next": 2}})
     await asyncio.gather(submit(market.rooms, batch.id, 0), asyncio.to_thread(asyncio.run, cancel_some(market, 3)))
     market.provider.put("faults", {"fail": {"next": 2, "text": "the model did not like it"}})
-    states = await settle(market, batch, within_s=60)
+    states, _ = await asyncio.gather(settle(market, batch, within_s=60), let_time_pass(market))
+    await see_surplus(market, batch)
     ledger, bought = market.provider.admin("ledger"), market.provider.purchases()
     counts, kept = await market.rooms.ledger.counts(batch.pk), in_sql(market, "SELECT * FROM attempts")
     assert states["failed"] >= 3 and sum(states.values()) == ROWS, states
     assert ledger["by_status"]["canceled"] == 3 and ledger["by_status"]["failed"] >= 3 and len(bought) > ROWS
     struck = market.provider.admin("struck")
     assert struck["lost_answer"] == 2 and struck["fail"] >= 3
+    assert (struck["late_creation"], ledger["by_status"]["aborted"]) == (1, 1)
+    assert sum(a["surplus_at"] is not None for a in kept) == 1
     assert counts.spent_usd == Decimal(ledger["billed_usd"]) > 0
     billed = {p["id"]: Decimal(p["billed_usd"]) for p in bought}
     assert {a["prediction_id"] for a in kept if a["prediction_id"]} == set(billed)
@@ -177,6 +212,7 @@ async def test_the_bill_to_the_last_digit(market: Stage, name: str):
     assert not any(a["reserved_units"] for a in kept if a["charge_units"] is not None)
     assert len(unknown) == (0 if kind.failed_is_known else sum(p["status"] in ("failed", "canceled") for p in bought))
     _reckoned(kept, kind)
+    await _told_again(market, batch, unknown=len(unknown))
 
 
 def _reckoned(kept: list[dict[str, Any]], kind: Kind) -> None:
@@ -189,6 +225,22 @@ def _reckoned(kept: list[dict[str, Any]], kind: Kind) -> None:
             usd += Decimal(attempt["charge_quantity_out"]) * Decimal(attempt["charge_price_out"])
         assert usd.scaleb(12) == attempt["charge_units"]
         assert attempt["charge_price_id"].startswith(("job:gpu-l40s@", f"project:{kind.model}@", f"{kind.model}@"))
+
+
+async def _told_again(stage: Stage, batch: Batch, *, unknown: int) -> None:
+    """What the provider's list says of them still, and its invoice, agree with every charge."""
+    report = Report(Document(""), Document(""))
+    await verify_charges(stage.rooms, batch, report)
+    await verify_there(stage.rooms, batch, report)
+    charges, counts = report.charges, report.findings.counts
+    assert not counts and report.there.why_not is None, report.findings.kept
+    assert (charges.agree, charges.difference_units, charges.untold) == (charges.compared, 0, 0)
+    assert charges.compared == report.there.ours - unknown > 0 and charges.unknown == unknown
+    path = stage.folder / "invoice.csv"
+    path.write_bytes(httpx.get(f"{stage.provider.url}/_admin/invoice", verify=False).content)
+    beside = (await lay_beside(stage.rooms, Request(str(path)))).beside
+    assert beside.agrees() and not beside.words, beside.words
+    assert beside.together().difference_usd == 0 and beside.compared == beside.lines > 0
 
 
 async def test_seconds_of_film_that_nobody_tells(market: Stage):

@@ -12,9 +12,10 @@ import pytest
 
 from orchestrator.core.callback import callback_url
 from orchestrator.core.errors import NotFound, ProviderAway
+from orchestrator.core.findings import Kind
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.records import Batch, Fact
-from orchestrator.core.verify import Kind, Report
+from orchestrator.core.verify import Report
 from orchestrator.flow.control import cancel
 from orchestrator.flow.record import record
 from orchestrator.flow.report import report as end

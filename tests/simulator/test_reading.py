@@ -223,6 +223,23 @@ def test_ledger_knows_what_was_bought_twice(rig: Rig) -> None:
     assert '"billed_usd":"0.003"' in lines[0]
 
 
+def test_the_invoice_is_what_was_billed(rig: Rig) -> None:
+    """A line for each prediction that cost something, on the day on which it ended there; those of another account apart."""
+    rig.put("faults", fail={"next": 1})
+    for prompt in ("free", "one", "two"):
+        rig.buy(FLUX, prompt=prompt)
+    rig.http.post("/v1/predictions", json={"version": "simulator/echo", "input": {"text": "x"}},
+                  headers={"authorization": "Bearer r8_other"})
+    rig.put("clock", offset_s=86_400 * 3)
+    rig.advance(1000)
+    lines = [line.split(",") for line in rig.http.get("/_admin/invoice?account=simulator").iter_lines()]
+    assert lines[0] == ["date", "model", "prediction_id", "amount_usd"]
+    assert [(model, usd) for _, model, _, usd in lines[1:]] == [(FLUX, "0.003")] * 2
+    assert {day for day, *_ in lines[1:]} == {rig.see(lines[1][2])["completed_at"][:10]}
+    everything = list(rig.http.get("/_admin/invoice").iter_lines())
+    assert (len(everything), rig.ledger()["billed_usd"]) == (4, "0.0061")
+
+
 def test_calls_are_counted(rig: Rig) -> None:
     """Calls are counted by route and status, and the busiest minute of accepted creates is known."""
     made = rig.buy().json()

@@ -147,13 +147,31 @@ def items(batch: BatchName, state: Annotated[str | None, typer.Option(help="Only
 
 
 @app.command()
-def costs(batch: Annotated[str | None, typer.Argument(metavar="[BATCH]")] = None,
-          by: Annotated[str, typer.Option(help="batch, job, model, day (UTC), or column:NAME of the batch's source.")] = "batch",
-          to: Annotated[str | None, typer.Option(help="A .parquet or .csv file.")] = None, json: Json = False) -> None:
+def costs(
+    batch: Annotated[str | None, typer.Argument(metavar="[BATCH]")] = None,
+    by: Annotated[str | None, typer.Option(
+        help="batch, job, model, day (UTC), or column:NAME of the batch's source.", show_default="batch")] = None,
+    to: Annotated[str | None, typer.Option(help="A .parquet or .csv file.")] = None,
+    invoice: Annotated[str | None, typer.Option(
+        metavar="FILE", help="Lay this invoice (.csv) beside the ledger instead. Exit 1: they differ.")] = None,
+    columns: Annotated[list[str] | None, typer.Option(
+        metavar="NAME=COLUMN,...", help="Its columns: model, prediction, amount, day, quantity, unit_price, currency.")] = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="Of an invoice: from this day (UTC).")] = None,
+    last: Annotated[str | None, typer.Option("--until", metavar="DAY", help="To this day, included.")] = None,
+    account: Annotated[str | None, typer.Option(help="Whose invoice it is, where several have bought here.")] = None,
+    json: Json = False,
+) -> None:
     """What was spent: in all, and on what failed, was canceled, or was bought beyond need."""
-    from orchestrator.apps.cli import costs as command
+    if invoice is None:
+        from orchestrator.apps.cli import costs as command
 
-    act(lambda: command.costs(batch, by=by, to=to), as_json=json)
+        of_invoice = bool(columns or first or last or account)
+        act(lambda: command.costs(batch, by=by or "batch", to=to, of_invoice=of_invoice), as_json=json)
+    else:
+        from orchestrator.apps.cli import invoice as beside
+
+        options = beside.InvoiceOptions(invoice, tuple(columns or ()), first, last, account, to, is_whole=not (batch or by))
+        act(lambda: beside.invoice(options), as_json=json)
 
 
 @app.command()

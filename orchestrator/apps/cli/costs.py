@@ -59,21 +59,34 @@ async def told(settings: Settings, name: str | None, *, by: str) -> Report:
     return Report(kind, lines, together)
 
 
-async def costs(name: str | None, *, by: str, to: str | None) -> Ending:
-    """Look, and write it down where asked."""
-    if to is not None and not to.endswith(_SUFFIXES):
-        raise BadInput(f"--to {to}: end the name in {' or '.join(_SUFFIXES)}")
+async def costs(name: str | None, *, by: str, to: str | None, of_invoice: bool = False) -> Ending:
+    """Look, and write it down where asked. `of_invoice`: options were given that mean nothing without an invoice."""
+    if of_invoice:
+        raise BadInput("--columns, --from, --until and --account are for --invoice FILE")
+    check_suffix(to)
     report = await told(here(), name, by=by)
     document: dict[str, Any] = {"by": by, "costs": [as_json(record) for record in report.records()],
                                 "total": as_json(report.total())}
     if to is None:
         return Ending(Exit.DONE, document, tuple(_table(report)))
+    path = await written(to, report.records(), columns=report.columns())
+    return Ending(Exit.DONE, document | {"written": path}, (f"written: {path}",))
+
+
+def check_suffix(to: str | None) -> None:
+    """Raises BadInput for a file that would be neither Parquet nor CSV."""
+    if to is not None and not to.endswith(_SUFFIXES):
+        raise BadInput(f"--to {to}: end the name in {' or '.join(_SUFFIXES)}")
+
+
+async def written(to: str, records: list[dict[str, Any]], *, columns: list[str]) -> str:
+    """Write a table; where it is. Raises BadInput."""
     path = absolute(to)
     try:
-        await asyncio.to_thread(wiring.write_table, path, report.records(), columns=report.columns())
+        await asyncio.to_thread(wiring.write_table, path, records, columns=columns)
     except OSError as error:
         raise BadInput(f"--to {to} cannot be written: {error.strerror or error}. Choose another --to") from error
-    return Ending(Exit.DONE, document | {"written": path}, (f"written: {path}",))
+    return path
 
 
 def _table(report: Report) -> list[str]:

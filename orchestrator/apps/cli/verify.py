@@ -1,4 +1,4 @@
-"""`verify`: do files, documents, ledger and the provider's list agree? Changes nothing, unless told to fetch what is missing."""
+"""`verify`: do files, documents, ledger and provider agree? Changes nothing, unless told to fetch what is missing."""
 
 import time
 from collections.abc import Iterator
@@ -9,11 +9,15 @@ from typing import Any
 from orchestrator import wiring
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.look import here
+from orchestrator.apps.cli.panel import usd_text
 from orchestrator.apps.cli.speech import say
+from orchestrator.core.cost import to_usd
 from orchestrator.core.errors import OrchestratorError
+from orchestrator.core.findings import Finding, Findings, Kind
 from orchestrator.core.lifecycle import LIVE_BATCH
+from orchestrator.core.reckoning import Charges
 from orchestrator.core.records import Batch
-from orchestrator.core.verify import Document, Finding, Kind, Report
+from orchestrator.core.verify import Document, Report
 from orchestrator.flow.verify import verify_home
 from orchestrator.flow.verify_there import verify_there
 from orchestrator.wiring import Settings
@@ -21,6 +25,7 @@ from orchestrator.wiring import Settings
 SHOWN = 10  # findings of a kind, and names; --json has a thousand
 TELL_EVERY_S = 5.0
 _FILES = (Kind.MISSING, Kind.CHANGED, Kind.UNREADABLE, Kind.INCOMPLETE, Kind.UNFINISHED)
+_CHARGES = (Kind.CHARGE, Kind.SPENT, Kind.CHARGED_OTHERWISE)
 _THERE = (Kind.UNRECORDED, Kind.UNKNOWN_THERE, Kind.ENDED_OTHERWISE)
 _WORDS = {
     Kind.MISSING: "missing", Kind.CHANGED: "changed", Kind.UNREADABLE: "not readable", Kind.INCOMPLETE: "rows without all files",
@@ -83,12 +88,26 @@ def _document(batch: Batch, report: Report, *, code: Exit, local: bool) -> dict[
         "provider": {
             "asked": not local, "why_not": there.why_not, "listed": there.listed, "ours": there.ours, "others": there.others,
             "undecided": there.undecided, "waiting": there.waiting, "not_asked": there.not_asked},
+        "charges": _of_charges(report.charges),
         "findings": [_of_finding(finding) for finding in findings.kept],
     }
 
 
 def _of_document(document: Document) -> dict[str, Any]:
     return {"path": document.path, "lines": document.lines, "why_not": document.why_not}
+
+
+def _of_charges(charges: Charges) -> dict[str, Any]:
+    """Differences are the provider's figure minus the ledger's."""
+    could_be = {"count": charges.priceable.total, "usd": _usd(charges.priceable_units),
+                "rows": [_of_finding(finding) for finding in charges.priceable.kept]}
+    return {"reckoned": charges.reckoned, "nothing_kept": charges.bare, "usd": _usd(charges.units), "compared": charges.compared,
+            "agree": charges.agree, "difference_usd": _usd(charges.difference_units), "untold": charges.untold,
+            "unknown": charges.unknown, "could_be_priced": could_be}
+
+
+def _usd(units: int) -> str:
+    return format(to_usd(units), "f")
 
 
 def _of_finding(finding: Finding) -> dict[str, Any]:
@@ -98,12 +117,16 @@ def _of_finding(finding: Finding) -> dict[str, Any]:
 
 def _lines(batch: Batch, report: Report, *, local: bool) -> Iterator[str]:
     yield f"{batch.id} ({batch.job}, {batch.target.name}): {batch.state.value}"
-    yield from _part("files", _files_text(batch, report), report, _FILES)
+    found = report.findings
+    yield from _part("files", _files_text(batch, report), found, _FILES)
     for earlier, rows in report.elsewhere.items():
         yield f"  shared   {_count(rows, 'row')} with batch {earlier}, whose files these are: orchestrator verify {earlier}"
-    yield from _part("manifest", _document_text(report.manifest, report, Kind.MANIFEST), report, (Kind.MANIFEST,))
-    yield from _part("results", _document_text(report.results, report, Kind.RESULTS), report, (Kind.RESULTS,))
-    yield from _part("provider", "not asked (--local)" if local else _there_text(report), report, _THERE)
+    yield from _part("manifest", _document_text(report.manifest, report, Kind.MANIFEST), found, (Kind.MANIFEST,))
+    yield from _part("results", _document_text(report.results, report, Kind.RESULTS), found, (Kind.RESULTS,))
+    yield from _part("provider", "not asked (--local)" if local else _there_text(report), found, _THERE)
+    yield from _part("charges", "; ".join(_charges_texts(report)), found, _CHARGES)
+    if report.charges.priceable.total:
+        yield from _part("unpriced", _priceable_text(report.charges), report.charges.priceable, (Kind.CHARGED_OTHERWISE,))
     if report.strangers:
         more = f", … and {report.strangers - SHOWN:,} more" if report.strangers > SHOWN else ""
         yield (f"  unknown  {_count(report.strangers, 'name')} in {batch.output_to} that this batch knows nothing of (no harm): "
@@ -113,15 +136,15 @@ def _lines(batch: Batch, report: Report, *, local: bool) -> Iterator[str]:
     yield _verdict(report, local=local)
 
 
-def _part(name: str, text: str, report: Report, kinds: tuple[Kind, ...]) -> Iterator[str]:
+def _part(name: str, text: str, findings: Findings, kinds: tuple[Kind, ...]) -> Iterator[str]:
     yield f"  {name:<8} {text}"
     for kind in kinds:
-        found = [finding for finding in report.findings.kept if finding.kind is kind]
+        found = [finding for finding in findings.kept if finding.kind is kind]
         for finding in found[:SHOWN]:
             yield f"           - {_about(finding)}{finding.text}"
         yield from (f"             {remedy}" for remedy in dict.fromkeys(f.remedy for f in found[:SHOWN] if f.remedy))
-        if report.findings.of(kind) > SHOWN:
-            yield f"           … and {report.findings.of(kind) - SHOWN:,} more (--json lists up to a thousand)"
+        if findings.of(kind) > SHOWN:
+            yield f"           … and {findings.of(kind) - SHOWN:,} more (--json lists up to a thousand)"
 
 
 def _about(finding: Finding) -> str:
@@ -166,6 +189,32 @@ def _there_text(report: Report) -> str:
                        (there.others, "besides of the same model, not of this batch")):
         parts += [f"{many:,} {text}"] if many else []
     return f"{_count(there.ours, 'prediction')} of this batch listed: {'; '.join(parts)}"
+
+
+def _charges_texts(report: Report) -> Iterator[str]:
+    """How many charges there are and what they come to; how many were compared with the provider, and by how much they differ."""
+    charges, wrong = report.charges, report.findings.of(Kind.CHARGE, Kind.SPENT)
+    kept = f"{wrong:,} wrong" if wrong else "each its quantity at its price"
+    yield f"{_count(charges.reckoned + charges.bare, 'charge')}, {usd_text(to_usd(charges.units))}: {kept}"
+    if charges.bare:
+        yield f"{charges.bare:,} of an older version, which kept no quantity"
+    if charges.compared:
+        differ = charges.compared - charges.agree
+        yield (f"{charges.compared:,} compared with the provider: "
+               + (f"{charges.agree:,} agree, {differ:,} differ, by {_signed(charges.difference_units)} in all" if differ else
+                  "all agree, differences $0.00"))
+    for many, text in ((charges.untold, "whose quantity it no longer tells"), (charges.unknown, "of a cost unknown to both")):
+        if many:
+            yield f"{many:,} {text}"
+
+
+def _signed(units: int) -> str:
+    return f"{'-' if units < 0 else '+' if units else ''}{usd_text(abs(to_usd(units)))}"
+
+
+def _priceable_text(charges: Charges) -> str:
+    return (f"{_count(charges.priceable.total, 'prediction')} of unknown cost, whose quantity the provider tells now: "
+            f"{usd_text(to_usd(charges.priceable_units))} that the ledger does not have (no harm)")
 
 
 def _verdict(report: Report, *, local: bool) -> str:

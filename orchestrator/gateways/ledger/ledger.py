@@ -10,6 +10,7 @@ from orchestrator.core.failing import Tally
 from orchestrator.core.history import PastAttempt
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Claimable, ClaimTerms, Decide, KeptDelivery, OpenAttempt, OpenWindow
+from orchestrator.core.reckoning import Booked
 from orchestrator.core.records import (
     Batch,
     Change,
@@ -414,6 +415,15 @@ class SqlLedger:
         for first, end in await self._db.read(views.chunk_places, batch_pk):
             yield await self._db.read(verifying.bought_of_chunk, batch_pk, first=first, end=end)
 
+    async def booked(self, batch_pk: int) -> AsyncIterator[list[Booked]]:
+        """As the port says, a transaction for each chunk."""
+        for first, end in await self._db.read(views.chunk_places, batch_pk):
+            yield await self._db.read(verifying.booked_of_chunk, batch_pk, first=first, end=end)
+
+    async def booked_of(self, prediction_ids: Sequence[str], *, with_input: bool = False) -> dict[str, Booked]:
+        """As the port says."""
+        return await self._db.read(verifying.booked_of, prediction_ids, with_input=with_input) if prediction_ids else {}
+
     async def owners(self, *, prediction_ids: Sequence[str] = (), attempt_ids: Sequence[str] = ()) -> list[Owner]:
         """As the port says."""
         return await self._db.read(verifying.owners, prediction_ids=prediction_ids, attempt_ids=attempt_ids)
@@ -445,6 +455,15 @@ class SqlLedger:
     async def spent_by_day(self, batch_pks: Sequence[int] | None) -> list[tuple[str, Spent]]:
         """As the port says."""
         return await self._db.read(spending.by_day, batch_pks)
+
+    async def spent_by_batch_and_day(self, *, account: str | None, first: str | None,
+                                     last: str | None) -> list[tuple[int, str, Spent]]:
+        """As the port says."""
+        return await self._db.read(spending.by_batch_and_day, account=account, first=first, last=last)
+
+    async def accounts(self) -> list[str]:
+        """As the port says."""
+        return await self._db.read(spending.accounts)
 
     async def spent_by_row(self, batch_pk: int) -> AsyncIterator[tuple[int, bytes, dict[int, Spent]]]:
         """As the port says, a transaction for each chunk."""

@@ -52,11 +52,32 @@ async def by_batch(connection: AsyncConnection, batch_pks: Sequence[int] | None)
 
 async def by_day(connection: AsyncConnection, batch_pks: Sequence[int] | None) -> list[tuple[str, Spent]]:
     """Each day (UTC, YYYY-MM-DD) on which something ended, was answered, or at least tried, in order."""
-    at = func.coalesce(attempts.c.completed_at, attempts.c.answered_at, attempts.c.created_at)
-    day = utc_day(at, dialect=connection.dialect.name)
-    some = select(day.label("day"), *_FIGURES).group_by(text("day")).order_by(text("day"))
+    some = select(_day(connection).label("day"), *_FIGURES).group_by(text("day")).order_by(text("day"))
     rows = await connection.execute(some if batch_pks is None else some.where(attempts.c.batch_pk.in_(batch_pks)))
     return [(str(row.day), _spent(row)) for row in rows]
+
+
+def _day(connection: AsyncConnection) -> Any:
+    at = func.coalesce(attempts.c.completed_at, attempts.c.answered_at, attempts.c.created_at)
+    return utc_day(at, dialect=connection.dialect.name)
+
+
+async def by_batch_and_day(connection: AsyncConnection, *, account: str | None, first: str | None,
+                           last: str | None) -> list[tuple[int, str, Spent]]:
+    """Each batch and day between these two (None: no bound), of one account or of all."""
+    day = _day(connection)
+    bounds: list[Any] = [] if account is None else [attempts.c.account == account]
+    bounds += [] if first is None else [day >= first]
+    bounds += [] if last is None else [day <= last]
+    rows = await connection.execute(select(attempts.c.batch_pk, day.label("day"), *_FIGURES).where(*bounds)
+                                    .group_by(attempts.c.batch_pk, text("day")).order_by(attempts.c.batch_pk, text("day")))
+    return [(row.batch_pk, str(row.day), _spent(row)) for row in rows]
+
+
+async def accounts(connection: AsyncConnection) -> list[str]:
+    """Whose batches there are."""
+    rows = await connection.execute(select(batches.c.account).distinct().order_by(batches.c.account))
+    return [row.account for row in rows]
 
 
 async def by_row(connection: AsyncConnection, batch_pk: int, *, first: int, end: int) -> tuple[bytes, dict[int, Spent]]:

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, case, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import AttemptState, ItemState
+from orchestrator.core.reckoning import Booked
 from orchestrator.core.verify import Bought, HomeFile, HomeRow, Owner
-from orchestrator.gateways.ledger.tables import alive, attempts, batches, items, outputs
+from orchestrator.gateways.ledger.tables import UtcTime, alive, attempts, batches, items, outputs
 
 AT_ONCE = 400
 _UNANSWERED = [state.value for state in (AttemptState.OPEN, AttemptState.UNSURE)]
@@ -94,3 +95,32 @@ async def unanswered_since(connection: AsyncConnection, account: str) -> datetim
         alive("attempts"), attempts.c.account == account, attempts.c.state.in_(_UNANSWERED)))).scalar()
     return found
 
+
+
+def _booked(*, with_input: bool) -> Any:
+    """What the charge of an attempt is, and what it was reckoned from. The input only where no price is kept beside it: it may be
+    long, and is asked for where the charge is to be reckoned at the batch's price."""
+    given: Any = case((attempts.c.charge_unit.is_(None), items.c.input_json)) if with_input else literal(None)
+    ended_at = func.coalesce(attempts.c.completed_at, attempts.c.answered_at, attempts.c.created_at, type_=UtcTime)
+    return (select(attempts.c.batch_pk, items.c.idx, items.c.row_id, attempts.c.n, attempts.c.state, attempts.c.prediction_id,
+                   ended_at, attempts.c.charge_units, attempts.c.charge_basis, attempts.c.charge_unit, attempts.c.charge_quantity,
+                   attempts.c.charge_price, attempts.c.charge_price_id, attempts.c.charge_quantity_out,
+                   attempts.c.charge_price_out, given)
+            .join(items, items.c.pk == attempts.c.item_pk))
+
+
+async def booked_of_chunk(connection: AsyncConnection, batch_pk: int, *, first: int, end: int) -> list[Booked]:
+    """The charges of one chunk's attempts, in order."""
+    here = and_(items.c.batch_pk == batch_pk, items.c.idx >= first, items.c.idx < end)
+    return [Booked(*row) for row in await connection.execute(
+        _booked(with_input=False).where(here).order_by(items.c.idx, attempts.c.n))]
+
+
+async def booked_of(connection: AsyncConnection, prediction_ids: Sequence[str], *, with_input: bool) -> dict[str, Booked]:
+    """The charges of these predictions, of whichever batch."""
+    found: dict[str, Booked] = {}
+    for start in range(0, len(prediction_ids), AT_ONCE):
+        some = prediction_ids[start:start + AT_ONCE]
+        rows = await connection.execute(_booked(with_input=with_input).where(attempts.c.prediction_id.in_(some)))
+        found |= {row.prediction_id: Booked(*row) for row in rows}
+    return found
