@@ -23,7 +23,8 @@ def costs(batch: str | None = None, *, by: str = "batch", home: str | Path | Non
     `predictions`, and `unknown_rows`, of which something cost nobody knows how much, are counts. By batch also
     `estimated_low_usd`, `estimated_expected_usd` and `estimated_high_usd`, what was expected when its rows were loaded, and
     `difference_usd`, spent less expected, of a batch that has finished and whose cost is known in full; None where nobody knows.
-    `home`: the folder `.orchestrator`; left out, the one nearest to the working folder. Raises `orchestrator.core.errors.BadInput`.
+    `home`: the folder `.orchestrator`; left out, the one nearest to the working folder. Raises
+    `orchestrator.core.errors.BadInput`.
     """
     from orchestrator.apps.frames import costs_frame
 
