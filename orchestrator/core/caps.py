@@ -145,7 +145,7 @@ def held_text(reserved_units: int, *, is_out: bool) -> str:
     """What is reserved, in words; empty where nothing is. `is_out`: rows are in the air, and part of it is theirs."""
     if not reserved_units:
         return ""
-    return f"{_usd(reserved_units)} {'reserved for rows that are out' if is_out else 'held for rows whose cost is not known'}"
+    return f"{_usd(reserved_units)} {'reserved' if is_out else 'held for rows whose cost is not known'}"
 
 
 def _usd(units: int) -> str:

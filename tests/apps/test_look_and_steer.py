@@ -6,6 +6,7 @@ import socket
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -56,6 +57,21 @@ async def test_a_running_batch_that_nobody_runs(acts: Acts, tmp_path: Path):
 
     await acts.ledger.beat(Role(f"{worker}:{os.getpid()}", "worker", None, "1", now, now))
     assert "nobody" not in " ".join((*(await look.status(None)).lines, *(await look.status("b")).lines))
+
+
+async def test_what_is_reserved_is_told_where_a_cap_is(acts: Acts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """While a row is out its reservation is its own; afterwards it is held, should nobody know what the row cost. Without a cap
+    that holds nobody back, and is not told."""
+    batch = await shots(acts, tmp_path)
+    await acts.claim(batch, 2, reserve_units=10**11)
+    assert "  spent    $0.00" in (await look.status("b")).lines
+    monkeypatch.setenv("ORCHESTRATOR_BUDGET__ACCOUNT_USD", "5")
+    assert "  spent    $0.00, $0.20 reserved" in (await look.status("b")).lines
+    acts.policy = replace(acts.policy, price=None)
+    await acts.tell(acts.ended("p0", attempt_id="a0"), acts.ended("p1", attempt_id="a1"))
+    told = await look.status("b")
+    assert "  spent    $0.00 and 2 rows of unknown cost, $0.20 held for rows whose cost is not known" in told.lines
+    assert told.document["reserved_usd"] == "0.2"
 
 
 async def test_retry_says_what_it_leaves_out(acts: Acts, tmp_path: Path):

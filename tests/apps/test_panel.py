@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from orchestrator.apps.cli.follow import Look
-from orchestrator.apps.cli.panel import LivePanel, PlainLines, bytes_text, clock_text, usd_text
+from orchestrator.apps.cli.panel import LivePanel, PlainLines, bytes_text, clock_text, money_text
 from orchestrator.apps.money import about_text
+from orchestrator.core.cost import usd_text
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.records import Batch, Counts, Target
 
@@ -57,6 +58,15 @@ def test_what_it_will_come_to():
         out.getvalue())
     nothing = drawn(look())
     assert "in all" not in nothing and nothing.count("per minute") == 1
+
+
+def test_the_panel_tells_what_a_cap_holds():
+    """Beside what is spent of it: reserved for what is out, and afterwards for what nobody knows the cost of."""
+    shown = look(cap_units=25 * 10**12, unknown=2)
+    shown = replace(shown, counts=replace(shown.counts, reserved_usd=Decimal("0.9")))
+    assert money_text(shown) == "$0.30 of $25.00 + 2 rows of unknown cost, $0.90 reserved"
+    home = replace(shown.counts, by_state={ItemState.SUCCEEDED: 8})
+    assert "$0.90 held for rows whose cost is not known" in money_text(replace(shown, counts=home))
 
 
 def test_plain_lines_come_when_the_reason_changes():

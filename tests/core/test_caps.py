@@ -102,7 +102,7 @@ def test_what_is_held_is_told():
     never = stopped(bound(Scope.JOB_DAY, 4), reserve_units=5 * CENT, day=DAY)
     assert "00:00" not in never and never.endswith("raise budget.job_per_day_usd in the job and run it again")
     assert [held_text(90 * CENT, is_out=is_out) for is_out in (True, False)] == [
-        "$0.90 reserved for rows that are out", "$0.90 held for rows whose cost is not known"]
+        "$0.90 reserved", "$0.90 held for rows whose cost is not known"]
     assert held_text(0, is_out=True) == ""
 
 

@@ -48,11 +48,11 @@ def money_text(look: Look) -> str:
     counts = look.counts
     text = about_text(counts.spent_usd)
     if look.batch.cap_units is not None:
-        held = held_text(to_units(counts.reserved_usd), is_out=counts.is_out)
-        text += f" of {usd_text(to_usd(look.batch.cap_units))}{', ' if held else ''}{held}"
+        text += f" of {usd_text(to_usd(look.batch.cap_units))}"
     if counts.cost_unknown_items:
         text += f" + {counts.cost_unknown_items:,} rows of unknown cost"
-    return text
+    held = held_text(to_units(counts.reserved_usd), is_out=counts.is_out)
+    return f"{text}, {held}" if held and look.batch.cap_units is not None else text
 
 
 def _parts(look: Look) -> dict[str, int]:

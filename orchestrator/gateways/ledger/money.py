@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Row, Select, bindparam, cast, exists, func, select, text
+from sqlalchemy import BigInteger, ColumnElement, Row, Select, bindparam, cast, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -24,8 +24,19 @@ def utc_day(at: ColumnElement[Any], *, dialect: str) -> ColumnElement[str]:
     return func.to_char(func.timezone("UTC", at), "YYYY-MM-DD") if dialect == "postgresql" else func.substr(at, 1, 10)
 
 
+async def note_money(connection: AsyncConnection, batch_pk: int, changes: Mapping[str, tuple[int, int]]) -> None:
+    """By how much more a batch reserves and has spent, by the day on which that was claimed."""
+    reserved, spent = (sum(change[of] for change in changes.values()) for of in (0, 1))
+    await connection.execute(_NOTE_BATCH, {"b_pk": batch_pk, "b_reserved": reserved, "b_spent": spent})
+    await note_days(connection, batch_pk, changes)
+
+
+_NOTE_BATCH = update(batches).where(batches.c.pk == bindparam("b_pk")).values(
+    reserved_units=batches.c.reserved_units + bindparam("b_reserved"), spent_units=batches.c.spent_units + bindparam("b_spent"))
+
+
 async def note_days(connection: AsyncConnection, batch_pk: int, changes: Mapping[str, tuple[int, int]]) -> None:
-    """By how much more a batch reserves and has spent for what was claimed on each day; its own row is in hand already."""
+    """The days alone: the batch's own row is in hand already."""
     statement = _NOTE[connection.dialect.name]
     for day, (reserved, spent) in sorted(changes.items()):
         await connection.execute(statement, {"b_pk": batch_pk, "b_day": day, "b_reserved": reserved, "b_spent": spent})

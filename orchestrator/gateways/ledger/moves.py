@@ -18,7 +18,7 @@ from orchestrator.core.records import Change, ChargeLine, Fact, Prediction, Rule
 from orchestrator.core.retry import contest, event_of, misled, untold
 from orchestrator.gateways.ledger.bulk import among, write_many
 from orchestrator.gateways.ledger.loading import set_state
-from orchestrator.gateways.ledger.money import note_days, utc_day
+from orchestrator.gateways.ledger.money import note_money, utc_day
 from orchestrator.gateways.ledger.steering import schedule
 from orchestrator.gateways.ledger.tables import AGAIN_AT, KEPT, attempts, batches, deliveries, items
 from orchestrator.gateways.ledger.text import LOGS_KEPT, as_json, clean
@@ -361,16 +361,8 @@ def _alike(noted: Mapping[K, dict[str, Any]], was: Mapping[K, str]) -> Iterable[
 async def _write_money(connection: AsyncConnection, scene: Scene) -> None:
     """In the order of batches, each with its days, and only where something changes: everybody who claims waits for this row."""
     for batch_pk, days in sorted(scene.money.items()):
-        changed = {day: money for day, money in days.items() if any(money)}
-        if changed:
-            reserved, spent = (sum(money[of] for money in changed.values()) for of in (0, 1))
-            await connection.execute(_WRITE_MONEY, {"b_pk": batch_pk, "b_reserved": reserved, "b_spent": spent})
-            await note_days(connection, batch_pk, changed)
+        if changed := {day: money for day, money in days.items() if any(money)}:
+            await note_money(connection, batch_pk, changed)
         if (alarming := scene.alarms.get(batch_pk)) is not None:
             await set_state(connection, batch_pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}),
                             reason=alarming.alarm, now=alarming.at)
-
-
-_WRITE_MONEY = update(batches).where(batches.c.pk == bindparam("b_pk")).values(
-    reserved_units=batches.c.reserved_units + bindparam("b_reserved"),
-    spent_units=batches.c.spent_units + bindparam("b_spent"))
