@@ -4,13 +4,16 @@ import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from orchestrator.core.failing import Tally
 from orchestrator.core.lifecycle import BatchState, Event, ItemState
 from orchestrator.core.records import Batch, Counts, ItemResult, NewChunk, NewItem, OutputName, StoredOutput, Target
-from orchestrator.gateways.ledger import CanceledView, FailureView
+from orchestrator.gateways.ledger import CanceledView, Database, FailureView
+from orchestrator.gateways.ledger.sharing import ORIGINALS
 from tests.contract.conftest import NOW, Acts
 
 Told = list[tuple[int, str, str | None]]
@@ -266,3 +269,20 @@ async def test_rows_that_share_with_an_earlier_batch(acts: Acts) -> None:
     assert [row async for rows in acts.ledger.home(later.pk) for row in rows] == []
     assert [line async for line in acts.ledger.manifest(later.pk)] == []
     assert (await acts.ledger.counts(first.pk)).earlier == 0
+
+
+async def test_the_look_for_an_original_is_of_its_index(acts: Acts, database: Database) -> None:
+    """Batch and key are both looked up, for each row of a chunk: to walk the batch's rows would be quadratic."""
+    batch = await loaded(acts, "aab")
+
+    async def plan(connection: Any) -> str:
+        query = ORIGINALS[connection.dialect.name].compile(dialect=connection.dialect)
+        if connection.dialect.name == "postgresql":
+            await connection.execute(text("SET LOCAL enable_seqscan = off"))
+            keys: dict[str, Any] = {"b_batch": batch.pk, "b_keys": ["hash-a"]}
+            return str((await connection.exec_driver_sql(f"EXPLAIN {query}", keys)).all())
+        return str((await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", (batch.pk, '["hash-a"]'))).all())
+
+    told = await database.read(plan)
+    assert "uq_items_share_key" in told
+    assert "share_key=?" in told or "share_key)::text = " in told

@@ -120,7 +120,7 @@ def _lines(batch: Batch, report: Report, *, local: bool) -> Iterator[str]:
     found = report.findings
     yield from _part("files", _files_text(batch, report), found, _FILES)
     for earlier, rows in report.elsewhere.items():
-        yield f"  shared   {_count(rows, 'row')} with batch {earlier}, whose files these are: orchestrator verify {earlier}"
+        yield f"  shared   {_count(rows, 'row')} from {earlier}, where the files are: orchestrator verify {earlier} looks at them"
     yield from _part("manifest", _document_text(report.manifest, report, Kind.MANIFEST), found, (Kind.MANIFEST,))
     yield from _part("results", _document_text(report.results, report, Kind.RESULTS), found, (Kind.RESULTS,))
     yield from _part("provider", "not asked (--local)" if local else _there_text(report), found, _THERE)

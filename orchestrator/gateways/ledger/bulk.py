@@ -67,3 +67,11 @@ def among(column: ColumnElement[Any], name: str, *, dialect: str) -> ColumnEleme
     if dialect == "postgresql":
         return column == any_(listed)
     return column.in_(select(func.json_each(listed).table_valued("value").c.value))
+
+
+def each(name: str, *, dialect: str) -> ColumnElement[str]:
+    """The texts in the parameter `name`, a row for each, to be selected from."""
+    listed = bindparam(name, type_=_Listed())
+    if dialect == "postgresql":
+        return func.unnest(listed).column_valued(name)
+    return func.json_each(listed).table_valued("value").c.value

@@ -27,8 +27,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import ItemState
 from orchestrator.core.records import Earlier, NewItem
-from orchestrator.gateways.ledger.bulk import among, write_many
-from orchestrator.gateways.ledger.tables import COPIED, SHARES, batches, items, outputs
+from orchestrator.gateways.ledger.bulk import each, write_many
+from orchestrator.gateways.ledger.tables import COPIED, batches, items, outputs
 
 SHARED = ItemState.SHARED.value
 ORIGIN = items.alias("origin")  # the row that a twin shares; joined from outside, as most rows share none
@@ -69,16 +69,19 @@ async def originals(connection: AsyncConnection, batch_pk: int, hashes: Iterable
     wanted = sorted(set(hashes))
     if not wanted:
         return {}
-    rows = await connection.execute(_ORIGINALS[connection.dialect.name], {"b_batch": batch_pk, "b_keys": wanted})
-    return {row.share_key: row.pk for row in rows}
+    rows = await connection.execute(ORIGINALS[connection.dialect.name], {"b_batch": batch_pk, "b_keys": wanted})
+    return {row.share_key: row.pk for row in rows if row.pk is not None}
 
 
 def _originals(dialect: str) -> Select[Any]:
-    return select(items.c.pk, items.c.share_key).where(
-        items.c.batch_pk == bindparam("b_batch"), text(f"items.{SHARES}"), among(items.c.share_key, "b_keys", dialect=dialect))
+    """A look into the index for each key. Asked for all keys at once, both engines walked through all rows of the batch: the one
+    took the condition of the index for a range, the other knew nothing of a table that is just being filled."""
+    key = each("b_keys", dialect=dialect)
+    found = select(items.c.pk).where(items.c.batch_pk == bindparam("b_batch"), items.c.share_key == key).scalar_subquery()
+    return select(key.label("share_key"), found.label("pk"))
 
 
-_ORIGINALS = {dialect: _originals(dialect) for dialect in ("sqlite", "postgresql")}
+ORIGINALS = {dialect: _originals(dialect) for dialect in ("sqlite", "postgresql")}
 
 
 async def add_copies(connection: AsyncConnection, more: Mapping[int, int]) -> None:
@@ -130,30 +133,29 @@ def stands_in(state: ItemState) -> ColumnElement[bool]:
 async def bought_before(connection: AsyncConnection, batch_pk: int, hashes: Sequence[str]) -> dict[str, Earlier]:
     """By input hash, a row that succeeded in an earlier batch of the same account and target, of the newest such batch."""
     own = (await connection.execute(select(batches).where(batches.c.pk == batch_pk))).one()
-    alike = [batches.c[name] == getattr(own, name) if getattr(own, name) is not None else batches.c[name].is_(None)
+    same = [batches.c[name] == getattr(own, name) if getattr(own, name) is not None else batches.c[name].is_(None)
              for name in ("account", "target_endpoint", "target_name", "target_version")]
-    newest = select(batches.c.pk, batches.c.id, batches.c.output_to).where(*alike, batches.c.pk < batch_pk)
-    of = {row.pk: row for row in await connection.execute(newest.order_by(batches.c.pk.desc()).limit(BATCHES_LOOKED_AT))}
-    if not of:
-        return {}
-    rows = await connection.execute(_BOUGHT[connection.dialect.name], {"b_batches": sorted(of), "b_keys": list(hashes)})
-    # The state is judged here: a planner that looked for it by index would walk all rows that have succeeded.
-    found = {row.share_key: row for row in rows if row.state == ItemState.SUCCEEDED.value}
-    files = await _files(connection, {row.pk: row.attempt_id for row in found.values()})
-    return {key: Earlier(row.pk, of[row.batch_pk].id, row.idx, of[row.batch_pk].output_to, tuple(files.get(row.pk, ())))
-            for key, row in found.items()}
+    alike = select(batches.c.pk, batches.c.id, batches.c.output_to).where(*same, batches.c.pk < batch_pk)
+    found: dict[str, Earlier] = {}
+    for batch in (await connection.execute(alike.order_by(batches.c.pk.desc()).limit(BATCHES_LOOKED_AT))).all():
+        there = await originals(connection, batch.pk, set(hashes) - found.keys())
+        rows = await _succeeded(connection, there.values())
+        files = await _files(connection, {row.pk: row.attempt_id for row in rows.values()})
+        found |= {key: Earlier(pk, batch.id, rows[pk].idx, batch.output_to, tuple(files.get(pk, ())))
+                  for key, pk in there.items() if pk in rows}
+    return found
 
 
 BATCHES_LOOKED_AT = 100
+_AT_ONCE = 400
 
 
-def _bought(dialect: str) -> Select[Any]:
-    return (select(items.c.pk, items.c.batch_pk, items.c.idx, items.c.state, items.c.attempt_id, items.c.share_key)
-            .where(items.c.batch_pk.in_(bindparam("b_batches", expanding=True)), text(f"items.{SHARES}"),
-                   among(items.c.share_key, "b_keys", dialect=dialect)).order_by(items.c.batch_pk))
-
-
-_BOUGHT = {dialect: _bought(dialect) for dialect in ("sqlite", "postgresql")}
+async def _succeeded(connection: AsyncConnection, pks: Iterable[int]) -> dict[int, Any]:
+    """Those of these rows that have succeeded."""
+    wanted = sorted(pks)
+    return {row.pk: row for start in range(0, len(wanted), _AT_ONCE) for row in await connection.execute(
+        select(items.c.pk, items.c.idx, items.c.state, items.c.attempt_id).where(items.c.pk.in_(wanted[start:start + _AT_ONCE])))
+        if row.state == ItemState.SUCCEEDED.value}
 
 
 async def _files(connection: AsyncConnection, attempt_of: Mapping[int, str]) -> dict[int, list[tuple[str, int, str]]]:
@@ -167,9 +169,6 @@ async def _files(connection: AsyncConnection, attempt_of: Mapping[int, str]) -> 
             if row.attempt_id == attempt_of[row.item_pk]:
                 found.setdefault(row.item_pk, []).append((row.path, row.bytes, row.sha256))
     return found
-
-
-_AT_ONCE = 400
 
 
 async def shared_with(connection: AsyncConnection, batch_pk: int) -> dict[str, int]:
