@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -10,9 +11,14 @@ import pytest
 from orchestrator.apps.cli import look, steer
 from orchestrator.apps.cli import verify as command
 from orchestrator.apps.cli.ending import Exit
+from orchestrator.apps.cli.panel import usd_text
+from orchestrator.core.cost import to_usd
 from orchestrator.core.errors import BadInput
-from orchestrator.core.lifecycle import Event, ItemState
-from orchestrator.core.records import Batch, Counts, OutputName, StoredOutput
+from orchestrator.core.findings import Finding, Kind
+from orchestrator.core.lifecycle import BatchState, Event, ItemState
+from orchestrator.core.reckoning import Charges
+from orchestrator.core.records import Batch, Counts, OutputName, StoredOutput, Target
+from orchestrator.core.verify import Document, Report
 from orchestrator.gateways.ledger import CanceledView, Database, SqlLedger
 from tests.contract.conftest import NOW, Acts
 
@@ -86,6 +92,27 @@ async def test_what_verify_says(acts: Acts, tmp_path: Path):
     assert "that this batch knows nothing of (no harm): notes.txt" in lines
     assert (ending.lines[-1], ending.document["by_kind"]["missing"]) == ("13 things wrong", 13)
     assert ending.document["findings"][12]["row"] == 12
+    spent = (await acts.ledger.find("b")).spent_units
+    assert f"  charges  13 charges, {usd_text(to_usd(spent))}: each its quantity at its price" in ending.lines
+    assert ending.document["charges"]["usd"] == format(to_usd(spent), "f") != "0"
+
+
+def test_what_verify_says_of_charges():
+    """How many agree, how many differ and by how much in all, what is told no longer, and what could be priced now."""
+    report = Report(Document("m"), Document("r"))
+    report.charges = Charges(reckoned=9, bare=1, units=2 * 10**12, compared=7, agree=5, difference_units=-10**9, untold=2,
+                             unknown=1, priceable_units=10**10)
+    report.charges.priceable.add(Finding(Kind.CHARGED_OTHERWISE, "could be priced now: …", 3, "sku-3", prediction_id="p3"))
+    batch = Batch(1, "b", "shots", "key", "acme", BatchState.FINISHED, None, *[None] * 16)  # type: ignore[arg-type]
+    batch = replace(batch, target=Target("models", "acme/draw", None), output_to="/out")
+    lines = list(command.lines_of(batch, report, local=False))
+    assert lines[5:8] == [
+        "  charges  10 charges, $2.00: each its quantity at its price; 1 of an older version, which kept no quantity; 7 compared "
+        "with the provider: 5 agree, 2 differ, by -$0.001 in all; 2 whose quantity it no longer tells; 1 of a cost unknown to "
+        "both",
+        "  unpriced 1 prediction of unknown cost, whose quantity the provider tells now: $0.01 that the ledger does not have "
+        "(no harm)",
+        "           - row 3 (sku-3) p3 could be priced now: …"]
 
 
 async def test_a_folder_that_was_moved(acts: Acts, tmp_path: Path):

@@ -45,7 +45,7 @@ async def verify(name: str, *, local: bool, fetch: bool) -> Ending:
     if not local:
         await _there(settings, batch, report)
     code = Exit.FAILED_ROWS if report.findings.total else Exit.UNREACHABLE if report.there.why_not else Exit.DONE
-    return Ending(code, _document(batch, report, code=code, local=local), tuple(_lines(batch, report, local=local)))
+    return Ending(code, _document(batch, report, code=code, local=local), tuple(lines_of(batch, report, local=local)))
 
 
 async def _there(settings: Settings, batch: Batch, report: Report) -> None:
@@ -115,7 +115,8 @@ def _of_finding(finding: Finding) -> dict[str, Any]:
             "prediction_id": finding.prediction_id, "text": finding.text, "remedy": finding.remedy}
 
 
-def _lines(batch: Batch, report: Report, *, local: bool) -> Iterator[str]:
+def lines_of(batch: Batch, report: Report, *, local: bool) -> Iterator[str]:
+    """What a person reads."""
     yield f"{batch.id} ({batch.job}, {batch.target.name}): {batch.state.value}"
     found = report.findings
     yield from _part("files", _files_text(batch, report), found, _FILES)
