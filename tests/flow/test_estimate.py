@@ -6,7 +6,7 @@ from orchestrator import wiring
 from orchestrator.core.estimate import Estimate
 from orchestrator.core.history import history_of
 from orchestrator.core.pricebook import read_book
-from orchestrator.flow.ingest import Order, Prepared, check, estimate_of, load, prepare, rows_to_buy
+from orchestrator.flow.ingest import Order, Prepared, check, estimate_of, load, prepare
 from tests.flow.conftest import Stage
 from tests.flow.test_stations import settle
 
@@ -45,14 +45,3 @@ async def test_each_row_at_its_own_rate(stage: Stage):
     lengths = sum((one.quantity for one in past.attempts if one.quantity is not None), Decimal(0))
     again = estimate_of(found, examined, past)
     assert again.in_all(again.expected.usd) == lengths * Decimal("0.0875")  # the mean of the four rates
-
-
-async def test_equal_rows_are_counted(stage: Stage):
-    """Rows whose input equals an earlier one's, wherever it stands; only where the job says so they are not bought."""
-    found = await prepared(stage, [("a", ""), ("b", ""), ("a", ""), ("a", "480p"), ("b", ""), ("a", "")])
-    examined = await check(stage.rooms, found)
-    assert (examined.good, examined.equal_rows) == (6, 3)
-    job = found.order.job
-    assert rows_to_buy(job, examined) == 6
-    once = job.model_copy(update={"duplicates": "once"})
-    assert (rows_to_buy(once, examined), rows_to_buy(once, examined, limit=2)) == (3, 2)
