@@ -16,7 +16,7 @@ install: .venv/run  ## everything a user needs, into .venv
 test: .venv/dev  ## all that must hold: arrows, style, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 3
 
 check: test  ## the same as test
 
