@@ -239,8 +239,9 @@ def shape_of(schema_json: str) -> OutputShape:
 def most_outputs(openapi_schema: Mapping[str, Any], constants: Mapping[str, Any] | None = None) -> int:
     """The most files that one prediction can return, for the worst case of prices per output.
 
-    One, unless the output is a list: then what `constants` (inputs alike for every row) ask for in the input that counts
-    outputs, else that input's maximum, else the list's `maxItems`, else one: nothing in the schema bounds it.
+    One, unless the output is a list: then what `constants` (inputs alike for every row, among them the model's defaults of
+    those that nothing feeds) ask for in the input that counts outputs, else that input's maximum, else the list's `maxItems`,
+    else one: nothing in the schema bounds it.
     """
     schemas = _schemas(openapi_schema)
     output = _flat(schemas.get("Output"), schemas)
@@ -294,8 +295,9 @@ def asked_length_s(schema: InputSchema, constants: Mapping[str, Any],
 
 
 def longest_output_s(schema: InputSchema, constants: Mapping[str, Any]) -> Decimal | None:
-    """The most seconds that one output can last, for the worst case of prices per second of video: what `constants` say of the
-    input `duration`, else the greatest of its values, else its maximum; None where the schema does not bound it."""
+    """The most seconds that one output can last, for the worst case of prices per second of video: what `constants` (as of
+    `most_outputs`) say of the input `duration`, else the greatest of its values, else its maximum; None where the schema does not
+    bound it."""
     spec = schema.fields.get("duration")
     if spec is None:
         return None

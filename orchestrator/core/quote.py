@@ -41,8 +41,9 @@ def quote(book: Book, job: Job, *, model: Model, plan: InputPlan, on: date, plac
         raise BadInput(f"{place + ': ' if place else ''}price: {error}") from None
     unfit = _unfit(price, schema)
     price = None if unfit else price
-    dearest = None if price is None else price.dearest(_known(defaults, plan))
-    pricing = Pricing(price, most_outputs(model.openapi_schema, plan.constants), longest_output_s(schema, plan.constants),
+    known = _known(defaults, plan)
+    dearest = None if price is None else price.dearest(known)
+    pricing = Pricing(price, most_outputs(model.openapi_schema, known), longest_output_s(schema, known),
                       None if dearest is None else dearest.usd, seller.failed)
     return Quote(model.name, seller, pricing, book.begins(model.name), on, unfit)
 
@@ -124,6 +125,9 @@ def remarks(job: Job, quoted: Quote) -> list[str]:
     if price.unit == "output second":
         return [f"{quoted.model} is billed by the second that comes out: the cost of a row is known only if its prediction tells "
                 "how long that is, else unknown"]
+    if price.unit == "second" and worst_case_usd(job, quoted.pricing) is None:
+        return [f"nothing bounds how long a row of {quoted.model} runs, and so what it costs; `limits: {{ cancel_after: 10m }}` "
+                "does"]
     return []
 
 

@@ -319,7 +319,9 @@ async def test_deployments_say_that_they_have_no_price(market: Stage):
     (private,) = (await prepared(market, "acme/flux-finetune", rows, book=Book())).warnings
     assert private.startswith(f"the private model acme/flux-finetune {owned}") and "fast_booting: true" in private
     tuned = await prepared(market, "acme/flux-finetune", rows, more="price: { hardware: gpu-l40s, fast_booting: true }\n")
-    assert tuned.warnings == [] and tuned.pricing.price is not None and not tuned.pricing.price.is_estimate
+    assert tuned.pricing.price is not None and not tuned.pricing.price.is_estimate
+    assert tuned.warnings == ["nothing bounds how long a row of acme/flux-finetune runs, and so what it costs; "
+                              "`limits: { cancel_after: 10m }` does"]
 
 
 async def test_a_batch_keeps_the_prices_of_its_first_day(market: Stage):
