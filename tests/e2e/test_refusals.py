@@ -146,7 +146,7 @@ def test_the_projects_own_price_book(desk: Desk):
     (desk.folder / "config" / "prices.toml").write_text(
         '[models."black-forest-labs/flux-schnell"]\nper_output_usd = "7"\n', "utf-8")
     desk.job(JOB, rows=ROWS)
-    assert "$84.00" in desk("plan", "shots").out  # three rows of four pictures at most
+    assert "$21.00" in desk("plan", "shots").out  # three rows of one picture, by the model's default
 
 
 def test_a_budget_below_one_row(desk: Desk, provider: Provider):

@@ -349,11 +349,13 @@ async def test_tiers_that_ask_for_what_the_model_does_not_have(market: Stage):
 
 
 @pytest.mark.parametrize("model,row,more,usd", [
-    ("simulator/film", {"prompt": "a"}, "", "1.20"),  # 12 s at most, at 720p in silence, as nothing feeds the others
-    ("simulator/film", {"prompt": "a", "resolution": "480p"}, "", "1.80"),  # a column: any of them
-    ("simulator/film", {"prompt": "a", "generate_audio": "true"}, "", "2.40"),
-    ("simulator/portrait", {"prompt": "a"}, "", "0.168"),
-    ("simulator/portrait", {"prompt": "a", "quality": "low"}, "", "0.668"),
+    ("simulator/film", {"prompt": "a"}, "", "0.50"),  # the model's default: 5 s at 720p in silence, as nothing feeds these
+    ("simulator/film", {"prompt": "a", "duration": "3"}, "", "1.20"),  # a column: 12 s at most
+    ("simulator/film", {"prompt": "a", "resolution": "480p"}, "", "0.75"),  # any of them
+    ("simulator/film", {"prompt": "a", "generate_audio": "true"}, "", "1.00"),
+    ("simulator/portrait", {"prompt": "a"}, "", "0.042"),
+    ("simulator/portrait", {"prompt": "a", "num_outputs": "2"}, "", "0.168"),
+    ("simulator/portrait", {"prompt": "a", "quality": "low"}, "", "0.167"),
     ("stability-ai/sdxl", {"prompt": "a"}, "limits: { cancel_after: 10s }\n", "0.00975"),
     ("simulator/echo", {"prompt": "a"}, "", "0.0001"),
 ])
