@@ -17,6 +17,7 @@ from orchestrator.core.template import OutputNamer, check_output_folder, with_da
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
 _SECONDS = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 _MONEY = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
+MOST_USD = 1_000_000  # the ledger holds nine times as much; whoever writes more has slipped
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 SHORTEST_CANCEL_AFTER_S = 5.0  # Replicate OpenAPI: Cancel-After, minimum 5 s
 
@@ -53,6 +54,15 @@ def _money(value: Any) -> Decimal:
         raise ValueError(f"{text!r} is not an amount in US dollars; write 25.00, without a sign or unit") from None
     if not _MONEY.fullmatch(format(amount, "f")):
         raise ValueError(f"{text!r} is not an amount in US dollars; write 25.00, without a sign or unit")
+    if amount > MOST_USD:
+        raise ValueError(f"{text!r} is more than {MOST_USD:,} US dollars")
+    return amount
+
+
+def _per_row(amount: Decimal) -> Decimal:
+    """Nothing reserved is nothing bounded: a cap would let every row through."""
+    if not amount:
+        raise ValueError("must be more than 0: it is what is set aside for each row")
     return amount
 
 
@@ -211,7 +221,7 @@ class Budget(_Part):
         None, description="US dollars that all batches of this job may cost together, in one ledger and account.")
     job_per_day_usd: Money | None = Field(
         None, description="The same for what is bought on one day (UTC).")
-    per_row_usd: Money | None = Field(
+    per_row_usd: Annotated[Money, AfterValidator(_per_row)] | None = Field(
         None, description="The most that one row can cost, where neither price book nor deadline tells.")
 
 

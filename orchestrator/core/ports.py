@@ -358,6 +358,10 @@ class Ledger(Protocol):
     async def known(self, run_key: str) -> bool:
         """Whether a batch of this run key exists."""
 
+    async def left(self, run_key: str, *, limit: int | None) -> int | None:
+        """Rows of the batch of this run key that were never started and would be now, with no more than `limit` started in all;
+        None: there is no such batch, or it is not loaded."""
+
     async def loaded_rows(self, batch_pk: int) -> int:
         """Rows already in, from an interrupted load: whole chunks, in order."""
 

@@ -210,6 +210,10 @@ async def _fill(rooms: Rooms, prepared: Prepared, batch: Batch) -> None:
     if (refused := refusal(prepared, examined)) is not None:
         await rooms.ledger.discard(batch.pk)
         raise refused
+    if await asyncio.to_thread(rooms.tables.fingerprint, prepared.paths) != prepared.files:
+        await rooms.ledger.discard(batch.pk)
+        raise BadInput(f"{prepared.order.job.source.path} was changed while it was read. Nothing was spent. Run the command "
+                       "again when it is whole")
     past = history_of(await rooms.ledger.past(prepared.account, prepared.target))
     await rooms.ledger.seal(batch.pk, total=examined.rows, now=rooms.clock.now(),
                             source_schema_json=examined.source_schema_json or rooms.tables.empty_schema(prepared.columns),

@@ -395,3 +395,16 @@ async def test_a_tier_is_found_by_the_rows_own_input(acts: Any, database: Databa
     await acts.ledger.move([acts.ended(f"p{i}", attempt_id=i) for i in ("a0", "a1", "a2", "b0")], decide=decide)
     assert given == ['{"seed":0}', '{"seed":1}', '{"seed":2}', None]
     assert [row[3] for row in await _charged(database)] == ["2", "7", "2", None, None]
+
+
+async def test_never_bought_and_there_after_all(acts: Any) -> None:
+    """What was found absent cost nothing; once it has turned up its cost is not known until it is told, or for good."""
+    batch = await acts.loaded(1)
+    await acts.claim(batch, 1, reserve_units=HALF)
+    await acts.tell(acts.said(Event.ANSWER_LOST, "a0"), acts.said(Event.ABSENT, "a0"))
+    await acts.tell(acts.answered("a0", "p0", after_s=5)._replace(bound_by="url"))
+    (row,) = await acts.results(batch)
+    assert row.charge_units is None
+    await acts.tell(acts.said(Event.VANISHED, "a0", error="gone", error_class="vanished"))
+    (row,) = await acts.results(batch)
+    assert (row.charge_units, (await acts.ledger.counts(batch.pk)).cost_unknown_items) == (None, 1)

@@ -286,3 +286,16 @@ async def test_the_look_for_an_original_is_of_its_index(acts: Acts, database: Da
     told = await database.read(plan)
     assert "uq_items_share_key" in told
     assert "share_key=?" in told or "share_key)::text = " in told
+
+
+async def test_a_refused_load_takes_nothing_from_an_earlier_batch(acts: Acts) -> None:
+    """Rows that shared with another batch are forgotten again: that one never counted them."""
+    one = await loaded(acts, "aaab", name="one")
+    before = await acts.ledger.counts(one.pk)
+    (bought, *_) = await acts.ledger.items(one.pk)
+    two, _ = await acts.ledger.open_batch(acts.new("two"))
+    many = [NewItem(i, f"r{i}", '{"text":"a"}', "hash-a", shares=True, twin_of=1) for i in range(5)]
+    await acts.ledger.add_chunk(two.pk, NewChunk(0, many, b"blob"))
+    await acts.ledger.discard(two.pk)
+    assert (bought.index, await acts.ledger.counts(one.pk)) == (0, before)
+    assert before.shared == {ItemState.PENDING: 2}

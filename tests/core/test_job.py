@@ -64,6 +64,12 @@ def test_what_is_no_money_is_refused(given: Any) -> None:
     assert "amount in US dollars" in refusal(budget={"usd": given})
 
 
+def test_money_that_must_be_a_slip_is_refused() -> None:
+    """Nothing set aside for a row would let all of them through; and no batch costs more than a million."""
+    assert "must be more than 0" in refusal(budget={"usd": 1, "per_row_usd": 0})
+    assert "is more than 1,000,000 US dollars" in refusal(budget={"usd": 10_000_000})
+
+
 def test_a_job_survives_json() -> None:
     """The ledger keeps a job as JSON and reads the same job back."""
     whole = job(limits={"cancel_after": "10m", "per_minute": 600}, budget={"usd": "25.00"}, price={"hardware": "gpu-l40s"},

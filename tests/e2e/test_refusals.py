@@ -116,6 +116,10 @@ def test_a_price_above_the_threshold_asks(desk: Desk, provider: Provider):
     for word in ("$0.", "budget.usd", "--yes", "terminal"):
         assert word in done.err
     assert provider.purchases() == []
+    assert desk("run", "shots", "--limit", "1", ORCHESTRATOR_ASK_ABOVE_USD="0.005").code == 0  # that one is below it
+    rest = desk("run", "shots", ORCHESTRATOR_ASK_ABOVE_USD="0.005")
+    assert (rest.code, len(provider.purchases())) == (2, 1)
+    assert f"{len(ROWS) - 1} rows" in rest.err
 
 
 def test_a_cap_without_a_worst_case(desk: Desk, provider: Provider):

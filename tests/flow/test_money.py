@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from orchestrator import wiring
+from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import ClaimTerms, Fetched, Page
 from orchestrator.core.records import Batch, Fact, Prediction
@@ -55,6 +56,20 @@ async def test_a_lost_answer_with_a_secret_input(stage: Stage):
 
 
 ECHO = 'model: simulator/echo\nsource: { path: rows.csv }\ninput: { text: "{{ text }}" }\n'
+
+
+async def test_a_source_that_changes_while_it_is_read(stage: Stage):
+    """Bought is what was looked at, or nothing: the run key is a hash of what was there before."""
+    (stage.folder / "rows.csv").write_text("text\none\n")
+    (stage.folder / "job.yaml").write_text(ECHO)
+    found = wiring.load_job(stage.folder / "job.yaml", changes={})
+    order = Order(job=found.job, name="job", folder=str(stage.folder), output_to="out", output_base=str(stage.folder))
+    prepared = await prepare(stage.rooms, order, book=None)
+    (stage.folder / "rows.csv").write_text("text\none\ntwo\n")
+    with pytest.raises(BadInput, match=r"rows\.csv was changed while it was read\. Nothing was spent"):
+        await load(stage.rooms, prepared)
+    assert not await stage.rooms.ledger.known(prepared.run_key)
+    assert (await load(stage.rooms, await prepare(stage.rooms, order, book=None)))[0].total == 2
 
 
 async def test_a_cap_added_between_two_runs(stage: Stage):

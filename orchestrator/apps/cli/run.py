@@ -105,10 +105,11 @@ async def _consent(rooms: Rooms, prepared: Prepared, options: RunOptions, *, ask
     """Above the threshold, by the worst case or, where there is none, by the past: a budget of the job's own, a terminal's yes,
     or --yes."""
     has_budget = any(cap.scope in (Scope.BATCH, Scope.JOB) for cap in prepared.caps)
-    if options.yes or has_budget or await rooms.ledger.known(prepared.run_key):
+    left = await rooms.ledger.left(prepared.run_key, limit=options.limit)
+    if options.yes or has_budget or left == 0:
         return
-    examined = await check(rooms, prepared)
-    found = await foresee(rooms, prepared, examined, limit=options.limit, is_new=False)
+    examined = await check(rooms, prepared)  # of a batch that was begun, a yes to three rows is none to the rest of them
+    found = await foresee(rooms, prepared, examined, limit=options.limit if left is None else left, is_new=False)
     at_stake_usd, words = question(prepared, found.estimate)
     if at_stake_usd is None or at_stake_usd <= ask_above_usd:
         return

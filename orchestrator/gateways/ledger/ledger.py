@@ -91,6 +91,10 @@ class SqlLedger:
         """As the port says."""
         return await self._db.read(loading.known, run_key)
 
+    async def left(self, run_key: str, *, limit: int | None) -> int | None:
+        """As the port says."""
+        return await self._db.read(loading.left, run_key, limit=limit)
+
     async def loaded_rows(self, batch_pk: int) -> int:
         """As the port says."""
         return await self._db.read(loading.loaded_rows, batch_pk)

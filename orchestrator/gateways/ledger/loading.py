@@ -15,7 +15,7 @@ from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Target
 from orchestrator.gateways.ledger import sharing
 from orchestrator.gateways.ledger.bulk import write_many
 from orchestrator.gateways.ledger.session import insert, is_postgresql
-from orchestrator.gateways.ledger.tables import FRESH_AT, batches, items, outputs, source_chunks
+from orchestrator.gateways.ledger.tables import FRESH_AT, PENDING, batches, items, outputs, source_chunks
 from orchestrator.gateways.ledger.text import clean
 
 ITEM_COLUMNS = ("batch_pk", "idx", "row_id", "input_json", "input_hash", "state", "due_at", "failures", "attempts",
@@ -60,6 +60,17 @@ async def batch(connection: AsyncConnection, batch_id: str) -> Batch | None:
 async def known(connection: AsyncConnection, run_key: str) -> bool:
     """Whether there is a batch of this run key."""
     return (await connection.execute(select(batches.c.pk).where(batches.c.run_key == run_key))).first() is not None
+
+
+async def left(connection: AsyncConnection, run_key: str, *, limit: int | None) -> int | None:
+    """Rows never started, as far as a limit lets them start."""
+    of_key = select(batches.c.pk, batches.c.state, batches.c.started).where(batches.c.run_key == run_key)
+    found = (await connection.execute(of_key)).one_or_none()
+    if found is None or found.state == BatchState.LOADING.value:
+        return None
+    rows = int((await connection.execute(select(func.count()).select_from(items).where(
+        items.c.batch_pk == found.pk, text(f"items.{PENDING}"), items.c.due_at == FRESH_AT))).scalar_one())
+    return rows if limit is None else min(rows, max(0, limit - found.started))
 
 
 async def live_batches(connection: AsyncConnection) -> list[Batch]:

@@ -278,6 +278,8 @@ def _attempt_values(change: Change, *, lease_until: datetime | None) -> dict[str
             values |= {"prediction_id": change.prediction.id, "answered_at": change.at, "bound_by": change.bound_by}
     if change.event is Event.SURPLUS:
         values["surplus_at"] = change.at
+    if change.event in _BOUND_ONLY:  # that it was never bought is no longer so, and what it costs is not known yet
+        values |= {"charge_units": None, "charge_basis": None}
     if change.final_charge:
         values |= {"charge_units": change.charge_units, "charge_basis": change.charge_basis, "ended_via": change.via}
     if change.releases:

@@ -90,9 +90,10 @@ async def add_copies(connection: AsyncConnection, more: Mapping[int, int]) -> No
 
 
 async def take_copies(connection: AsyncConnection, batch_pk: int, *, first: int) -> None:
-    """The rows from `first` on are about to go: those that they share count them no longer."""
-    rows = await connection.execute(select(items.c.twin_of).where(
-        items.c.batch_pk == batch_pk, items.c.idx >= first, items.c.state == SHARED))
+    """The rows from `first` on are about to go: those of this batch that they share count them no longer. One of an earlier batch
+    never counted them."""
+    rows = await connection.execute(select(items.c.twin_of).select_from(items.join(ORIGIN, IS_ORIGIN)).where(
+        items.c.batch_pk == batch_pk, items.c.idx >= first, items.c.state == SHARED, ORIGIN.c.batch_pk == batch_pk))
     fewer = Counter(row.twin_of for row in rows)
     await write_many(connection, _FEWER, [{"b_pk": pk, "b_many": many} for pk, many in sorted(fewer.items())])
 
