@@ -106,12 +106,16 @@ _UNITS = bindparam("units", type_=BigInteger)
 
 
 def _short() -> ColumnElement[bool]:
-    """Looked for by the two indexes, and asked again of each attempt once it is locked."""
-    of_batch = attempts.c.batch_pk == bindparam("short_of"), attempts.c.reserved_units < _UNITS
+    """Looked for by the two indexes, and asked again of each attempt once it is locked. The sum keeps SQLite from another index,
+    by which it would walk through all attempts of the batch to find the few that are alive."""
     account = select(batches.c.account).where(batches.c.pk == bindparam("short_of")).scalar_subquery()
-    found = union_all(select(attempts.c.id).where(attempts.c.account == account, text(ALIVE), *of_batch).correlate(None),
-                      select(attempts.c.id).where(text(UNPRICED), *of_batch).correlate(None)).subquery("found")
-    return and_(attempts.c.id.in_(select(found.c.id)), or_(text(ALIVE), text(UNPRICED)), attempts.c.reserved_units < _UNITS)
+    is_less = attempts.c.reserved_units < _UNITS
+    found = union_all(
+        select(attempts.c.id).correlate(None).where(attempts.c.account == account, text(ALIVE),
+                                                    attempts.c.batch_pk + 0 == bindparam("short_of"), is_less),
+        select(attempts.c.id).correlate(None).where(attempts.c.batch_pk == bindparam("short_of"), text(UNPRICED), is_less),
+    ).subquery("found")
+    return and_(attempts.c.id.in_(select(found.c.id)), or_(text(ALIVE), text(UNPRICED)), is_less)
 
 
 def _raised(dialect: str) -> Select[Any]:
