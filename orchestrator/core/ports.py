@@ -396,9 +396,10 @@ class Ledger(Protocol):
 
     async def amend(self, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None, price_json: str,
                     start_limit: int | None, job_json: str, output_to: str | None = None,
-                    estimate_json: str | None = None) -> None:
+                    estimate_json: str | None = None, reserve_units: int | None = None) -> None:
         """What may change between two runs of one batch; `output_to` only until the first file is in it. Without an
-        `estimate_json` the estimate stays as it is."""
+        `estimate_json` the estimate stays as it is. `reserve_units`: a row's worst case from now on, in 10^-12 USD, where it is
+        known; attempts of the batch that are alive, or ended at a cost nobody knows, and reserve less, reserve so much then."""
 
     async def set_state(self, batch_pk: int, *, to: BatchState, allowed: frozenset[BatchState], reason: str | None,
                         now: datetime, wakes: Sequence[Wake] = ()) -> bool:

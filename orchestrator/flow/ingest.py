@@ -15,7 +15,7 @@ from pathlib import Path
 from orchestrator.core import examined as examining
 from orchestrator.core.asked import asked_of, mean_rate
 from orchestrator.core.caps import AccountBudget, Cap, Scope
-from orchestrator.core.cost import Pricing
+from orchestrator.core.cost import Pricing, to_units
 from orchestrator.core.duplicates import held
 from orchestrator.core.errors import BadInput, NameTaken, NotFound, RowProblem
 from orchestrator.core.estimate import Estimate, Terms, estimate
@@ -135,11 +135,13 @@ async def load(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
     _same_content(batch, prepared)
     prepared = _of_its_day(_as_begun(prepared, batch), batch, rooms.budget)
     job = prepared.order.job
+    worst = worst_case_usd(job, prepared.pricing)
     await rooms.ledger.amend(batch.pk, in_flight=job.limits.in_flight, max_attempts=job.retry.attempts,
                              cap_units=prepared.cap_units, price_json=prepared.pricing.to_json(),
                              start_limit=prepared.order.limit, job_json=job.model_dump_json(),
                              output_to=output_to(prepared.order, batch.id, batch.created_at),
-                             estimate_json=await _learned(rooms, prepared, batch))
+                             estimate_json=await _learned(rooms, prepared, batch),
+                             reserve_units=None if worst is None else to_units(worst))
     if batch.state is BatchState.LOADING:
         await _fill(rooms, prepared, batch)
     loaded = await rooms.ledger.batch(batch.id)

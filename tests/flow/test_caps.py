@@ -165,3 +165,20 @@ async def test_a_cap_that_could_not_be_kept(stage: Stage, budget: str, named: st
         await loaded(stage, ECHO + budget)
     assert f"so {named} be kept" in str(said.value) and f"  {line}\n" in str(said.value)
     assert (await loaded(stage, ECHO + line + "\n")).total == 1
+
+
+@pytest.mark.parametrize("before,after,held", [
+    ("", "price: { per_run_usd: 0.50 }\nbudget: { usd: 1.00 }\n", "$5.00 of $1.00 are spent, and"),
+    ("", "budget: { usd: 1.00, per_row_usd: 0.10 }\n", "$0.00 of $1.00 are spent and $1.00 are held for rows whose cost"),
+    ("price: { per_run_usd: 0.10 }\nbudget: { usd: 2.00 }\n", "price: { per_run_usd: 0.50 }\nbudget: { usd: 2.00 }\n",
+     "$5.00 of $2.00 are spent, and")])
+async def test_a_cap_counts_what_is_out_already(stage: Stage, before: str, after: str, held: str):
+    """Ten rows are out when a price, a cap or a correction comes: they are paid for, and nothing more is bought."""
+    batch = await loaded(stage, ECHO + "limits: { in_flight: 10 }\n" + before, rows=20)
+    stage.rooms = replace(stage.rooms, tempo=replace(QUICK, slice_s=0.2, submit_chunk=10))
+    await submit(stage.rooms, batch.id, 0)
+    assert len(stage.provider.purchases()) == 10
+    again = await loaded(stage, ECHO + "limits: { in_flight: 20 }\n" + after, rows=20)
+    paused = await bought_by_many(stage, again, within_s=10)
+    assert (paused.state, len(stage.provider.purchases())) == (BatchState.PAUSED, 10)
+    assert held in (paused.reason or "")

@@ -18,7 +18,7 @@ from orchestrator.core.records import Batch, Claim
 from orchestrator.gateways.ledger.backlog import backlog, behind_since
 from orchestrator.gateways.ledger.bulk import write_many
 from orchestrator.gateways.ledger.loading import batch_of, set_state
-from orchestrator.gateways.ledger.money import bounds, note_days, queue
+from orchestrator.gateways.ledger.money import bounds, hold_terms, note_days, queue
 from orchestrator.gateways.ledger.session import is_postgresql
 from orchestrator.gateways.ledger.tables import FRESH_AT, PENDING, alive, attempts, batches, items
 
@@ -94,6 +94,7 @@ async def claim(connection: AsyncConnection, batch_pk: int, *, attempt_ids: Sequ
     await queue(connection, batch_pk, terms.caps)
     if terms.model_in_flight is not None:
         await _queue_for_model(connection, batch_pk)
+    await hold_terms(connection, batch_pk)
     found = (await connection.execute(
         select(batches).where(batches.c.pk == batch_pk).with_for_update(key_share=True))).one_or_none()
     if found is None or found.state != BatchState.RUNNING.value or _is_amended(found, terms):

@@ -125,11 +125,11 @@ class SqlLedger:
 
     async def amend(self, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None, price_json: str,
                     start_limit: int | None, job_json: str, output_to: str | None = None,
-                    estimate_json: str | None = None) -> None:
+                    estimate_json: str | None = None, reserve_units: int | None = None) -> None:
         """As the port says."""
         await self._db.write(loading.amend, batch_pk, in_flight=in_flight, max_attempts=max_attempts, cap_units=cap_units,
                              price_json=price_json, start_limit=start_limit, job_json=job_json, output_to=output_to,
-                             estimate_json=estimate_json)
+                             estimate_json=estimate_json, reserve_units=reserve_units)
 
     async def set_state(self, batch_pk: int, *, to: BatchState, allowed: frozenset[BatchState], reason: str | None,
                         now: datetime, wakes: Sequence[Wake] = ()) -> bool:

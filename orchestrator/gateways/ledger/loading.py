@@ -14,6 +14,7 @@ from orchestrator.core.lifecycle import LIVE_BATCH, BatchState, ItemState
 from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Target
 from orchestrator.gateways.ledger import sharing
 from orchestrator.gateways.ledger.bulk import write_many
+from orchestrator.gateways.ledger.money import hold_terms, note_money, reserve_up_to
 from orchestrator.gateways.ledger.session import insert, is_postgresql
 from orchestrator.gateways.ledger.tables import FRESH_AT, PENDING, batches, items, outputs, source_chunks
 from orchestrator.gateways.ledger.text import clean
@@ -168,8 +169,13 @@ async def discard_last(connection: AsyncConnection, batch_pk: int) -> bool:
 
 async def amend(connection: AsyncConnection, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None,
                 price_json: str, start_limit: int | None, job_json: str, output_to: str | None = None,
-                estimate_json: str | None = None) -> None:
-    """What may change between two runs of one batch; the output folder only until the first file of it has a name."""
+                estimate_json: str | None = None, reserve_units: int | None = None) -> None:
+    """What may change between two runs of one batch; the output folder only until the first file of it has a name. What was
+    bought before reserves no less than what is bought from now on: a cap that comes later counts it."""
+    raised: dict[str, tuple[int, int]] = {}
+    if reserve_units:
+        await hold_terms(connection, batch_pk, changes=True)
+        raised = await reserve_up_to(connection, batch_pk, units=reserve_units)
     values: dict[str, Any] = {"in_flight": in_flight, "max_attempts": max_attempts, "cap_units": cap_units,
                               "price_json": price_json, "start_limit": start_limit, "job_json": clean(job_json)}
     if estimate_json is not None:
@@ -178,6 +184,8 @@ async def amend(connection: AsyncConnection, batch_pk: int, *, in_flight: int, m
         await connection.execute(select(batches.c.pk).where(batches.c.pk == batch_pk).with_for_update())
         named = select(outputs.c.item_pk).where(outputs.c.batch_pk == batch_pk)
         values["output_to"] = case((named.exists(), batches.c.output_to), else_=output_to)
+    if raised:
+        await note_money(connection, batch_pk, raised)
     await connection.execute(update(batches).where(batches.c.pk == batch_pk).values(**values))
 
 

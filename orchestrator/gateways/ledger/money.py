@@ -6,16 +6,32 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Row, Select, bindparam, cast, exists, func, select, text, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    cast,
+    exists,
+    func,
+    or_,
+    select,
+    text,
+    union_all,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.caps import Bound, Cap, day_of
 from orchestrator.gateways.ledger.session import is_postgresql
-from orchestrator.gateways.ledger.tables import alive, attempts, batch_days, batches
+from orchestrator.gateways.ledger.tables import ALIVE, UNPRICED, alive, attempts, batch_days, batches
 
 _CAPS_LOCKS = {False: 0x0B0B, True: 0x0B0C}  # the first half of the advisory locks' keys: of an account's caps, of a job's
+_TERMS_LOCK = 0x0B0D  # likewise, of a batch's terms; the second half is the batch
 _OTHERS = batches.alias("others")
 
 
@@ -63,6 +79,59 @@ async def queue(connection: AsyncConnection, batch_pk: int, caps: Sequence[Cap])
         key = batches.c.account + "\n" + batches.c.job if of_job else batches.c.account
         lock = func.pg_advisory_xact_lock(_CAPS_LOCKS[of_job], func.hashtext(key))
         await connection.execute(select(lock).where(batches.c.pk == batch_pk))
+
+
+async def hold_terms(connection: AsyncConnection, batch_pk: int, *, changes: bool = False) -> None:
+    """Until the transaction ends nobody changes what a row of the batch may cost; or, where that changes, nobody claims one. On
+    SQLite all writers queue. After the locks of `queue` and of a model, before any row."""
+    if is_postgresql(connection):
+        lock = func.pg_advisory_xact_lock if changes else func.pg_advisory_xact_lock_shared
+        await connection.execute(select(lock(_TERMS_LOCK, batch_pk % 2**31)))
+
+
+async def reserve_up_to(connection: AsyncConnection, batch_pk: int, *, units: int) -> dict[str, tuple[int, int]]:
+    """What may still cost something, and reserves less than `units`, reserves so much from now on: attempts that are alive, and
+    those that ended at a cost nobody knows. Answers by how much more, by day, for `note_money`; the caller holds the terms.
+
+    The attempts are locked as facts lock them, in the order of their rows, and the batch only after them: a fact that has an
+    attempt in hand and waits for its batch would wait for who holds the batch and waits for the attempt."""
+    keys = {"short_of": batch_pk, "units": units}
+    rows = (await connection.execute(_SHORT[connection.dialect.name], keys)).all()
+    if rows and not is_postgresql(connection):
+        await connection.execute(_RAISE, keys)
+    return {row.day: (row.more, 0) for row in rows}
+
+
+_UNITS = bindparam("units", type_=BigInteger)
+
+
+def _short() -> ColumnElement[bool]:
+    """Looked for by the two indexes, and asked again of each attempt once it is locked. The sum keeps SQLite from another index,
+    by which it would walk through all attempts of the batch to find the few that are alive."""
+    account = select(batches.c.account).where(batches.c.pk == bindparam("short_of")).scalar_subquery()
+    is_less = attempts.c.reserved_units < _UNITS
+    found = union_all(
+        select(attempts.c.id).correlate(None).where(attempts.c.account == account, text(ALIVE),
+                                                    attempts.c.batch_pk + 0 == bindparam("short_of"), is_less),
+        select(attempts.c.id).correlate(None).where(attempts.c.batch_pk == bindparam("short_of"), text(UNPRICED), is_less),
+    ).subquery("found")
+    return and_(attempts.c.id.in_(select(found.c.id)), or_(text(ALIVE), text(UNPRICED)), is_less)
+
+
+def _raised(dialect: str) -> Select[Any]:
+    """By how much more is reserved, by day. On PostgreSQL in the statement that reserves it: what was found absent can turn up
+    between two, and would be reserved for and not be in the books."""
+    day = utc_day(attempts.c.created_at, dialect=dialect).label("day")
+    short = (select(attempts.c.id, day, attempts.c.reserved_units.label("was")).where(_short())
+             .order_by(attempts.c.item_pk, attempts.c.id).with_for_update().cte("short"))
+    if dialect == "postgresql":
+        short = (update(attempts).where(attempts.c.id == short.c.id).values(reserved_units=_UNITS)
+                 .returning(short.c.day, short.c.was).cte("raised"))
+    return select(short.c.day, cast(func.sum(_UNITS - short.c.was), BigInteger).label("more")).group_by(short.c.day)
+
+
+_SHORT = {dialect: _raised(dialect) for dialect in ("sqlite", "postgresql")}
+_RAISE = update(attempts).where(_short()).values(reserved_units=_UNITS)
 
 
 async def bounds(connection: AsyncConnection, batch: Row[Any], caps: Sequence[Cap], *, now: datetime,
