@@ -43,5 +43,5 @@ async def test_whose_row_it_is(acts: Acts, tmp_path: Path):
     assert [row["shares_batch"] for row in told.document["items"]] == ["first", None, None]
     verified = await command.verify("later", local=True, fetch=False)
     assert verified.document["shared_with"] == {"first": 1}
-    assert "  shared   1 row from first, where the files are: orchestrator verify first looks at them" in verified.lines
+    assert "  shared   1 row from first, which bought them: orchestrator verify first looks at them" in verified.lines
     assert "shared_items" in (await look.status("first")).document

@@ -60,6 +60,8 @@ async def run(options: RunOptions) -> Ending:
         say(f"ledger: {settings.home if settings.database_url is None else settings.ledger_shown} ({news})")
         for warning in prepared.warnings if new else []:
             say(f"note: {warning}")
+        if settings.public_url is None:
+            say("note: ORCHESTRATOR_PUBLIC_URL is not set: completions are found by polling the list in bulk")
         if not batch.total:
             say(f"note: {no_rows(prepared)}")
         if other := said_otherwise(Job.model_validate_json(batch.job_json).duplicates, order.job.duplicates):

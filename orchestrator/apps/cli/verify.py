@@ -121,7 +121,7 @@ def lines_of(batch: Batch, report: Report, *, local: bool) -> Iterator[str]:
     found = report.findings
     yield from _part("files", _files_text(batch, report), found, _FILES)
     for earlier, rows in report.elsewhere.items():
-        yield f"  shared   {_count(rows, 'row')} from {earlier}, where the files are: orchestrator verify {earlier} looks at them"
+        yield f"  shared   {_count(rows, 'row')} from {earlier}, which bought them: orchestrator verify {earlier} looks at them"
     yield from _part("manifest", _document_text(report.manifest, report, Kind.MANIFEST), found, (Kind.MANIFEST,))
     yield from _part("results", _document_text(report.results, report, Kind.RESULTS), found, (Kind.RESULTS,))
     yield from _part("provider", "not asked (--local)" if local else _there_text(report), found, _THERE)
@@ -224,7 +224,9 @@ def _verdict(report: Report, *, local: bool) -> str:
         return f"{_count(report.findings.total, 'thing')} wrong{half}"
     if report.there.why_not is not None:
         return "nothing wrong at home; the provider could not be asked (--local leaves it out)"
-    return "all is well" + (" at home" if local else "")
+    elsewhere = sum(report.elsewhere.values())
+    unseen = f"; the files of {_count(elsewhere, 'row')} are another batch's, and were not looked at" if elsewhere else ""
+    return "all is well" + (" at home" if local else " here" if unseen else "") + unseen
 
 
 def _count(many: int, what: str) -> str:
