@@ -292,10 +292,12 @@ async def test_a_community_model_without_a_price(market: Stage):
      "reads and writes.\nAdd to the job\n  budget: { usd: 1.50, per_row_usd: 0.05 }"),
     ("simulator/echo", "price: { per_output_second_usd: 0.001 }\n", "so a cap cannot be kept: nothing bounds how long its "
      "outputs last (no input `duration` with a maximum).\nAdd to the job\n  budget: { usd: 1.50, per_row_usd: 0.05 }"),
+    ("simulator/shapes", "price: { per_output_usd: 0.01 }\n", "so a cap cannot be kept: nothing bounds how many files it gives.\n"
+     "Add to the job\n  budget: { usd: 1.50, per_row_usd: 0.05 }"),
 ])
 async def test_under_a_cap_the_lines_to_add(market: Stage, model: str, more: str, lines: str):
     """Refused, and the lines that are named are enough: with them the job is taken."""
-    rows = [{"prompt": "a"}]
+    rows = [{"prompt": "a", "shape": "list"} if model == "simulator/shapes" else {"prompt": "a"}]
     with pytest.raises(BadInput) as caught:
         await prepared(market, model, rows, more=more + "budget: { usd: 1.50 }\n", book=Book(BOOK.layers[1:]))
     assert str(caught.value) == f"budget: what one row of {model} may cost at worst is not known, {lines}"
