@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from orchestrator.core.bounds import asked_length_s, asked_outputs
 from orchestrator.core.cost import Pricing, Rate
-from orchestrator.core.inputs import InputPlan, InputSchema, asked_length_s, asked_outputs
+from orchestrator.core.inputs import InputPlan, InputSchema
 from orchestrator.core.job import Job
 
 ONE = Decimal(1)

@@ -124,7 +124,7 @@ class Pricing:
     """What a batch keeps about money from its start: its price, and what bounds the cost of a row."""
 
     price: Price | None
-    most_outputs: int  # that one row can give
+    most_outputs: int | None  # that one row can give; None: nothing bounds them
     most_seconds: Decimal | None = None  # of video that one output can last
     dearest_usd: Decimal | None = None  # of the rates that a row can have
     failed: str = "unknown"  # as of `Price`, for a model without one
@@ -157,9 +157,10 @@ class Pricing:
 
     def _most(self, unit: str, cancel_after_s: Decimal | None) -> Decimal | None:
         """The most units that one row can use."""
+        outputs = None if self.most_outputs is None else Decimal(self.most_outputs)
         if unit == "output second":
-            return None if self.most_seconds is None else self.most_seconds * self.most_outputs
-        return {"second": cancel_after_s, "output": Decimal(self.most_outputs), "run": Decimal(1)}.get(unit)
+            return None if self.most_seconds is None or outputs is None else self.most_seconds * outputs
+        return {"second": cancel_after_s, "output": outputs, "run": Decimal(1)}.get(unit)
 
 
 @lru_cache(maxsize=64)
@@ -273,11 +274,12 @@ def _by_second(prediction: Prediction, _outputs: int | None) -> _Used | None:
 
 
 def _by_output(prediction: Prediction, outputs: int | None) -> _Used | None:
-    """By the provider's own count, else by counting the files that came."""
+    """By the provider's own count, else by counting the files that came. What came without a file is not nothing: nobody knows
+    how the provider counts it."""
     counts = [told for name in _COUNTS if (told := _told(prediction, name)) is not None]
     if len(counts) == 1:
         return _Used("metrics", counts[0])
-    if prediction.status != "succeeded" or outputs is None:
+    if prediction.status != "succeeded" or outputs is None or (outputs == 0 and prediction.output not in (None, [])):
         return None
     return _Used("counted outputs", Decimal(outputs))
 

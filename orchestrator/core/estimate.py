@@ -4,7 +4,7 @@ What cannot be known is None and says what would make it known: never a guess, n
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -37,13 +37,21 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What one row costs, and how many will be bought. Where they are known, low <= expected <= high <= worst case."""
+    """What one row costs, and how many will be bought. Where they are known, low <= expected <= high <= worst case; but where the
+    worst case is only what the job says (`budget.per_row_usd`), or a bound is wrong, what is known may be above it."""
 
     rows: int
     low: Figure
     expected: Figure
     high: Figure
     worst_usd: Decimal | None  # of one row: what is reserved
+
+    @property
+    def above_worst_usd(self) -> Decimal | None:
+        """The greatest figure of one row, where it is above the worst case; None: none is."""
+        known = [figure.usd for figure in (self.low, self.expected, self.high) if figure.usd is not None]
+        most = max(known, default=NOTHING)
+        return most if self.worst_usd is not None and most > self.worst_usd else None
 
     def in_all(self, usd: Decimal | None) -> Decimal | None:
         """So much for each row, for all of them."""
@@ -79,14 +87,10 @@ def _decimal(text: str | None) -> Decimal | None:
 def estimate(terms: Terms, past: History | None, *, rows: int) -> Estimate:
     """For so many rows that will be bought."""
     low, expected, high = _by_past(terms, past) or _by_schema(terms)
-    if terms.worst_usd is not None:
-        high = Figure(terms.worst_usd, "the worst case, which is reserved") if high.usd is None else high
-        low, expected, high = (_at_most(figure, terms.worst_usd) for figure in (low, expected, high))
-    return Estimate(rows, low, expected, high, terms.worst_usd)
-
-
-def _at_most(figure: Figure, worst_usd: Decimal) -> Figure:
-    return figure if figure.usd is None else Figure(min(figure.usd, worst_usd), figure.how)
+    found = Estimate(rows, low, expected, high, terms.worst_usd)
+    if high.usd is not None or terms.worst_usd is None or found.above_worst_usd is not None:
+        return found
+    return replace(found, high=Figure(terms.worst_usd, "the worst case, which is reserved"))
 
 
 def _by_past(terms: Terms, past: History | None) -> tuple[Figure, Figure, Figure] | None:
@@ -95,7 +99,8 @@ def _by_past(terms: Terms, past: History | None) -> tuple[Figure, Figure, Figure
     if past is None or price is None or rate is None:
         return None
     fixed = None if price.unit == "output second" else terms.asked.fixed  # a film lasts about as long as was asked for
-    each = sorted(past.row_costs(price, rate, fixed=fixed))
+    longest_s = terms.asked.most if price.unit == "second" else None
+    each = sorted(past.row_costs(price, rate, fixed=fixed, longest_s=longest_s))
     paid = [usd for usd in each if usd]
     if len(each) < FEWEST_ROWS or not paid:
         return None

@@ -27,7 +27,7 @@ class Examined:
     first_seedless: tuple[str, str] | None = None  # the first of those, and the row that it equals
     first_earlier: tuple[str, str] | None = None  # one that equals a row of an earlier batch; only `load` looks for these
     equals: Equals = field(default_factory=Equals)
-    rates: Counter[Rate | None] = field(default_factory=Counter)  # of good rows, where the price has tiers
+    rates: Counter[Rate | None] = field(default_factory=Counter)  # of rows to be bought, where the price has tiers
 
     @property
     def good(self) -> int:
@@ -41,16 +41,17 @@ class Examined:
         self.problems.extend(placed[: max(0, KEPT_PROBLEMS - len(self.problems))])
         return "; ".join(str(problem) for problem in placed)
 
-    def note_good(self, row: Row, input_hash: str, *, is_seedless: bool) -> None:
-        """One that fits. `is_seedless`: the model would take a seed, and the row gives it none."""
+    def note_good(self, row: Row, input_hash: str, *, is_seedless: bool) -> bool:
+        """One that fits: whether it equals an earlier one. `is_seedless`: the model takes a seed, and the row gives it none."""
         earlier = self.equals.add(row.index, input_hash)
         if earlier is None:
-            return
+            return False
         self.equal_rows += 1
         if is_seedless:
             self.seedless_equal_rows += 1
             place = f"row {row.index}" + (f" (line {row.line})" if row.line is not None else "")
             self.first_seedless = self.first_seedless or (place, f"row {earlier}")
+        return True
 
 
 def to_buy(job: Job, examined: Examined, *, limit: int | None = None) -> int:

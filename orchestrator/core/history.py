@@ -65,12 +65,15 @@ class History:
         each = [value for one in self.attempts if (value := getattr(one, name)) is not None]
         return sum(each, NOTHING) / len(each) if each else None
 
-    def row_costs(self, price: Price, rate: Rate, *, fixed: Decimal | None) -> list[Decimal]:
+    def row_costs(self, price: Price, rate: Rate, *, fixed: Decimal | None, longest_s: Decimal | None = None) -> list[Decimal]:
         """What each row would cost at this rate in USD, zero where it cost nothing; rows of which nobody knows are left out.
 
-        `fixed`: so many units are counted of each that succeeds, whatever it was then."""
+        `fixed`: so many units are counted of each that succeeds, whatever it was then. `longest_s`: a deadline of now, at which
+        an attempt would end."""
         found: dict[int, Decimal | None] = {}
         for one in self.attempts:
+            if longest_s is not None and one.seconds is not None:
+                one = one._replace(seconds=min(one.seconds, longest_s))
             usd, before = _usd(one, price, rate, fixed), found.get(one.item, NOTHING)
             found[one.item] = None if usd is None or before is None else before + usd
         return [usd for usd in found.values() if usd is not None]

@@ -13,17 +13,12 @@ from orchestrator.core.openapi import (
     FileRef,
     InputSchema,
     OutputShape,
-    asked_length_s,
-    asked_outputs,
-    longest_output_s,
-    most_outputs,
     shape_of,
 )
 from orchestrator.core.runkey import hash_text
 from orchestrator.core.template import Render, RowTemplateError, Template, is_template
 
-__all__ = ["FileRef", "InputPlan", "InputSchema", "OutputShape", "asked_length_s", "asked_outputs", "canonical", "input_hash",
-           "longest_output_s", "most_outputs", "plan_inputs", "shape_of"]
+__all__ = ["FileRef", "InputPlan", "InputSchema", "OutputShape", "canonical", "input_hash", "plan_inputs", "shape_of"]
 
 SHOWN_CHARACTERS = 60
 

@@ -7,15 +7,13 @@ enums by `allOf` and `$ref`, files as strings of `format: uri`, secrets with `x-
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any, Self
 
 DEEPEST = 40
 _ADDRESS = re.compile(r"https?://|data:[\w.+-]*/?[\w.+-]*[;,]", re.IGNORECASE | re.ASCII)
-_COUNTERS = ("num_outputs", "num_images", "number_of_images", "n_images", "max_images", "num_samples", "batch_size", "n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +187,58 @@ class OutputShape:
             return "".join(piece if isinstance(piece, str) else str(piece) for piece in value if piece is not None)
         return None
 
+    @property
+    def is_list(self) -> bool:
+        """Whether it is a list of single files or texts, not one of lists, nor of objects of several files."""
+        return self._node.get("type") == "array" and not self.concatenate and self._most_each(self._node, None, depth=0) in (0, 1)
+
+    @property
+    def list_bounds(self) -> tuple[int | None, int | None]:
+        """The fewest members of an output that is a list, and the most; None where the schema does not say."""
+        return _count(self._node, "minItems"), _count(self._node, "maxItems")
+
+    def most_files(self, in_a_list: int | None) -> int | None:
+        """The most files that an output can have, text being one; None where nothing bounds them. `in_a_list`: how many a list
+        of files can have, whatever its own `maxItems` is; None: this decides."""
+        if self.is_list:
+            return self._most_members(self._node, in_a_list)
+        found = self._most(self._node, in_a_list, depth=0)
+        return None if found is None else max(1, found)
+
+    def _most(self, node: dict[str, Any], in_a_list: int | None, *, depth: int) -> int | None:
+        """Of a part of the output: text has none. None comes first, so a schema that refers to itself ends there."""
+        kind, alternatives = node.get("type"), node.get("alternatives")
+        if depth > DEEPEST:
+            return None
+        if alternatives:
+            kinds = [part.get("type") for part in _branches(node)]
+            if kinds.count("array") > 1 or kinds.count("object") > 1:  # which of them an output is cannot be told
+                return None
+            return _all_known(max, (self._most(part, in_a_list, depth=depth + 1) for part in alternatives))
+        if kind == "array":
+            each = 0 if self.concatenate and depth == 0 else self._most_each(node, in_a_list, depth=depth)
+            most = self._most_members(node, in_a_list)
+            return 0 if each == 0 else None if each is None or most is None else each * most
+        if kind == "object":
+            return self._most_of_object(node, in_a_list, depth=depth)
+        return int(node.get("format") == "uri") if kind == "string" else 0 if kind in ("integer", "number", "boolean") else None
+
+    def _most_each(self, node: dict[str, Any], in_a_list: int | None, *, depth: int) -> int | None:
+        return self._most(self._laid_flat(node.get("items")), in_a_list, depth=depth + 1)
+
+    def _most_members(self, node: dict[str, Any], in_a_list: int | None) -> int | None:
+        most = _count(node, "maxItems") if in_a_list is None else in_a_list
+        return None if most is None else max(1, most)
+
+    def _most_of_object(self, node: dict[str, Any], in_a_list: int | None, *, depth: int) -> int | None:
+        """Properties that the schema does not name are none, unless it speaks of them, or of none at all."""
+        properties, more = node.get("properties"), node.get("additionalProperties")
+        parts = list(properties.values()) if isinstance(properties, Mapping) else []
+        others = self._most(self._laid_flat(more), in_a_list, depth=depth + 1) if more or not parts else 0
+        if others != 0:
+            return None
+        return _all_known(sum, (self._most(self._laid_flat(part), in_a_list, depth=depth + 1) for part in parts))
+
     def _walk(self, value: Any, node: dict[str, Any], path: str, found: list[tuple[str, str]], *, depth: int) -> None:
         if depth > DEEPEST:
             return
@@ -196,10 +246,11 @@ class OutputShape:
             if _ADDRESS.match(value) and _may_be_file(node):
                 found.append((value, path))
         elif isinstance(value, list):
-            items = self._laid_flat(node.get("items"))
+            items = self._laid_flat(_branch(node, "array").get("items"))
             for place, member in enumerate(value):
                 self._walk(member, items, f"{path}[{place}]", found, depth=depth + 1)
         elif isinstance(value, dict):
+            node = _branch(node, "object")
             properties = node.get("properties")
             known = properties if isinstance(properties, Mapping) else {}
             for name, member in value.items():
@@ -211,6 +262,28 @@ class OutputShape:
         if id(node) not in self._below:
             self._below[id(node)] = _flat(node, self._schemas)
         return self._below[id(node)]
+
+
+def _all_known(total: Callable[[list[int]], int], each: Iterable[int | None]) -> int | None:
+    """The sum of them, or the greatest; None as soon as one is not known."""
+    known = list[int]()
+    for value in each:
+        if value is None:
+            return None
+        known.append(value)
+    return total(known)
+
+
+def _branches(node: dict[str, Any]) -> list[dict[str, Any]]:
+    """The alternatives of a part of an output, also those of alternatives; itself where it has none."""
+    parts = node.get("alternatives")
+    return [branch for part in parts for branch in _branches(part)] if parts else [node]
+
+
+def _branch(node: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The alternative that a list (`array`) or an `object` is of; nothing where several may be."""
+    fitting = [branch for branch in _branches(node) if branch.get("type") in (kind, None)]
+    return fitting[0] if len(fitting) == 1 else {}
 
 
 def _may_be_file(node: dict[str, Any]) -> bool:
@@ -234,88 +307,3 @@ def secret_inputs(schema_json: str) -> frozenset[str]:
 def shape_of(schema_json: str) -> OutputShape:
     """The output shape of a schema kept as JSON text: asked for with every chunk, so remembered."""
     return OutputShape.from_openapi(json.loads(schema_json))
-
-
-def most_outputs(openapi_schema: Mapping[str, Any], constants: Mapping[str, Any] | None = None) -> int:
-    """The most files that one prediction can return, for the worst case of prices per output.
-
-    One, unless the output is a list: then what `constants` (inputs alike for every row, among them the model's defaults of
-    those that nothing feeds) ask for in the input that counts outputs, else that input's maximum, else the list's `maxItems`,
-    else one: nothing in the schema bounds it.
-    """
-    schemas = _schemas(openapi_schema)
-    output = _flat(schemas.get("Output"), schemas)
-    if output.get("type") != "array" or output.get("x-cog-array-display") == "concatenate":
-        return 1
-    fields = InputSchema.from_openapi(openapi_schema).fields
-    for name in _COUNTERS:
-        spec = fields.get(name)
-        if spec is None or spec.type != "integer":
-            continue
-        asked = (constants or {}).get(name)
-        if isinstance(asked, int) and asked > 0:
-            return asked
-        if spec.maximum is not None:
-            return max(1, int(spec.maximum))
-    return max(1, _count(output, "maxItems") or 1)
-
-
-def asked_outputs(openapi_schema: Mapping[str, Any], constants: Mapping[str, Any],
-                  fed: Sequence[str]) -> tuple[int | None, int | None, int | None]:
-    """The fewest files that one prediction is asked for, the usual number, and the most; None where the schema does not say.
-
-    All the same where the input that counts outputs is among `constants`, or is not `fed` and has a default."""
-    schemas = _schemas(openapi_schema)
-    output = _flat(schemas.get("Output"), schemas)
-    if output.get("type") != "array" or output.get("x-cog-array-display") == "concatenate":
-        return 1, 1, 1
-    fields = InputSchema.from_openapi(openapi_schema).fields
-    counters = [spec for name in _COUNTERS if (spec := fields.get(name)) is not None and spec.type == "integer"]
-    for spec in counters:
-        usual = constants.get(spec.name, spec.default)
-        if isinstance(usual, int) and usual > 0:
-            if spec.name in constants or spec.name not in fed:
-                return usual, usual, usual
-            return max(1, int(spec.minimum or 1)), usual, None if spec.maximum is None else int(spec.maximum)
-    return _count(output, "minItems"), None, _count(output, "maxItems")
-
-
-def asked_length_s(schema: InputSchema, constants: Mapping[str, Any],
-                   fed: Sequence[str]) -> tuple[Decimal | None, Decimal | None, Decimal | None]:
-    """The same of the seconds that one output is asked to last, by the input `duration`."""
-    spec = schema.fields.get("duration")
-    if spec is None:
-        return None, None, None
-    usual = _seconds(constants.get("duration", spec.default))
-    if usual is not None and ("duration" in constants or "duration" not in fed):
-        return usual, usual, usual
-    values = spec.enum if spec.enum is not None else (spec.minimum,)
-    least = min((one for value in values if (one := _seconds(value)) is not None), default=None)
-    return least, usual, longest_output_s(schema, constants)
-
-
-def longest_output_s(schema: InputSchema, constants: Mapping[str, Any]) -> Decimal | None:
-    """The most seconds that one output can last, for the worst case of prices per second of video: what `constants` (as of
-    `most_outputs`) say of the input `duration`, else the greatest of its values, else its maximum; None where the schema does not
-    bound it."""
-    spec = schema.fields.get("duration")
-    if spec is None:
-        return None
-    asked = _seconds(constants.get("duration"))
-    if asked is not None:
-        return asked
-    if spec.enum is not None:
-        each = [_seconds(value) for value in spec.enum]
-        return max((one for one in each if one is not None), default=None)
-    return _seconds(spec.maximum if spec.exclusive_maximum is None else spec.exclusive_maximum)
-
-
-def _seconds(value: Any) -> Decimal | None:
-    """More than none; a model may mean something else by 0 or -1."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = Decimal(str(value))
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() and number > 0 else None

@@ -6,10 +6,11 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
+from orchestrator.core.bounds import longest_output_s, most_outputs
 from orchestrator.core.caps import SETTING, AccountBudget, Cap, Scope, caps_of
 from orchestrator.core.cost import Price, Pricing
 from orchestrator.core.errors import BadInput
-from orchestrator.core.inputs import InputPlan, InputSchema, longest_output_s, most_outputs
+from orchestrator.core.inputs import InputPlan, InputSchema
 from orchestrator.core.job import Budget, Job
 from orchestrator.core.nearest import did_you_mean
 from orchestrator.core.ports import Model
@@ -70,10 +71,11 @@ def _known(defaults: Mapping[str, Any], plan: InputPlan) -> dict[str, Any]:
     return {name: value for name, value in defaults.items() if name not in plan.fed} | dict(plan.constants)
 
 
-def worst_case_usd(job: Job, pricing: Pricing) -> Decimal | None:
-    """The most that one row can cost, or None where that is not finite."""
-    return pricing.worst_case_usd(cancel_after_s=job.limits.cancel_after,
-                                  per_row_usd=job.budget.per_row_usd if job.budget else None)
+def worst_case_usd(job: Job, pricing: Pricing, *, is_capped: bool = True) -> Decimal | None:
+    """The most that one row can cost, or None where that is not finite. `budget.per_row_usd` bounds nothing by itself: what is
+    dearer pauses the batch, and this only under a cap."""
+    per_row_usd = job.budget.per_row_usd if job.budget and is_capped else None
+    return pricing.worst_case_usd(cancel_after_s=job.limits.cancel_after, per_row_usd=per_row_usd)
 
 
 def kept_caps(job: Job, quoted: Quote, account: AccountBudget) -> tuple[Cap, ...]:
@@ -92,23 +94,28 @@ def _named(caps: Sequence[Cap]) -> str:
     return f"a cap ({SETTING[caps[0].scope]})"
 
 
-_WHY = {"token": ": nothing bounds how many tokens it reads and writes",
+_MANY = ": nothing bounds how many files it gives"
+_WHY = {"output": _MANY, "token": ": nothing bounds how many tokens it reads and writes",
         "output second": ": nothing bounds how long its outputs last (no input `duration` with a maximum)",
         "second": ": nothing bounds how long it runs"}
 
 
 def _why(quoted: Quote) -> str:
     price = quoted.pricing.price
-    return f": no price is known{_since(quoted)}" if price is None else _WHY.get(price.unit, "")
+    if price is None:
+        return f": no price is known{_since(quoted)}"
+    is_short = price.unit == "output second" and quoted.pricing.most_seconds is not None
+    return _MANY if is_short else _WHY.get(price.unit, "")
 
 
 def _lines_to_add(budget: Budget | None, pricing: Pricing) -> str:
     said = (budget.model_dump(exclude_none=True) if budget else {}) | {"per_row_usd": "0.05"}
-    per_row = f"  budget: {{ {', '.join(f'{name}: {usd}' for name, usd in said.items())} }}"
-    deadline = "  limits: { cancel_after: 5m }"
+    instead = "0.05 is an example" + ("; in place of the `budget:` that is there" if budget else "")
+    per_row = f"budget: {{ {', '.join(f'{name}: {usd}' for name, usd in said.items())} }}   # {instead}"
+    deadline = "limits: { cancel_after: 5m }"
     if pricing.price is None:
         return (f"Add to the job either\n{per_row}\nor, where the price is per second,\n"
-                f"  price: {{ hardware: gpu-l40s }}\n{deadline}")
+                f"price: {{ hardware: gpu-l40s }}\n{deadline}")
     if pricing.price.unit == "second":
         return f"Add to the job either\n{deadline}\nor\n{per_row}"
     return f"Add to the job\n{per_row}"

@@ -231,7 +231,7 @@ def _terms(prepared: Prepared, examined: Examined) -> Terms:
     job, pricing, price = prepared.order.job, prepared.pricing, prepared.pricing.price
     rate = mean_rate(examined.rates) if price is not None and price.tiers else None if price is None else price.rate
     asked = asked_of(job, pricing, schema=prepared.model.openapi_schema, plan=prepared.plan)
-    return Terms(price, rate, asked, worst_case_usd(job, pricing))
+    return Terms(price, rate, asked, worst_case_usd(job, pricing, is_capped=bool(prepared.caps)))
 
 
 async def _shared(rooms: Rooms, prepared: Prepared, batch: Batch, chunk: NewChunk, examined: Examined) -> NewChunk | None:
@@ -285,8 +285,8 @@ def _item(prepared: Prepared, row: Row, examined: Examined) -> NewItem:
         return NewItem(row.index, row_id, None, None, examined.note_bad(row, problems))
     text = canonical(value)
     input_hash = hash_text(text)
-    examined.note_good(row, input_hash, is_seedless=prepared.takes_seed and SEED not in value)
-    price = prepared.pricing.price
-    if price is not None and price.tiers:
+    is_equal = examined.note_good(row, input_hash, is_seedless=prepared.takes_seed and SEED not in value)
+    price, shares = prepared.pricing.price, prepared.order.job.duplicates is not None
+    if price is not None and price.tiers and not (is_equal and shares):
         examined.rates[price.rate_of(value)] += 1
-    return NewItem(row.index, row_id, text, input_hash, shares=prepared.order.job.duplicates is not None)
+    return NewItem(row.index, row_id, text, input_hash, shares=shares)

@@ -139,9 +139,32 @@ async def test_under_a_deadline(folder: Path, past: Any):
     text = "\n".join(done.lines)
     assert done.document["worst_case_usd"] == "5" and done.document["estimate"]["high_usd"] == "5"
     assert "at most   $5.00  $0.05 a row is reserved; the budget ends it at $2.00" in text
-    assert "the budget of $2.00 will not be enough for all rows: they are expected to cost $5.00" in text
+    assert "the budget of $2.00 will not be enough for all rows: they are expected to cost $4.00" in text  # none runs longer
     assert "limits.cancel_after of 5 s would have ended one in ten of the rows bought before" in text
     assert "at least 5:00, as 2 in flight come to 20 per minute" in text
+
+
+async def test_a_row_is_said_to_cost_less_than_it_does(folder: Path, past: Any):
+    """`per_row_usd` bounds nothing without a cap; under one it is what is reserved, and what is known is told as it is."""
+    options = job(folder, BY_SECOND + "budget: { per_row_usd: 0.0001 }\n", rows=100)
+    await past(options)
+    told = (await planning.plan(options)).document
+    assert (told["estimate"]["expected_usd"], told["worst_case_usd"]) == ("5.5", None)
+    order, home = order_of(options)
+    settings = wiring.read_settings(home)
+    async with wiring.rooms(settings) as rooms:
+        prepared = await prepare(rooms, order, book=wiring.price_book(settings))
+        with pytest.raises(BadInput, match=r"may cost about \$5\.50 \(\$1\.00 to \$10\.00\), by .*; nothing bounds it"):
+            await run._consent(rooms, prepared, options, ask_above_usd=9.99)
+    figure = Figure(Decimal("0.10"), "")
+    at_stake_usd, words = question(prepared, Estimate(100, figure, figure, figure, Decimal("0.0001")))
+    assert at_stake_usd == 10 and "may cost about $10.00, more than the $0.01 that their worst case comes to" in words
+    options = job(folder, BY_SECOND + "budget: { usd: 50, per_row_usd: 0.0001 }\n", rows=100)
+    done = await planning.plan(options)
+    assert [done.document["estimate"][f"{name}_usd"] for name in ("low", "expected", "high")] == ["1", "5.5", "10"]
+    assert done.document["worst_case_usd"] == "0.01"
+    assert any("a row may cost $0.10, more than its worst case of $0.0001: `budget.per_row_usd`, the price or" in line
+               for line in done.lines)
 
 
 async def test_what_does_not_fit(folder: Path, past: Any):

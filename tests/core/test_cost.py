@@ -58,6 +58,15 @@ def test_two_counts_are_none():
     assert (cost.usd, cost.basis) == (Decimal("0.003"), "counted outputs")
 
 
+@pytest.mark.parametrize("output,usd", [(None, "0"), ([], "0"), ("a caption", None), (["a", "b"], None), ({"score": 1}, None)])
+def test_what_came_without_a_file_is_not_free(output: Any, usd: str | None):
+    """Nothing at all is none; text, of which no file was counted, costs what nobody knows, unless the provider counts it."""
+    gave = Prediction("p1", "succeeded", output=output)
+    assert charge(gave, price=FLUX, outputs=0).usd == (None if usd is None else Decimal(usd))
+    told = gave._replace(metrics={"generic_output_count": 1})
+    assert charge(told, price=FLUX, outputs=0).usd == Decimal("0.003")
+
+
 def test_seconds_are_measured():
     """A hardware price times predict_time, exactly, without a float in between."""
     cost = charge(prediction(predict_time=0.1), price=L40S, outputs=1)
@@ -187,7 +196,7 @@ def test_the_ledger_can_hold_every_charge():
     assert charge(prediction(), price=Price("x", "run", to_usd(MOST_UNITS + 1)), outputs=0) == UNKNOWN
 
 
-def worst(price: Price | None, *, outputs: int = 1, seconds: str | None = None, cancel_after_s: float | None = None,
+def worst(price: Price | None, *, outputs: int | None = 1, seconds: str | None = None, cancel_after_s: float | None = None,
           known: dict[str, Any] | None = None, per_row: str | None = None) -> Decimal | None:
     dearest = price.dearest(known or {}) if price else None
     pricing = Pricing(price, outputs, Decimal(seconds) if seconds else None, dearest.usd if dearest else None)
@@ -200,7 +209,9 @@ def test_worst_cases():
     assert worst(L40S, cancel_after_s=60) == Decimal("0.0585")
     assert worst(L40S) is None
     assert worst(FLUX, outputs=4) == Decimal("0.012")
-    assert worst(RUN) == Decimal("0.0001")
+    assert worst(FLUX, outputs=None) is worst(FILM, outputs=None, seconds="10") is None
+    assert worst(RUN, outputs=None) == Decimal("0.0001")
+    assert worst(L40S, outputs=None, cancel_after_s=60) == Decimal("0.0585")
     assert worst(LLAMA, cancel_after_s=60) is None
     assert worst(FILM, cancel_after_s=60) is None
     assert worst(FILM, seconds="10") == Decimal("5.0")

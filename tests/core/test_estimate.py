@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.asked import Amount, asked_of, mean_rate
+from orchestrator.core.bounds import most_outputs
 from orchestrator.core.cost import Price, Pricing, Rate
 from orchestrator.core.deadline import duration_text, proposed_s
 from orchestrator.core.estimate import TRY_FIRST, Estimate, Terms, estimate
@@ -25,6 +26,7 @@ FILM = Price("f", "output second", D("0.05"), failed="unknown")
 
 
 NOT_TOLD = Amount()
+ONE = Amount(D(1), D(1), D(1))
 
 
 def terms(price: Price | None, asked: Amount = NOT_TOLD, *, worst: str | None = None) -> Terms:
@@ -50,6 +52,10 @@ def schema(inputs: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
 
 MANY = schema({"n_images": {"type": "integer"}, "num_outputs": {"type": "integer", "default": 2, "minimum": 1, "maximum": 4},
                "duration": {"type": "integer", "default": 6, "enum": [4, 6, 8]}}, {"type": "array", "items": {"type": "string"}})
+
+
+URI = {"type": "string", "format": "uri"}
+FILES = {"type": "array", "items": URI}
 
 
 def asked(price: Price, document: dict[str, Any], *, most: int = 4, more: dict[str, Any] | None = None,
@@ -81,11 +87,17 @@ def test_what_a_row_asks_for(price: Price, given: dict[str, Any], amount: tuple[
 def test_what_no_schema_bounds():
     """One file is one; of a list of which nothing is said nobody knows; a deadline bounds seconds; bounds may contradict."""
     assert asked(OUTPUT, schema({}, {"type": "string"})) == Amount(D(1), D(1), D(1))
-    assert asked(OUTPUT, schema({}, {"type": "array"})) == Amount()
-    assert asked(OUTPUT, schema({}, {"type": "array", "maxItems": 3})) == Amount(None, None, D(3))
+    assert asked(OUTPUT, schema({}, {"type": "array"})) == asked(OUTPUT, schema({}, FILES)) == Amount()
+    assert asked(OUTPUT, schema({}, FILES | {"maxItems": 3})) == Amount(None, None, D(3))
+    assert asked(OUTPUT, schema({}, {"type": "object", "properties": {"a": URI, "b": URI}})) == Amount(None, None, D(2))
     assert asked(SECOND, MANY, more={"limits": {"cancel_after": "90s"}}) == Amount(most=D(90))
-    odd = schema({"n": {"type": "integer", "default": 9, "minimum": 2, "maximum": 4}}, {"type": "array"})
+    odd = schema({"n": {"type": "integer", "default": 9, "minimum": 2, "maximum": 4}}, FILES)
     assert asked(OUTPUT, odd, n="{{ c }}") == Amount(D(2), D(9), D(9))
+    assert most_outputs(odd) == 9  # of a cell that is empty
+    endless = schema({"n": {"type": "integer", "default": 2, "minimum": 1}}, FILES)
+    assert asked(OUTPUT, endless, n="{{ c }}") == Amount(D(1), D(2), None)
+    two = schema({"n": {"type": "integer", "default": 1}, "num_outputs": {"type": "integer", "default": 4}}, FILES)
+    assert asked(OUTPUT, two) == Amount(D(1), None, D(4))  # which of them counts nobody knows
 
 
 @pytest.mark.parametrize("price,amount,worst,figures", [
@@ -118,6 +130,17 @@ def test_seconds_by_the_past():
     assert found.expected.how == "the mean of 12 rows bought before"
     dearer = estimate(terms(Price("s", "second", D("0.002"))), past, rows=100)
     assert dearer.high.usd == D("0.020")
+
+
+def test_what_is_known_is_not_capped_by_what_the_job_says():
+    """`per_row_usd` far too low changes no figure of the past or of exact units, and is said; a deadline ends runs of then."""
+    past = history_of([ran(n, unit="output", quantity=D(1)) for n in range(40)])
+    for found in [estimate(terms(OUTPUT, ONE, worst="0.0001"), known, rows=40) for known in (past, None)]:
+        assert (found.in_all(found.expected.usd), found.above_worst_usd) == (D("0.12"), D("0.003"))
+    open_end = estimate(terms(OUTPUT, Amount(D(1), D(2)), worst="0.0001"), None, rows=1)
+    assert (usd(open_end), open_end.above_worst_usd) == (("0.003", "0.006", None), D("0.006"))
+    ended = estimate(terms(SECOND, Amount(most=D(5)), worst="0.005"), history_of([ran(1, "3"), ran(2, "9")]), rows=1)
+    assert (usd(ended), ended.above_worst_usd) == (("0.003", "0.004", "0.005"), None)
 
 
 def test_a_row_is_all_its_attempts():
@@ -194,12 +217,14 @@ pasts = st.lists(st.builds(
        st.tuples(st.booleans(), st.booleans(), st.booleans()), st.none() | st.decimals("0", 5, places=4), pasts)
 def test_the_figures_are_in_order(price: Price, units: list[Decimal], known: tuple[bool, ...], worst: Decimal | None,
                                   attempts: list[PastAttempt]):
-    """Low <= expected <= high <= worst case, where they are known, whatever the past was; and JSON tells the same."""
+    """Low <= expected <= high, where they are known, and <= worst case, or it is said that they are above it, whatever the past
+    was; and JSON tells the same."""
     told = Amount(*(value if there else None for value, there in zip(units, known, strict=True)))
     found = estimate(Terms(price, price.rate, told, worst), history_of(attempts), rows=7)
-    figures = [figure.usd for figure in (found.low, found.expected, found.high)] + [worst]
-    there = [figure for figure in figures if figure is not None]
+    there = [figure.usd for figure in (found.low, found.expected, found.high) if figure.usd is not None]
     assert there == sorted(there)
+    is_above = worst is not None and any(usd > worst for usd in there)
+    assert found.above_worst_usd == (there[-1] if is_above else None)
     again = Estimate.from_json(json.dumps(found.to_json()))
     assert again == found
 

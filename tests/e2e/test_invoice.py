@@ -59,8 +59,8 @@ def ways_of(refusal: str) -> list[list[str]]:
     """The lines to add that a refusal names, one list for each way."""
     ways: list[list[str]] = [[]]
     for line in refusal.partition("Add to the job")[2].splitlines()[1:]:
-        if line.startswith("  "):
-            ways[-1].append(line.strip())
+        if line.startswith(("budget:", "price:", "limits:")):
+            ways[-1].append(line)
         elif line.startswith("or"):
             ways.append([])
     return ways

@@ -282,25 +282,30 @@ async def test_a_community_model_without_a_price(market: Stage):
     assert (counts.spent_usd, counts.cost_unknown_items) == (0, 3)
 
 
+BUDGET = "budget: { usd: 1.50, per_row_usd: 0.05 }   # 0.05 is an example; in place of the `budget:` that is there"
+
+
 @pytest.mark.parametrize("model,more,lines", [
     ("stability-ai/sdxl", "", "so a cap cannot be kept: no price is known.\nAdd to the job either\n"
-     "  budget: { usd: 1.50, per_row_usd: 0.05 }\nor, where the price is per second,\n"
-     "  price: { hardware: gpu-l40s }\n  limits: { cancel_after: 5m }"),
+     f"{BUDGET}\nor, where the price is per second,\n"
+     "price: { hardware: gpu-l40s }\nlimits: { cancel_after: 5m }"),
     ("stability-ai/sdxl", "price: { hardware: gpu-l40s }\n", "so a cap cannot be kept: nothing bounds how long it runs.\n"
-     "Add to the job either\n  limits: { cancel_after: 5m }\nor\n  budget: { usd: 1.50, per_row_usd: 0.05 }"),
+     f"Add to the job either\nlimits: {{ cancel_after: 5m }}\nor\n{BUDGET}"),
     ("simulator/echo", "price: { per_input_token_usd: 0.001 }\n", "so a cap cannot be kept: nothing bounds how many tokens it "
-     "reads and writes.\nAdd to the job\n  budget: { usd: 1.50, per_row_usd: 0.05 }"),
+     f"reads and writes.\nAdd to the job\n{BUDGET}"),
     ("simulator/echo", "price: { per_output_second_usd: 0.001 }\n", "so a cap cannot be kept: nothing bounds how long its "
-     "outputs last (no input `duration` with a maximum).\nAdd to the job\n  budget: { usd: 1.50, per_row_usd: 0.05 }"),
+     f"outputs last (no input `duration` with a maximum).\nAdd to the job\n{BUDGET}"),
+    ("simulator/shapes", "price: { per_output_usd: 0.01 }\n", "so a cap cannot be kept: nothing bounds how many files it gives.\n"
+     f"Add to the job\n{BUDGET}"),
 ])
 async def test_under_a_cap_the_lines_to_add(market: Stage, model: str, more: str, lines: str):
     """Refused, and the lines that are named are enough: with them the job is taken."""
-    rows = [{"prompt": "a"}]
+    rows = [{"prompt": "a", "shape": "list"} if model == "simulator/shapes" else {"prompt": "a"}]
     with pytest.raises(BadInput) as caught:
         await prepared(market, model, rows, more=more + "budget: { usd: 1.50 }\n", book=Book(BOOK.layers[1:]))
     assert str(caught.value) == f"budget: what one row of {model} may cost at worst is not known, {lines}"
     for way in lines.partition("Add to the job")[2].removeprefix(" either\n").strip("\n").split("\nor"):
-        added = "\n".join(line.strip() for line in way.splitlines() if line.startswith("  "))
+        added = "\n".join(line for line in way.splitlines() if line.startswith(("budget:", "price:", "limits:")))
         budget = "" if "budget" in added else "budget: { usd: 1.50 }\n"
         taken = await prepared(market, model, rows, more=("" if "price:" in added else more) + budget + added + "\n",
                                book=Book(BOOK.layers[1:]))

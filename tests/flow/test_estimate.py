@@ -20,10 +20,10 @@ BOOK = read_book([("p", "", {"models": {"simulator/film": {"per_output_second_us
     {"when": {"resolution": "480p"}, "per_output_second_usd": "0.05"}]}}})])
 
 
-async def prepared(stage: Stage, rows: list[tuple[str, str]]) -> Prepared:
+async def prepared(stage: Stage, rows: list[tuple[str, str]], more: str = "") -> Prepared:
     """A job of films, the resolution of each from a column."""
     (stage.folder / "rows.csv").write_text("prompt,resolution\n" + "".join(f"{prompt},{size}\n" for prompt, size in rows))
-    (stage.folder / "job.yaml").write_text(FILM)
+    (stage.folder / "job.yaml").write_text(FILM + more)
     job = wiring.load_job(stage.folder / "job.yaml", changes={}).job
     order = Order(job=job, name="job", folder=str(stage.folder), output_to="out", output_base=str(stage.folder))
     return await prepare(stage.rooms, order, book=BOOK)
@@ -45,3 +45,12 @@ async def test_each_row_at_its_own_rate(stage: Stage):
     lengths = sum((one.quantity for one in past.attempts if one.quantity is not None), Decimal(0))
     again = estimate_of(found, examined, past)
     assert again.in_all(again.expected.usd) == lengths * Decimal("0.0875")  # the mean of the four rates
+
+
+async def test_a_row_that_shares_has_no_rate(stage: Stage):
+    """Of equal rows under `duplicates: once` only the one that is bought counts in the mean of the rates."""
+    rows = [("a", "1080p"), ("a", "1080p"), ("a", "1080p"), ("b", "480p")]
+    for more, usd in (("", "2.0"), ("duplicates: { once: batch, empty_seed: share }\n", "0.8")):
+        found = await prepared(stage, rows, more)
+        expected = estimate_of(found, await check(stage.rooms, found), None)
+        assert expected.in_all(expected.expected.usd) == Decimal(usd)

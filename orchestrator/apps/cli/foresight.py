@@ -75,12 +75,14 @@ def _of_the_past(prepared: Prepared, past: History | None) -> list[str]:
 def question(prepared: Prepared, found: Estimate) -> tuple[Decimal | None, str]:
     """What may be spent at worst, as far as anything tells (None: nothing does), and how a person is asked about it.
 
-    Where nothing bounds it, what such rows cost before does: the dearest tenth of them."""
+    The dearest tenth of what such rows cost before counts where nothing bounds it, or where that is above the worst case."""
     worst, low, expected, high = (found.in_all(usd) for usd in (
         found.worst_usd, found.low.usd, found.expected.usd, found.high.usd))
     rows, likely = f"{found.rows:,} rows of {prepared.model.name}", spread_text(low, expected, high)
     if worst is None:
         return high, f"{rows} may cost about {likely}, by what such rows cost before; nothing bounds it."
+    if high is not None and high > worst:
+        return high, f"{rows} may cost about {likely}, more than the {usd_text(worst)} that their worst case comes to."
     told = "" if expected is None or expected == worst else f"; expected: {likely}"
     return worst, f"{rows} may cost up to {usd_text(worst)}{told}."
 

@@ -204,6 +204,8 @@ class Planned:
     def warnings(self) -> list[str]:
         """What has to be said before anything is spent."""
         found = [*self.prepared.warnings, *too_small(self.prepared), *self.foresight.remarks]
+        if (most := self.estimate.above_worst_usd) is not None and self.estimate.worst_usd is not None:
+            found.append(_above_worst(most, self.estimate.worst_usd))
         expected, cap = self.estimate.in_all(self.estimate.expected.usd), self._cap_usd
         if expected is not None and cap is not None and expected > cap:
             found.append(f"the budget of {usd_text(cap)} will not be enough for all rows: they are expected to cost "
@@ -221,6 +223,12 @@ class Planned:
         unknown += ["at most: nothing bounds what a row may cost"] if found.worst_usd is None else []
         unknown += [f"storage: {TRY_FIRST}"] if self.storage.needed is None else []
         return unknown + ([f"cancel_after: {TRY_FIRST}"] if self._unit == "second" and self.foresight.deadline_s is None else [])
+
+
+def _above_worst(most_usd: Decimal, worst_usd: Decimal) -> str:
+    worst = usd_text(worst_usd.normalize())
+    return (f"a row may cost {about_text(most_usd)}, more than its worst case of {worst}: `budget.per_row_usd`, the price or a "
+            "bound of the model is too low; under a cap the first such row pauses the batch")
 
 
 def _plain(usd: Decimal | None) -> str | None:
