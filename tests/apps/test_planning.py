@@ -52,6 +52,7 @@ def job(folder: Path, more: str = "", *, model: str = SDXL, rows: int = 10) -> R
     return RunOptions("shots")
 
 
+PRICED = "price: { per_run_usd: 0.003 }\n"
 BY_SECOND = "price: { per_second_usd: 0.01 }\n"
 
 
@@ -129,6 +130,13 @@ async def test_by_what_such_rows_came_to(folder: Path, past: Any):
                   "deadline  none is set; `cancel_after: 30s`, 3 times as long as the slowest, reserves $0.30 a row",
                   "storage   about 100 MB; ", "uses      5.50 seconds a prediction, on the average"):
         assert words in text, f"{words}\n{text}"
+
+
+async def test_every_cap_that_is_too_low(folder: Path):
+    """Also those that other batches share, each by its name."""
+    told = (await planning.plan(job(folder, PRICED + "budget: { usd: 9, job_per_day_usd: 0.02 }\n"))).document["warnings"]
+    assert told == ["the budget of $0.02 (budget.job_per_day_usd in the job; what else was bought under it counts too) will not "
+                    "be enough for all rows: they are expected to cost $0.03"]
 
 
 async def test_under_a_deadline(folder: Path, past: Any):

@@ -12,6 +12,7 @@ from orchestrator.apps.cli.foresight import Foresight, foresee, no_rows, too_sma
 from orchestrator.apps.cli.options import RunOptions, order_of
 from orchestrator.apps.cli.panel import bytes_text, clock_text
 from orchestrator.apps.money import about_text
+from orchestrator.core.caps import SETTING, Scope
 from orchestrator.core.cost import to_usd, usd_text
 from orchestrator.core.deadline import TIMES_THE_SLOWEST, duration_text
 from orchestrator.core.estimate import TRY_FIRST, Estimate, Figure
@@ -136,15 +137,16 @@ class Planned:
 
     def _time(self) -> str:
         past, rows, minutes = self.foresight.past, self.estimate.rows, self._minutes
-        pace = "no rate is set" if minutes is None else f"{clock_text(minutes * 60)} at {self.per_minute:,.0f} per minute"
+        at_rate = f"at {self.per_minute:,.0f} per minute"
+        pace = "no rate is set" if minutes is None else f"at least {clock_text(minutes * 60)} {at_rate}"
         half_s, slow_s = (None, None) if past is None else (past.took_s(0.5), past.took_s(SLOW))
         if half_s is None or slow_s is None:
-            return f"at least {pace}"
+            return pace
         in_flight = self.prepared.order.job.limits.in_flight
         by_flight = in_flight * 60 / half_s if half_s > 0 else math.inf
         if by_flight < (self.per_minute or math.inf) and rows > in_flight:
-            pace = f"{clock_text(rows / by_flight * 60)}, as {in_flight:,} in flight come to {by_flight:,.0f} per minute"
-        return f"at least {pace}; half took {_seconds(half_s)} before, nine in ten {_seconds(slow_s)}"
+            pace = f"at least {clock_text(rows / by_flight * 60)}, as {in_flight:,} in flight come to {by_flight:,.0f} per minute"
+        return f"{pace}; half took {_seconds(half_s)} before, nine in ten {_seconds(slow_s)}"
 
     def _cost(self) -> list[str]:
         found, cap = self.estimate, self._cap_usd
@@ -206,13 +208,20 @@ class Planned:
         found = [*self.prepared.warnings, *too_small(self.prepared), *self.foresight.remarks]
         if (most := self.estimate.above_worst_usd) is not None and self.estimate.worst_usd is not None:
             found.append(_above_worst(most, self.estimate.worst_usd))
-        expected, cap = self.estimate.in_all(self.estimate.expected.usd), self._cap_usd
-        if expected is not None and cap is not None and expected > cap:
-            found.append(f"the budget of {usd_text(cap)} will not be enough for all rows: they are expected to cost "
-                         f"{about_text(expected)}")
+        found += self._too_dear()
         if self.storage.is_short:
             found.append(f"the files will not fit: {self.storage.folder} has {bytes_text(self.storage.free)} free, and they need "
                          f"about {bytes_text(self.storage.needed or 0)}; make room, or choose another --output")
+        return found
+
+    def _too_dear(self) -> list[str]:
+        """The caps that these rows are expected to reach. How much of those that batches share is spent is not looked up here."""
+        expected, found = self.estimate.in_all(self.estimate.expected.usd), []
+        for cap in self.prepared.caps:
+            if expected is not None and expected > (usd := to_usd(cap.units)):
+                whose = "" if cap.scope is Scope.BATCH else f" ({SETTING[cap.scope]}; what else was bought under it counts too)"
+                found.append(f"the budget of {usd_text(usd)}{whose} will not be enough for all rows: they are expected to cost "
+                             f"{about_text(expected)}")
         return found
 
     def not_known(self) -> list[str]:
