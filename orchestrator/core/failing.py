@@ -81,7 +81,7 @@ def reason(batch: Batch, tally: Tally, limits: Bounds) -> str | None:
         return None
     spent = f"${to_usd(batch.spent_units):f} was spent until then"
     if tally.unknown:
-        spent += f", and what {tally.unknown:,} rows cost is not known"
+        spent += f", and what {'1 row costs' if tally.unknown == 1 else f'{tally.unknown:,} rows cost'} is not known"
     out = f", {tally.out:,} more were out" if tally.out else ""
     again = f", `orchestrator retry {batch.id}` the failed rows as well" if tally.failed else ""
     return f"{FAILING}: {why}{_example(tally)}; {spent}{out}. `orchestrator resume {batch.id}` buys the rest all the same{again}"

@@ -162,6 +162,7 @@ def _welcome(url: str, *, token: str) -> str:
         f"Simulated Replicate listening on {url} (pictures and counts: open it in a browser)\n"
         f"  export REPLICATE_BASE_URL={url}\n"
         f"  export REPLICATE_API_TOKEN={token}\n"
+        f"  export ORCHESTRATOR_OUTPUT_HOSTS={url.partition('://')[2]}\n"
     )
 
 

@@ -41,6 +41,9 @@ async def test_whose_row_it_is(acts: Acts, tmp_path: Path):
     told = await look.items("later", state=None, limit=9)
     assert [line.split("  as ")[1:] for line in told.lines] == [["row 0 of first"], [], ["row 1"]]
     assert [row["shares_batch"] for row in told.document["items"]] == ["first", None, None]
+    cut = await look.items("later", state=None, limit=2)
+    assert (len(cut.document["items"]), cut.document["has_more"], told.document["has_more"]) == (2, True, False)
+    assert cut.lines[-1] == "and more: --limit 20 shows them"
     verified = await command.verify("later", local=True, fetch=False)
     assert verified.document["shared_with"] == {"first": 1}
     assert "  shared   1 row from first, which bought them: orchestrator verify first looks at them" in verified.lines

@@ -104,7 +104,8 @@ def _table(report: Report) -> list[str]:
     if left > 0:
         lines.insert(-1, f"… and {left:,} more; --json and --to have all")
     if report.together.unknown_rows:
-        lines.append(f"what {report.together.unknown_rows:,} rows cost is not known, and not in these sums")
+        what = "1 row costs" if report.together.unknown_rows == 1 else f"{report.together.unknown_rows:,} rows cost"
+        lines.append(f"what {what} is not known, and not in these sums")
     return lines
 
 

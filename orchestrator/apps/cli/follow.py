@@ -106,7 +106,7 @@ class Follower:
         counts = await self.rooms.ledger.counts(batch.pk)
         now_s = self.rooms.clock.boottime()
         left = counts.own(ItemState.PENDING)
-        per_minute, usd = self._rate(now_s, counts.own(*ItemState) - left, counts.spent_usd)
+        per_minute, usd = self._rate(now_s, counts.started, counts.spent_usd)
         eta_s = left / per_minute * 60 if per_minute > 0 and left else None
         reason = await self._reason(batch, left=left) or await self._unsure(batch, counts)
         limit = _limit(batch, self.rooms.tempo, reason)

@@ -11,7 +11,7 @@ from orchestrator import wiring
 from orchestrator.apps.cli import schedules
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.follow import Follower
-from orchestrator.apps.cli.panel import screen
+from orchestrator.apps.cli.panel import rows_text, screen
 from orchestrator.apps.foretelling import ahead, ahead_lines, projected
 from orchestrator.apps.hints import again, failed_lines, failures, why
 from orchestrator.core.caps import caps_of, held_text
@@ -142,7 +142,7 @@ def _lines(document: dict[str, Any], *, held: str, is_idle: bool) -> list[str]:
     lines = [f"{document['batch']} ({document['job']}, {document['model']}): {document['state']}"
              + (f", {document['reason']}" if document["reason"] else "") + (", nobody at work" if is_idle else ""),
              f"  rows     {parts or 'none'}", f"  spent    {usd_text(Decimal(document['cost_usd']))}"
-             + (f" and {document['cost_unknown_items']:,} rows of unknown cost" if document["cost_unknown_items"] else "")
+             + (f" and {rows_text(document['cost_unknown_items'])} of unknown cost" if document["cost_unknown_items"] else "")
              + (f", {held}" if held else "")]
     lines += [f"  {label:<8} {told}" for label, told in ahead_lines(document)]
     return [*lines, f"  output   {document['output']}", *failed_lines(document["failures"])]
@@ -175,7 +175,8 @@ async def items(name: str, *, state: str | None, limit: int) -> Ending:
         raise BadInput(f"--state {state!r}: one of {', '.join(ItemState)}")
     async with wiring.ledger(here()) as ledger:
         batch = await ledger.find(name)
-        rows = await ledger.items(batch.pk, state=ItemState(state) if state else None, after_idx=-1, limit=limit)
+        rows = await ledger.items(batch.pk, state=ItemState(state) if state else None, after_idx=-1, limit=limit + 1)
+    has_more, rows = len(rows) > limit, rows[:limit]
     documents = [{"index": r.index, "id": r.row_id, "state": r.state.value, "prediction_id": r.prediction_id, "error": r.error,
                   "error_class": r.error_class, "attempts": r.attempts, "seconds": r.seconds,
                   "cost_usd": None if r.charge_units is None else format(to_usd(r.charge_units), "f"), "shares_row": r.shares_row,
@@ -186,7 +187,8 @@ async def items(name: str, *, state: str | None, limit: int) -> Ending:
              + (f" of {d['shares_batch']}" if d["shares_batch"] else "")
              + (f"  {d['error_class']}: {d['error']}" if d["error"] else "")
              for d in documents] or ["no such rows"]
-    return Ending(Exit.DONE, {"batch": batch.id, "items": documents}, tuple(lines))
+    lines += [f"and more: --limit {limit * 10} shows them"] if has_more else []
+    return Ending(Exit.DONE, {"batch": batch.id, "items": documents, "has_more": has_more}, tuple(lines))
 
 
 async def jobs() -> Ending:

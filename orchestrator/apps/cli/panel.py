@@ -35,6 +35,11 @@ def clock_text(seconds: float | None) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def rows_text(number: int) -> str:
+    """`1 row`, `1,234 rows`."""
+    return "1 row" if number == 1 else f"{number:,} rows"
+
+
 def bytes_text(number: int) -> str:
     """`1.2 GB`, `340 kB`, `12 B`."""
     for size, unit in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
@@ -50,7 +55,7 @@ def money_text(look: Look) -> str:
     if look.batch.cap_units is not None:
         text += f" of {usd_text(to_usd(look.batch.cap_units))}"
     if counts.cost_unknown_items:
-        text += f" + {counts.cost_unknown_items:,} rows of unknown cost"
+        text += f" + {rows_text(counts.cost_unknown_items)} of unknown cost"
     held = held_text(to_units(counts.reserved_usd), is_out=counts.is_out)
     return f"{text}, {held}" if held and look.batch.cap_units is not None else text
 

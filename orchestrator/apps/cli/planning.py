@@ -133,7 +133,9 @@ class Planned:
             return f"{text}; {equal:,} more equal one of them, and share what it buys"
         equal_one = "1 of all equals an earlier one" if equal == 1 else f"{equal:,} of all equal an earlier one"
         saved = "what these cost" if self.saved_usd is None else f"about {about_text(self.saved_usd)}"
-        return f"{text}; {equal_one}: `duplicates: once` saves {saved}"
+        seedless = self.examined.seedless_equal_rows
+        unlike = f"; {seedless:,} of them leave the seed empty, and would be made differently" if seedless else ""
+        return f"{text}; {equal_one}: `duplicates: once` saves {saved}{unlike}"
 
     def _time(self) -> str:
         past, rows, minutes = self.foresight.past, self.estimate.rows, self._minutes

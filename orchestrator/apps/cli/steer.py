@@ -12,13 +12,13 @@ from orchestrator.apps.cli.look import here, is_anybody_at_work
 from orchestrator.apps.hints import again
 from orchestrator.core.cost import usd_text
 from orchestrator.core.errors import BadInput, ProviderAway, TokenRefused, Unreachable
-from orchestrator.core.lifecycle import IN_AIR_ITEM, ItemState
+from orchestrator.core.lifecycle import IN_AIR_ITEM, LIVE_BATCH, ItemState
 from orchestrator.core.nearest import did_you_mean
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch, Counts
 from orchestrator.core.retry import FAILURE_CLASSES
 from orchestrator.flow import control
-from orchestrator.flow.report import SUFFIX, results_path, write_all
+from orchestrator.flow.report import SUFFIX, write_all
 from orchestrator.flow.report import export as write_results
 from orchestrator.wiring import CanceledView
 
@@ -168,7 +168,8 @@ async def export(name: str, *, to: str | None) -> Ending:
         except OSError as error:
             what, other = (batch.output_to, "--to FILE") if to is None else (f"--to {to}", "another --to")
             raise BadInput(f"{what} cannot be written: {error.strerror or error}. Choose {other}") from error
-    return Ending(Exit.DONE, {"batch": batch.id, "results": path, "complete": path == results_path(batch)}, (f"written: {path}",))
+    document = {"batch": batch.id, "results": path, "complete": batch.state not in LIVE_BATCH}
+    return Ending(Exit.DONE, document, (f"written: {path}",))
 
 
 async def _export_to(rooms: Rooms, batch: Batch, to: str) -> str:
