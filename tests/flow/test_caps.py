@@ -163,7 +163,7 @@ async def test_a_cap_that_could_not_be_kept(stage: Stage, budget: str, named: st
     stage.rooms = replace(stage.rooms, budget=AccountBudget(account_per_day_usd=Decimal(3)))
     with pytest.raises(BadInput) as said:
         await loaded(stage, ECHO + budget)
-    assert f"so {named} be kept" in str(said.value) and f"  {line}\n" in str(said.value)
+    assert f"so {named} be kept" in str(said.value) and f"\n{line}   # 0.05 is an example" in str(said.value)
     assert (await loaded(stage, ECHO + line + "\n")).total == 1
 
 

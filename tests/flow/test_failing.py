@@ -160,6 +160,7 @@ async def test_all_of_the_first_are_refused(steady: Stage):
 async def test_what_is_bought_to_the_end(steady: Stage, rows: int, more: str):
     """With 0 nothing stops it; and where nothing is left to buy there is nothing to stop."""
     steady.provider.put("faults", BROKEN)
+    steady.rooms = replace(steady.rooms, tempo=replace(steady.rooms.tempo, slice_s=1.0))  # all are out before one has failed
     batch = await steady.load(rows, more=f"limits: {{ in_flight: {60 if more else 25} }}\n{more}")
     assert await go(steady, batch) == {"failed": rows}
     assert (await stands(steady, batch)).state is BatchState.RUNNING  # which its report ends
