@@ -307,7 +307,8 @@ class World:
             whole_s = low + (high - low) * chances[1]
             return whole_s * 0.3 * chances[0], whole_s * (1 - 0.3 * chances[0])
         mean_s = self.config.latency_s * model.pace
-        return mean_s * 0.4 * chances[0], mean_s * 0.8 * (0.7 - 0.3 * math.log(1 - chances[1]))
+        queued_s = mean_s * (0.05 + 0.35 * chances[0])  # never none: what is canceled at once has not started
+        return queued_s, mean_s * 0.8 * (0.7 - 0.3 * math.log(1 - chances[1]))
 
     def _mishap(self, order: Order, *, chance: float) -> str | None:
         refused = order.target.version.validator.in_the_container(order.input)
