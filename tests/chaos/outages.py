@@ -51,7 +51,8 @@ def a_desk(folder: Path, **config: Any) -> Iterator[Desk]:
         env = keep | {
             "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "REPLICATE_API_TOKEN": "r8_simulator",
             "REPLICATE_BASE_URL": url, "ORCHESTRATOR_OUTPUT_HOSTS": url.removeprefix("http://")}
-        yield Desk(folder, Provider(url), env | {f"ORCHESTRATOR_TEMPO__{name}": value for name, value in QUICK.items()})
+        with Desk(folder, Provider(url), env | {f"ORCHESTRATOR_TEMPO__{name}": value for name, value in QUICK.items()}) as one:
+            yield one
 
 
 def free_port() -> int:

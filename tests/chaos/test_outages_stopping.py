@@ -5,7 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -151,12 +151,25 @@ def test_a_second_ctrl_c_while_the_ledger_is_locked(desk: Desk):
     all_home(desk, desk("run", "shots", "--yes", "--json"), 80)
 
 
+def is_frozen_with_rows_in_hand(desk: Desk, worker: int) -> bool:
+    """Stop the worker, and let it go on if it has nothing under way, or holds the lock of SQLite: that is one for everybody, and
+    nobody could take over from a process that is stopped with it."""
+    os.kill(worker, signal.SIGSTOP)
+    with closing(sqlite3.connect(desk.folder / ".orchestrator" / "ledger.db", isolation_level=None, timeout=0)) as ledger:
+        with suppress(sqlite3.OperationalError):
+            ledger.execute("BEGIN IMMEDIATE")
+            ledger.execute("ROLLBACK")
+            if ledger.execute("SELECT count(*) FROM attempts WHERE state = 'open'").fetchone()[0] >= 2:
+                return True
+    os.kill(worker, signal.SIGCONT)
+    return False
+
+
 def test_a_worker_that_was_stopped_beyond_its_lease(desk: Desk):
     """Frozen with rows in hand, it wakes when others have bought them: it sends nothing, and overwrites nothing."""
     process = begun(desk, 60, per_minute=600)
     (frozen,) = worker_pids(desk)
-    wait_until(lambda: asked(desk, "SELECT count(*) FROM attempts WHERE state = 'open'")[0][0] >= 2)
-    os.kill(frozen, signal.SIGSTOP)
+    wait_until(lambda: is_frozen_with_rows_in_hand(desk, frozen))
     other = desk.start("worker", ORCHESTRATOR_REDIS_URL=f"unix://{private_socket(desk)}",
                        ORCHESTRATOR_HOME=str(desk.folder / ".orchestrator"))
     try:

@@ -30,7 +30,7 @@ def free_port() -> Callable[[], int]:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, provider: Provider) -> Desk:
+def desk(tmp_path: Path, provider: Provider) -> Iterator[Desk]:
     """A user's folder, set up for the stand-in."""
     keep = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     env = keep | {
@@ -40,4 +40,5 @@ def desk(tmp_path: Path, provider: Provider) -> Desk:
         "ORCHESTRATOR_OUTPUT_HOSTS": provider.url.removeprefix("http://"),
     }
     env |= {f"ORCHESTRATOR_TEMPO__{name}": value for name, value in QUICK.items()}
-    return Desk(tmp_path, provider, env)
+    with Desk(tmp_path, provider, env) as one:
+        yield one

@@ -51,11 +51,22 @@ class Provider:
 
 @dataclass
 class Desk:
-    """A folder with jobs/, a command line, and an environment."""
+    """A folder with jobs/, a command line, and an environment. On leaving it ends what a failed test has left at work: the next
+    test would be told of it."""
 
     folder: Path
     provider: Provider
     env: dict[str, str] = field(default_factory=dict)
+    _started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def __enter__(self) -> "Desk":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+                process.communicate(timeout=30)
 
     def job(self, text: str, *, name: str = "shots", rows: list[dict[str, Any]] | None = None) -> None:
         """Write jobs/NAME.yaml, and rows.csv beside jobs/."""
@@ -69,8 +80,10 @@ class Desk:
 
     def start(self, *args: str, **env: str) -> subprocess.Popen[str]:
         """Start a command."""
-        return subprocess.Popen([sys.executable, "-m", "orchestrator", *args], cwd=self.folder, env=self.env | env, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, "-m", "orchestrator", *args], cwd=self.folder, env=self.env | env, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self._started.append(process)
+        return process
 
     def __call__(self, *args: str, **env: str) -> "Done":
         """Run a command to its end."""
