@@ -39,7 +39,8 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
         env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ} | {
             "PYTHONPATH": str(ROOT), "REPLICATE_API_TOKEN": "r8_simulator", "REPLICATE_BASE_URL": url,
             "ORCHESTRATOR_OUTPUT_HOSTS": url.removeprefix("http://"), "ORCHESTRATOR_WEB_BIND": f"127.0.0.1:{_free_port()}"}
-        with Desk(tmp_path, Provider(url), env | {f"ORCHESTRATOR_TEMPO__{name}": value for name, value in QUICKER.items()}) as one:
+        env |= {f"ORCHESTRATOR_TEMPO__{name}": value for name, value in QUICKER.items()}
+        with Desk(tmp_path, Provider(url), env) as one:
             yield one
 
 
