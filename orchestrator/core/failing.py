@@ -26,18 +26,19 @@ class Tally:
 
     `worked`: their prediction succeeded, whether or not its outputs are home; counted up to SAMPLE. `failed`: counted up to what
     was asked for. `refused`: those of class invalid_input that bought nothing, likewise, and not among the failed ones.
-    `known_failed`, `known_refused`: as many there were when a person last said that the batch is to go on. `shared`: of the
-    failed and refused, those that share what an equal row bought: failures of the batch, and no further try of its model."""
+    `shared`: of the failed and refused, those that share what an equal row bought: failures of the batch, and no further try of
+    its model. `known_…`: as many there were when a person last said that the batch is to go on."""
 
     worked: int
     failed: int
     refused: int
     known_failed: int = 0
     known_refused: int = 0
+    shared: int = 0
+    known_shared: int = 0
     causes: tuple[Cause, ...] = ()  # the most frequent first; only under the lock, like the next two
     unknown: int = 0  # rows of which nobody knows what they cost
     out: int = 0  # rows that are in the air
-    shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def bounds(retry: Retry, *, total: int) -> Bounds:
 def verdict(tally: Tally, limits: Bounds) -> str | None:
     """Why nothing more is to be bought, as a clause; None: go on. What a person knew of when he said so counts for nothing."""
     failed, refused = tally.failed - tally.known_failed, tally.refused - tally.known_refused
-    tried = min(failed + refused, tally.failed + tally.refused - tally.shared)  # one bad input with many twins is one try
+    tried = failed + refused - (tally.shared - tally.known_shared)  # one bad input with many twins is one try
     if limits.all_failed is not None and not tally.worked and tried >= limits.all_failed:
         return f"not one has succeeded, and {tally.failed + tally.refused:,} have failed"
     has_sample = tally.worked + tally.failed + tally.refused >= limits.sample

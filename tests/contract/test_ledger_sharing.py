@@ -216,7 +216,7 @@ async def test_failures_are_told_in_rows_and_judged_by_tries(acts: Acts) -> None
     await acts.tell(acts.said(Event.REFUSED, "a1", error="no such ratio", error_class="invalid_input"))
     assert await acts.ledger.tally(batch.pk, most=20) == Tally(worked=0, failed=3, refused=1, shared=2)
     await acts.ledger.know_failures(batch.pk)
-    assert await acts.ledger.tally(batch.pk, most=20) == Tally(0, 3, 1, known_failed=3, known_refused=1, shared=2)
+    assert await acts.ledger.tally(batch.pk, most=20) == Tally(0, 3, 1, known_failed=3, known_refused=1, shared=2, known_shared=2)
     asked: list[Tally] = []
     await acts.ledger.pause_for_failures(batch.pk, most=20, decide=lambda _, tally: asked.append(tally), now=NOW)
     assert [(cause.error_class, cause.count) for cause in asked[0].causes] == [("model", 3), ("invalid_input", 1)]

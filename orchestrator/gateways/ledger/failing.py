@@ -16,6 +16,7 @@ from orchestrator.gateways.ledger.sharing import ROWS
 from orchestrator.gateways.ledger.tables import UNPRICED, attempts, batches, items
 
 CAUSES = 3
+_KNOWN = (batches.c.known_failed, batches.c.known_refused, batches.c.known_shared)
 _WORKED = [ItemState.SUCCEEDED.value, ItemState.COLLECTING.value]
 _OUT = [state.value for state in IN_AIR_ITEM]
 _BOUGHT_NOTHING = and_(items.c.error_class == "invalid_input", attempts.c.prediction_id.is_(None))
@@ -23,14 +24,14 @@ _BOUGHT_NOTHING = and_(items.c.error_class == "invalid_input", attempts.c.predic
 
 async def tally(connection: AsyncConnection, batch_pk: int, *, most: int) -> Tally:
     """Reads only, and short: each number is counted up to what can make a difference."""
-    known = (await connection.execute(
-        select(batches.c.known_failed, batches.c.known_refused).where(batches.c.pk == batch_pk))).one()
-    known_failed, known_refused = known.known_failed or 0, known.known_refused or 0
+    known = (await connection.execute(select(*_KNOWN).where(batches.c.pk == batch_pk))).one()
+    known_failed, known_refused, known_shared = (int(many or 0) for many in known)
     worked = select(items.c.pk, items.c.copies).where(items.c.batch_pk == batch_pk, items.c.state.in_(_WORKED))
     failed, of_failed = await _many(connection, _failed(batch_pk, is_refused=False), known_failed + most)
     refused, of_refused = await _many(connection, _failed(batch_pk, is_refused=True), known_refused + most)
     return Tally(worked=(await _many(connection, worked, SAMPLE))[0], failed=failed + of_failed, refused=refused + of_refused,
-                 known_failed=known_failed, known_refused=known_refused, shared=of_failed + of_refused)
+                 known_failed=known_failed, known_refused=known_refused, shared=of_failed + of_refused,
+                 known_shared=known_shared)
 
 
 async def _many(connection: AsyncConnection, query: Select[Any], count: int) -> tuple[int, int]:
@@ -90,9 +91,11 @@ async def _out(connection: AsyncConnection, batch_pk: int) -> int:
 
 async def know(connection: AsyncConnection, batch_pk: int) -> None:
     """All that has failed until now is known."""
-    def counted(*, is_refused: bool) -> Any:
+    def counted(*, is_refused: bool) -> tuple[Any, Any]:
         of_kind = _failed(batch_pk, is_refused=is_refused).subquery()
-        return select(func.count() + func.coalesce(func.sum(of_kind.c.copies), 0)).select_from(of_kind).scalar_subquery()
+        twins = func.coalesce(func.sum(of_kind.c.copies), 0)
+        return tuple(select(many).select_from(of_kind).scalar_subquery() for many in (func.count() + twins, twins))
 
+    (failed, of_failed), (refused, of_refused) = counted(is_refused=False), counted(is_refused=True)
     await connection.execute(update(batches).where(batches.c.pk == batch_pk).values(
-        known_failed=counted(is_refused=False), known_refused=counted(is_refused=True)))
+        known_failed=failed, known_refused=refused, known_shared=of_failed + of_refused))

@@ -139,6 +139,7 @@ class BatchRow(_Model, table=True):
     reserved_units: int = Field(sa_type=BigInteger)
     known_failed: int | None = Field(sa_type=BigInteger)  # failed when a person last said that it is to go on (core/failing.py)
     known_refused: int | None = Field(sa_type=BigInteger)  # and refused for their input
+    known_shared: int | None = Field(sa_type=BigInteger)  # of both, those that share what an equal row bought
     estimate_json: str | None  # what it was expected to cost when it was opened (core/estimate.py)
 
 

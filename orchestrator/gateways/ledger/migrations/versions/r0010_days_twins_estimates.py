@@ -18,6 +18,7 @@ def upgrade() -> None:
         "batch_days", sa.Column("batch_pk", sa.BigInteger(), primary_key=True), sa.Column("day", sa.String(), primary_key=True),
         sa.Column("spent_units", sa.BigInteger(), nullable=False), sa.Column("reserved_units", sa.BigInteger(), nullable=False))
     op.execute(_days(op.get_bind().dialect.name))
+    op.add_column("batches", sa.Column("known_shared", sa.BigInteger(), nullable=True))
     op.add_column("batches", sa.Column("estimate_json", sa.String(), nullable=True))
     op.add_column("items", sa.Column("twin_of", sa.BigInteger(), nullable=True))
     op.add_column("items", sa.Column("copies", sa.BigInteger(), nullable=True))
