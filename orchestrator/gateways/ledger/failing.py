@@ -94,7 +94,8 @@ async def know(connection: AsyncConnection, batch_pk: int) -> None:
     def counted(*, is_refused: bool) -> tuple[Any, Any]:
         of_kind = _failed(batch_pk, is_refused=is_refused).subquery()
         twins = func.coalesce(func.sum(of_kind.c.copies), 0)
-        return tuple(select(many).select_from(of_kind).scalar_subquery() for many in (func.count() + twins, twins))
+        rows, shared = (select(many).select_from(of_kind).scalar_subquery() for many in (func.count() + twins, twins))
+        return rows, shared
 
     (failed, of_failed), (refused, of_refused) = counted(is_refused=False), counted(is_refused=True)
     await connection.execute(update(batches).where(batches.c.pk == batch_pk).values(
