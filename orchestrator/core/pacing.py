@@ -130,12 +130,13 @@ class Reservation:
     is_low_credit: bool = False
     is_probe: bool = False
     pause_us: int = 0
+    is_shared: bool = False
 
     def grant(self) -> Grant:
         """The same in seconds, as the port says it."""
         return Grant(self.count, self.first_in_us / MICROSECONDS, self.every_us / MICROSECONDS, self.reason,
                      self.buckets[0].served, MINUTE_US / self.shared_us if self.shared_us else 0.0, self.is_low_credit,
-                     self.is_probe, self.pause_us / MICROSECONDS)
+                     self.is_probe, self.pause_us / MICROSECONDS, self.is_shared)
 
 
 def is_cold(bucket: Bucket, *, now_us: int) -> bool:

@@ -43,6 +43,7 @@ class Grant:
     is_low_credit: bool = False  # the provider's mode for accounts with little credit
     is_probe: bool = False  # a single one, to see whether the provider is there again
     pause_s: float = 0.0  # count 0: how long the pause lasts, where that is the reason; to ask sooner may still be worth it
+    is_shared: bool = False  # other flows wait for the first budget as well, and it goes round by weight
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def reserve_in_turn(rates: Sequence[Rate], buckets: Sequence[Bucket], turns: Map
         # whom a second budget gives nothing comes back for one: who gathers there is always too late beside who does not
         answer = reserve(rates, buckets, count=count if wanted else min(count, 1), now_us=now_us, horizon_us=horizon_us,
                          feels=flow.feels)
-        return _remembered(turns, mine, flow, answer, count=count, wanted=wanted)
+        return _remembered(turns, mine, flow, replace(answer, is_shared=bool(waiting)), count=count, wanted=wanted)
     tat_us = standing_tat(shared, rate, now_us=now_us, horizon_us=horizon_us)
     at_us = max(now_us, tat_us - (rate.burst - 1) * rate.interval_us)
     own, late_us = credit(rates[1:], buckets[1:], at_us=at_us, now_us=now_us, horizon_us=horizon_us)
@@ -77,11 +77,12 @@ def reserve_in_turn(rates: Sequence[Rate], buckets: Sequence[Bucket], turns: Map
     before = [turn for turn in waiting if turn.spent < mine.spent and tat_us > max(now_us, _soonest(turn, now_us)) + AFTER_US]
     if wanted < 1 or before:
         wait_us = late_us if wanted < 1 else AFTER_US + max(0, _soonest(min(before, key=_place(now_us)), now_us) - now_us)
-        answer = replace(reserve(rates, buckets, count=0, now_us=now_us, horizon_us=horizon_us), first_in_us=wait_us)
+        answer = replace(reserve(rates, buckets, count=0, now_us=now_us, horizon_us=horizon_us), first_in_us=wait_us,
+                         is_shared=True)
         return _remembered(turns, mine, flow, answer, count=count, wanted=wanted)
     share = max(1, ahead * flow.weight // (flow.weight + sum(turn.weight for turn in waiting)))
     answer = reserve(rates, buckets, count=min(wanted, share), now_us=now_us, horizon_us=horizon_us, feels=flow.feels)
-    return _remembered(turns, mine, flow, answer, count=count, wanted=wanted)
+    return _remembered(turns, mine, flow, replace(answer, is_shared=True), count=count, wanted=wanted)
 
 
 def _remembered(turns: Mapping[str, Turn], mine: Turn, flow: Flow, answer: Reservation, *, count: int, wanted: int) -> Shared:

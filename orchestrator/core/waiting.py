@@ -36,6 +36,7 @@ _TAG = re.compile(r"<[^<>]{0,200}>")
 LONGEST = 160
 _END = re.compile(r"until (\d\d):(\d\d):(\d\d) UTC")
 CLOCKS_APART_S = 2
+SHARED = ", shared with other batches by priority"
 SLOWER = 0.8  # of the rate: above, it is only the end of a burst
 
 
@@ -89,7 +90,7 @@ def limited(grant: Grant, budgets: Sequence[Budget]) -> str | None:
         of = f" than {own:,.0f} per minute" if own else ""
         return (f"{LIMIT_REASON}: slower{of}, as the provider has few permits left (somebody else uses the account, or its limit "
                 "is lower than creates_per_minute in the settings)")
-    return f"{LIMIT_REASON}: {own:,.0f} per minute{whose}" if own else None
+    return f"{LIMIT_REASON}: {own:,.0f} per minute{whose or SHARED * grant.is_shared}" if own else None
 
 
 def behind(late_s: float, part: float) -> str:

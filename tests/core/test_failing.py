@@ -41,7 +41,7 @@ def test_what_a_job_says(retry: Retry, total: int, expected: Bounds):
     (Tally(worked=0, failed=39, refused=0, known_failed=20), False),  # resumed: twenty more
     (Tally(worked=0, failed=40, refused=0, known_failed=20), True),
     (Tally(worked=0, failed=20, refused=20, known_failed=10, known_refused=11), False),
-    (Tally(worked=0, failed=60, refused=0, known_failed=20, shared=38, known_shared=0), False),  # two inputs more, and their twins
+    (Tally(worked=0, failed=60, refused=0, known_failed=20, shared=38, known_shared=0), False),  # two inputs more
     (Tally(worked=0, failed=90, refused=0, known_failed=50, shared=50, known_shared=30), True),
 ])
 def test_not_one_has_succeeded(tally: Tally, stops: bool):

@@ -62,10 +62,11 @@ class RedisLimiter:
         keys = [budget.key for budget in budgets] + ([f"turns:{budgets[0].key}"] if flow else [])
         of_flow = (flow.key, flow.weight, int(flow.has_more), int(flow.feels)) if flow else ("", 1, 0, 0)
         numbers = [number for rate in map(rate_of, budgets) for number in (rate.interval_us, rate.burst)]
-        granted, first_us, every_us, reason, serial, shared_us, is_low, is_probe, pause_us = await self._ask(
+        granted, first_us, every_us, reason, serial, shared_us, is_low, is_probe, pause_us, is_shared = await self._ask(
             self._reserve, keys, self._horizon_us, count, MEMORY_MS, *of_flow, *numbers)
         return Grant(granted, first_us / MICROSECONDS, every_us / MICROSECONDS, None if granted else reason, serial,
-                     MINUTE_US / shared_us if shared_us else 0.0, bool(is_low), bool(is_probe), pause_us / MICROSECONDS)
+                     MINUTE_US / shared_us if shared_us else 0.0, bool(is_low), bool(is_probe), pause_us / MICROSECONDS,
+                     bool(is_shared))
 
     async def hear(self, budget: Budget, heard: Heard) -> None:
         """As the port says."""

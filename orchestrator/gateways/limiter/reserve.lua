@@ -2,7 +2,7 @@
 -- microseconds.
 -- KEYS: one hash per budget, then, with a flow, the hash of turns of the first. ARGV: clock ('' for Redis's own), horizon,
 -- count, memory in ms, flow ('' for none), its weight, has more (0 1), feels (0 1), then interval and burst per budget (interval 0: no limit).
--- Answer: {count, first_in, every, reason, serial, interval of the first budget, low credit, probe, left of a pause}.
+-- Answer: {count, first_in, every, reason, serial, interval of the first budget, low credit, probe, left of a pause, shared}.
 local LOW_CREDIT, BREAKS_AFTER, PROBED_FOR, ASK_AGAIN, PROVIDER_DOWN = 10500000, 5, 35000000, 2000000, 'provider down'
 local COLD_AFTER, FEELS_FOR, FEEL_AGAIN = 60000000, 2000000, 100000
 local UNIT, GRACE, AFTER, BEFORE, KEPT = 25200, 400000, 20000, 80000, 60000000
@@ -69,7 +69,7 @@ local shared = buckets[1]
 
 local function answer(granted, first_in, every, reason, probe, pause)
   return {granted, first_in, every, reason, shared.served, shared.interval, shared.low > now and 1 or 0, probe and 1 or 0,
-          pause or 0}
+          pause or 0, 0}
 end
 
 -- core/pacing.py: reserve
@@ -187,6 +187,7 @@ end
 local function note(given)
   redis.call('HSET', place, flow, table.concat({whole(mine.spent), whole(mine.back), whole(mine.last), whole(weight), whole(now)}, ' '))
   redis.call('PEXPIRE', place, whole(memory + math.ceil(math.max(0, mine.last - now) / 1000)))
+  given[10] = others > 0 and 1 or 0
   return given
 end
 
