@@ -218,5 +218,26 @@ async def test_the_estimate_stays_with_the_batch(folder: Path, past: Any):
         dearer, _ = order_of(RunOptions("shots", changes={"price.per_second_usd": "0.05"}))
         again, new = await load(rooms, await prepare(rooms, dearer))
         assert not new and Estimate.from_json(again.estimate_json) == learned
-    told = (await planning.plan(options)).lines
-    assert any("there is a batch of this run key already" in line for line in told)
+    done = await planning.plan(options)
+    assert any("there is a batch of this run key already: `run` goes on" in line for line in done.lines)
+
+
+async def test_a_batch_that_is_begun(folder: Path, past: Any):
+    """Only the rows that are left are priced, as `run` would buy them; where none is, there is nothing more to pay."""
+    options = job(folder, PRICED, rows=10)
+    order, home = order_of(options)
+    async with wiring.rooms(wiring.read_settings(home)) as rooms:
+        batch, _ = await load(rooms, await prepare(rooms, order))
+        acts = Acts(rooms.ledger)
+        await acts.claim(batch, 7)
+        done = await planning.plan(options)
+        assert (done.document["rows_to_buy"], done.document["estimate"]["expected_usd"]) == (3, "0.009")
+        assert done.document["saved_by_once_usd"] is None
+        assert "3 rows of 10, those that were never started" in "\n".join(done.lines) and "To go on: " in done.lines[-1]
+        assert (await planning.plan(RunOptions("shots", limit=8))).document["rows_to_buy"] == 1
+        await acts.claim(batch, 3, prefix="b")
+        done = await planning.plan(options)
+        assert (done.document["rows_to_buy"], done.document["estimate"]["expected_usd"]) == (0, "0")
+        text = "\n".join(done.lines)
+        assert "all of its rows were started" in text and "cost " not in text and "Nothing was spent, and nothing is left" in text
+        assert (await planning.plan(RunOptions("shots", fresh=True))).document["rows_to_buy"] == 10

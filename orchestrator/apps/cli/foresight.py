@@ -19,13 +19,17 @@ from orchestrator.flow.ingest import Prepared, estimate_of
 
 @dataclass(frozen=True, slots=True)
 class Foresight:
-    """What the rows are expected to cost, what is known of the past, and a deadline by it with what that would reserve."""
+    """What the rows are expected to cost, what is known of the past, and a deadline by it with what that would reserve.
+
+    `left`: rows that were never started of the batch that there is already; the estimate is of these. None: there is none yet, or
+    its rows are still being read."""
 
     estimate: Estimate
     past: History | None
     deadline_s: float | None = None  # None: not known, or nothing that a deadline bounds
     reserved_then_usd: Decimal | None = None
     remarks: tuple[str, ...] = ()
+    left: int | None = None
 
     def document(self) -> dict[str, Any] | None:
         """The past as JSON; None: there is none."""
@@ -43,19 +47,25 @@ class Foresight:
 async def foresee(rooms: Rooms, prepared: Prepared, examined: Examined, *, limit: int | None,
                   is_new: bool) -> Foresight:
     """`is_new`: there is no ledger yet, and none is made by asking."""
-    past, remarks = None, list[str]()
+    past, left, remarks = None, None, list[str]()
     if not is_new:
         try:
             past = history_of(await rooms.ledger.past(prepared.account, prepared.target))
-            if past is not None and await rooms.ledger.known(prepared.run_key):
-                remarks.append("there is a batch of this run key already: `run` goes on with it, and buys what is left of it")
+            left = await rooms.ledger.left(prepared.run_key, limit=limit)
+            if await rooms.ledger.known(prepared.run_key):
+                remarks.append(f"there is a batch of this run key already: {_GOES_ON if left != 0 else _IS_STARTED}")
         except Unreachable as error:
             remarks.append(f"what such rows cost before is not known now: {error}")
-    found = estimate_of(prepared, examined, past, limit=limit)
+    found = estimate_of(prepared, examined, past, limit=limit if left is None else left)
     price = prepared.pricing.price
     deadline_s = proposed_s(past) if price is not None and price.unit == "second" else None
     reserved = prepared.pricing.worst_case_usd(cancel_after_s=deadline_s, per_row_usd=None)
-    return Foresight(found, past, deadline_s, reserved, (*remarks, *_of_the_past(prepared, past)))
+    return Foresight(found, past, deadline_s, reserved, (*remarks, *_of_the_past(prepared, past)), left)
+
+
+_GOES_ON = "`run` goes on with it, and buys what is left of it; --fresh starts another one, of all rows"
+_IS_STARTED = ("all of its rows were started; `run` brings home what is still out, `retry` tries failed rows again, --fresh buys "
+               "all rows once more")
 
 
 def _of_the_past(prepared: Prepared, past: History | None) -> list[str]:

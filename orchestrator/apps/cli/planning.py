@@ -83,9 +83,13 @@ class Planned:
 
     @property
     def saved_usd(self) -> Decimal | None:
-        """What `duplicates: once` would save; None: not known, or it is so ordered already."""
+        """What `duplicates: once` would save; None: not known, or it is so ordered or some rows are bought already."""
         expected = self.estimate.expected.usd
-        return None if expected is None or self._once else expected * self.examined.equal_rows
+        return None if expected is None or self._once or self._is_begun else expected * self.examined.equal_rows
+
+    @property
+    def _is_begun(self) -> bool:
+        return self.foresight.left is not None
 
     @property
     def _once(self) -> bool:
@@ -120,11 +124,22 @@ class Planned:
                  ("uses", self._used()), ("cost", self._cost()), ("deadline", self._deadline()), ("storage", [self._stored()])]
         block = [f"  {label if not n else '':<9} {line}" for label, lines in shown for n, line in enumerate(lines)]
         notes = [f"  {'note':<9} {warning}" for warning in self.warnings()]
-        last = f"Nothing was spent. To buy it: {self.options.to_buy()}" if rows else f"  {'note':<9} {no_rows(self.prepared)}"
-        return [f"{name}: {rows:,} rows for {model}, all checked{bad}", *(block if rows else block[:1]), *notes, last]
+        shortened = block[:1] if not rows else block[:2] if self._is_begun and not self.estimate.rows else block
+        return [f"{name}: {rows:,} rows for {model}, all checked{bad}", *shortened, *notes, self._last()]
+
+    def _last(self) -> str:
+        if not self.examined.rows:
+            return f"  {'note':<9} {no_rows(self.prepared)}"
+        if not self._is_begun:
+            return f"Nothing was spent. To buy it: {self.options.to_buy()}"
+        if not self.estimate.rows:
+            return "Nothing was spent, and nothing is left to buy."
+        return f"Nothing was spent. To go on: {self.options.to_buy()}"
 
     def _bought(self) -> str:
         rows, equal = self.estimate.rows, self.examined.equal_rows
+        if self._is_begun:
+            return f"{rows:,} rows of {self.examined.good:,}, those that were never started"
         is_limited = rows == self.options.limit and rows < self.examined.good
         text = f"{rows:,} rows" + (f" of {self.examined.good:,} (--limit)" if is_limited else "")
         if not equal:

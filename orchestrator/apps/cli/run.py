@@ -111,7 +111,7 @@ async def _consent(rooms: Rooms, prepared: Prepared, options: RunOptions, *, ask
     if options.yes or has_budget or left == 0:
         return
     examined = await check(rooms, prepared)  # of a batch that was begun, a yes to three rows is none to the rest of them
-    found = await foresee(rooms, prepared, examined, limit=options.limit if left is None else left, is_new=False)
+    found = await foresee(rooms, prepared, examined, limit=options.limit, is_new=False)
     at_stake_usd, words = question(prepared, found.estimate)
     if at_stake_usd is None or at_stake_usd <= ask_above_usd:
         return
