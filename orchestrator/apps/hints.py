@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator import wiring
 from orchestrator.apps.orders import order_by_hand
 from orchestrator.core.errors import OrchestratorError
+from orchestrator.core.failing import Cause
 from orchestrator.core.job import Job
 from orchestrator.core.records import Batch
 from orchestrator.core.runkey import run_key
@@ -28,20 +29,16 @@ def why(batch: Batch) -> str | None:
 
 async def failures(ledger: LedgerViews, batch: Batch) -> list[dict[str, Any]]:
     """Failed rows by class, the most frequent first, with an example of what was said."""
-    return [{"class": f.error_class, "count": f.count, "example": f.sample} for f in await ledger.failures(batch.pk)]
+    return [{"class": cause.error_class, "count": cause.count, "example": cause.example, "differs": cause.differs}
+            for cause in await ledger.failures(batch.pk)]
 
 
 def failed_lines(found: Sequence[dict[str, Any]], *, most: int = 50) -> list[str]:
     """The same for people, one line for each class."""
-    lines = [f"  failed   {f['count']:,} × {f['class']}: {_short(f['example'])}" for f in found[:most]]
+    causes = [Cause(failure["class"], failure["count"], failure["example"], failure["differs"]) for failure in found[:most]]
+    lines = [f"  failed   {cause.text(longest=LONGEST_MESSAGE)}" for cause in causes]
     left = len(found) - most
     return lines + ([f"           … and {left} more {'class' if left == 1 else 'classes'}"] if left > 0 else [])
-
-
-def _short(message: str | None) -> str:
-    """A provider's message may be a traceback: one line of it."""
-    text = " ".join((message or "no message").split())
-    return text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE - 1] + "…"
 
 
 def again(batch: Batch) -> str:

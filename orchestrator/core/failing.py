@@ -13,11 +13,18 @@ LONGEST_EXAMPLE = 160
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Failed rows of one class, and what was said of one of them."""
+    """Failed rows of one class, and what was said of one of them; `differs`: of others of them something else was said."""
 
     error_class: str
     count: int
     example: str | None
+    differs: bool = False
+
+    def text(self, *, longest: int) -> str:
+        """On one line, however long a traceback the provider sent."""
+        words = " ".join((self.example or "no message").split())
+        short = words if len(words) <= longest else words[:longest - 1] + "…"
+        return f"{self.count:,} × {self.error_class}{', for example' if self.differs else ''}: {short}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +96,4 @@ def reason(batch: Batch, tally: Tally, limits: Bounds) -> str | None:
 
 
 def _example(tally: Tally) -> str:
-    if not tally.causes:
-        return ""
-    first = tally.causes[0]
-    text = " ".join((first.example or "no message").split())
-    short = text if len(text) <= LONGEST_EXAMPLE else text[:LONGEST_EXAMPLE - 1] + "…"
-    return f" ({first.count:,} × {first.error_class}: {short})"
+    return f" ({tally.causes[0].text(longest=LONGEST_EXAMPLE)})" if tally.causes else ""

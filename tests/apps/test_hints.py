@@ -66,9 +66,10 @@ def test_a_job_file_that_lies_elsewhere(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_causes_are_a_few_short_lines():
     """One line for each class, a traceback made one line, and how many classes were left out."""
-    found = [{"class": f"c{n}", "count": 1000 * n, "example": "no\n  good " * 90 if n == 1 else None} for n in (1, 2, 3, 4, 5)]
+    found = [{"class": f"c{n}", "count": 1000 * n, "example": "no\n  good " * 90 if n == 1 else None, "differs": n == 2}
+             for n in (1, 2, 3, 4, 5)]
     first, *rest, last = failed_lines(found, most=3)
     assert first.startswith("  failed   1,000 × c1: no good no good") and len(first) < 230 and first.endswith("…")
-    assert rest == ["  failed   2,000 × c2: no message", "  failed   3,000 × c3: no message"]
+    assert rest == ["  failed   2,000 × c2, for example: no message", "  failed   3,000 × c3: no message"]
     assert last.split() == ["…", "and", "2", "more", "classes"]
     assert len(failed_lines(found)) == 5

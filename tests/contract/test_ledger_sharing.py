@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from orchestrator.core.failing import Tally
+from orchestrator.core.failing import Cause, Tally
 from orchestrator.core.lifecycle import BatchState, Event, ItemState
 from orchestrator.core.records import Batch, Counts, ItemResult, NewChunk, NewItem, OutputName, StoredOutput, Target
-from orchestrator.gateways.ledger import CanceledView, Database, FailureView
+from orchestrator.gateways.ledger import CanceledView, Database
 from orchestrator.gateways.ledger.sharing import ORIGINALS
 from tests.contract.conftest import NOW, Acts
 
@@ -135,7 +135,7 @@ async def test_a_twin_is_what_its_original_is(acts: Acts) -> None:
     assert await rows() == [(n, "running", "p0") for n in (0, 2, 3)]
     await acts.tell(acts.ended("p0", "failed", output=None, error="broken"))
     assert await rows() == [(n, "failed", "p0") for n in (0, 2, 3)]
-    assert await acts.ledger.failures(batch.pk) == [FailureView("model", 3, "broken")]
+    assert await acts.ledger.failures(batch.pk) == (Cause("model", 3, "broken"),)
     assert told(await acts.ledger.counts(batch.pk)) == {"failed": 3, "claimed": 1}
     failed = await acts.ledger.items(batch.pk, state=ItemState.FAILED)
     assert [(view.index, view.shares_row, view.attempts) for view in failed] == [(0, None, 1), (2, 0, 0), (3, 0, 0)]

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from orchestrator.core.errors import BadInput
+from orchestrator.core.failing import Cause
 from orchestrator.core.lifecycle import Event, ItemState
-from orchestrator.gateways.ledger import FailureView, LatencyView, WaitingView
+from orchestrator.gateways.ledger import LatencyView, WaitingView
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 
@@ -121,7 +122,7 @@ async def test_failures(acts: Any) -> None:
     await acts.claim(batch, 5)
     await acts.tell(*(acts.said(Event.REFUSED, f"a{n}", error=f"no {n}", error_class="refused") for n in (3, 1)),
                     acts.said(Event.REFUSED, "a2", error="gone", error_class="expired"))
-    assert await acts.ledger.failures(batch.pk) == [FailureView("refused", 2, "no 1"), FailureView("expired", 1, "gone")]
+    assert await acts.ledger.failures(batch.pk) == (Cause("refused", 2, "no 1", differs=True), Cause("expired", 1, "gone"))
 
 
 async def test_rate_and_latency(acts: Any) -> None:

@@ -2,6 +2,6 @@
 
 from orchestrator.gateways.ledger.ledger import SqlLedger
 from orchestrator.gateways.ledger.session import Database
-from orchestrator.gateways.ledger.views import CanceledView, FailureView, ItemView, LatencyView, WaitingView
+from orchestrator.gateways.ledger.views import CanceledView, ItemView, LatencyView, WaitingView
 
-__all__ = ["CanceledView", "Database", "FailureView", "ItemView", "LatencyView", "SqlLedger", "WaitingView"]
+__all__ = ["CanceledView", "Database", "ItemView", "LatencyView", "SqlLedger", "WaitingView"]

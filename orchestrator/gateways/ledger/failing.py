@@ -15,7 +15,6 @@ from orchestrator.gateways.ledger.loading import batch_of, set_state
 from orchestrator.gateways.ledger.sharing import ROWS
 from orchestrator.gateways.ledger.tables import UNPRICED, attempts, batches, items
 
-CAUSES = 3
 _KNOWN = (batches.c.known_failed, batches.c.known_refused, batches.c.known_shared)
 _WORKED = [ItemState.SUCCEEDED.value, ItemState.COLLECTING.value]
 _OUT = [state.value for state in IN_AIR_ITEM]
@@ -46,10 +45,10 @@ def _failed(batch_pk: int, *, is_refused: bool) -> Select[Any]:
     is_other = or_(items.c.error_class.is_(None), items.c.error_class != "invalid_input",
                    attempts.c.prediction_id.is_not(None))
     return (select(items.c.pk, items.c.copies).select_from(items.join(attempts, attempts.c.id == items.c.attempt_id))
-            .where(*_sent(batch_pk), _BOUGHT_NOTHING if is_refused else is_other))
+            .where(*_failed_rows(batch_pk), _BOUGHT_NOTHING if is_refused else is_other))
 
 
-def _sent(batch_pk: int) -> tuple[ColumnElement[bool], ...]:
+def _failed_rows(batch_pk: int) -> tuple[ColumnElement[bool], ...]:
     return items.c.batch_pk == batch_pk, items.c.state == ItemState.FAILED.value
 
 
@@ -59,7 +58,7 @@ async def pause(connection: AsyncConnection, batch_pk: int, *, most: int, decide
     found = (await connection.execute(select(batches).where(batches.c.pk == batch_pk).with_for_update())).one_or_none()
     if found is None or found.state != BatchState.RUNNING.value:
         return False
-    stands = replace(await tally(connection, batch_pk, most=most), causes=await _causes(connection, batch_pk),
+    stands = replace(await tally(connection, batch_pk, most=most), causes=await causes(connection, batch_pk, only_sent=True),
                      unknown=await _unknown(connection, batch_pk), out=await _out(connection, batch_pk))
     reason = decide(batch_of(found), stands)
     if reason is None:
@@ -68,13 +67,14 @@ async def pause(connection: AsyncConnection, batch_pk: int, *, most: int, decide
                            now=now)
 
 
-async def _causes(connection: AsyncConnection, batch_pk: int) -> tuple[Cause, ...]:
-    """Why the rows failed that were sent, the most frequent class first."""
+async def causes(connection: AsyncConnection, batch_pk: int, *, only_sent: bool = False) -> tuple[Cause, ...]:
+    """Why rows failed, or only those of them that were sent, the most frequent class first."""
+    failed = (*_failed_rows(batch_pk), items.c.attempts > 0) if only_sent else _failed_rows(batch_pk)
+    example, other = func.min(items.c.error), func.max(items.c.error)
     rows = await connection.execute(
-        select(items.c.error_class, ROWS.label("many"), func.min(items.c.error).label("example"))
-        .where(*_sent(batch_pk), items.c.attempts > 0).group_by(items.c.error_class)
-        .order_by(ROWS.desc(), items.c.error_class).limit(CAUSES))
-    return tuple(Cause(row.error_class or "unknown", int(row.many), row.example) for row in rows)
+        select(items.c.error_class, ROWS.label("many"), example.label("example"), (example != other).label("differs"))
+        .where(*failed).group_by(items.c.error_class).order_by(ROWS.desc(), items.c.error_class))
+    return tuple(Cause(row.error_class or "unknown", int(row.many), row.example, bool(row.differs)) for row in rows)
 
 
 async def _unknown(connection: AsyncConnection, batch_pk: int) -> int:

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from orchestrator.core.cost import to_usd
-from orchestrator.core.failing import Tally
+from orchestrator.core.failing import Cause, Tally
 from orchestrator.core.history import PastAttempt
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Claimable, ClaimTerms, Decide, KeptDelivery, OpenAttempt, OpenWindow
@@ -492,9 +492,9 @@ class SqlLedger:
         """A page of rows in order, those behind `after_idx`."""
         return await self._db.read(views.items_of, batch_pk, state=state, after_idx=after_idx, limit=limit)
 
-    async def failures(self, batch_pk: int) -> list[views.FailureView]:
+    async def failures(self, batch_pk: int) -> tuple[Cause, ...]:
         """Failed rows by class, the most frequent first."""
-        return await self._db.read(views.failures, batch_pk)
+        return await self._db.read(failing.causes, batch_pk)
 
     async def recent_rate(self, batch_pk: int, *, since: datetime) -> int:
         """Predictions created since then."""

@@ -16,7 +16,7 @@ from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import FINAL_ITEM, IN_AIR_ITEM, AttemptState, ItemState
 from orchestrator.core.records import Batch, Counts, ItemResult, Surplus
 from orchestrator.gateways.ledger.loading import batch_of
-from orchestrator.gateways.ledger.sharing import IS_ORIGIN, ORIGIN, ROWS, by_state, stands_in, told
+from orchestrator.gateways.ledger.sharing import IS_ORIGIN, ORIGIN, by_state, stands_in, told
 from orchestrator.gateways.ledger.tables import (
     FRESH_AT,
     PENDING,
@@ -48,15 +48,6 @@ class ItemView:
     due_at: datetime | None
     shares_row: int | None = None
     shares_batch: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FailureView:
-    """Failed rows of one class, and one of their errors."""
-
-    error_class: str
-    count: int
-    sample: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,15 +244,6 @@ async def manifest_of_chunk(connection: AsyncConnection, batch_pk: int, *, first
     rows = await connection.execute(query.join(attempts, attempts.c.id == outputs.c.attempt_id).where(
         items.c.batch_pk == batch_pk, items.c.idx >= first, items.c.idx < end))
     return [dict(row) for row in rows.mappings()]
-
-
-async def failures(connection: AsyncConnection, batch_pk: int) -> list[FailureView]:
-    """Failed rows by class, the most frequent first, with a sample of what was said."""
-    rows = await connection.execute(
-        select(items.c.error_class, ROWS.label("many"), func.min(items.c.error).label("sample"))
-        .where(items.c.batch_pk == batch_pk, items.c.state == ItemState.FAILED.value)
-        .group_by(items.c.error_class).order_by(ROWS.desc(), items.c.error_class))
-    return [FailureView(row.error_class or "unknown", int(row.many), row.sample) for row in rows]
 
 
 async def recent_rate(connection: AsyncConnection, batch_pk: int, *, since: datetime) -> int:
