@@ -90,6 +90,10 @@ class NameTaken(OrchestratorError):
     """Another batch has the id that was drawn: draw another."""
 
 
+class Discarded(OrchestratorError):
+    """The batch that is being loaded is not there any more, or not as far: another run of the same job found its file wrong."""
+
+
 class Throttled(ProviderRefusal):
     """429: wait `retry_after_s` seconds (None: no hint was given)."""
 

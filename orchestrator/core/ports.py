@@ -366,7 +366,8 @@ class Ledger(Protocol):
         """Rows already in, from an interrupted load: whole chunks, in order."""
 
     async def add_chunk(self, batch_pk: int, chunk: NewChunk) -> None:
-        """Snapshot and items of one chunk; adding a chunk again changes nothing."""
+        """Snapshot and items of one chunk, behind those that are in; adding a chunk again, or to a batch that is loaded, changes
+        nothing. Raises Discarded where the batch has gone, or the chunks before this one."""
 
     async def hasten(self, *, now: datetime, latest: datetime) -> None:
         """This machine's clock was set back: every wake is due now, and so are rows that would wait beyond `latest`."""
@@ -389,7 +390,8 @@ class Ledger(Protocol):
 
     async def seal(self, batch_pk: int, *, total: int, source_schema_json: str, now: datetime,
                    estimate_json: str | None = None) -> None:
-        """Loading has ended: from now on rows may be bought. `estimate_json`: what they are expected to cost."""
+        """Loading has ended: from now on rows may be bought; again changes nothing. `estimate_json`: what they are expected to
+        cost. Raises Discarded where not all of `total` rows are in."""
 
     async def discard(self, batch_pk: int) -> None:
         """Forget a batch that is still loading, rows and all."""

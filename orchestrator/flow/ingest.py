@@ -17,7 +17,7 @@ from orchestrator.core.asked import asked_of, mean_rate
 from orchestrator.core.caps import AccountBudget, Cap, Scope
 from orchestrator.core.cost import Pricing, to_units
 from orchestrator.core.duplicates import held
-from orchestrator.core.errors import BadInput, NameTaken, NotFound, RowProblem
+from orchestrator.core.errors import BadInput, Discarded, NameTaken, NotFound, RowProblem
 from orchestrator.core.estimate import Estimate, Terms, estimate
 from orchestrator.core.examined import SEED, Examined, to_buy
 from orchestrator.core.history import History, history_of
@@ -130,7 +130,16 @@ async def check(rooms: Rooms, prepared: Prepared) -> Examined:
 
 
 async def load(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
-    """The batch of this run key, loaded whole, and whether it is new. Raises BadRows, and then nothing is kept."""
+    """The batch of this run key, loaded whole, and whether it is new. Raises BadRows, and then nothing is kept.
+
+    Another run of the same job may load the same batch beside this one, find its file wrong and take the batch out again: this
+    one then loads a batch of its own, and judges by its own reading."""
+    while True:
+        with suppress(Discarded):
+            return await _loaded(rooms, prepared)
+
+
+async def _loaded(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
     batch, new = await _opened(rooms, prepared)
     _same_content(batch, prepared)
     prepared = _of_its_day(_as_begun(prepared, batch), batch, rooms.budget)
@@ -145,7 +154,8 @@ async def load(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
     if batch.state is BatchState.LOADING:
         await _fill(rooms, prepared, batch)
     loaded = await rooms.ledger.batch(batch.id)
-    assert loaded is not None
+    if loaded is None:
+        raise Discarded(f"the batch {batch.id} was taken out before it was loaded")
     return loaded, new
 
 

@@ -44,7 +44,7 @@ def _definitions(connection: Connection) -> dict[str, str]:
     """Every table, index and constraint as the engine itself describes it."""
     if connection.dialect.name == "sqlite":
         rows = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")).all()
-        return {name: "".join(sql.split()) for name, sql in rows if name != "alembic_version"}
+        return {name: "".join(sql.split()).replace('"', "") for name, sql in rows if name != "alembic_version"}
     rows = connection.execute(text(
         "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' UNION ALL "
         "SELECT table_name || '.' || column_name, data_type || is_nullable || COALESCE(column_default, '') "

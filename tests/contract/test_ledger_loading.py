@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core.errors import NameTaken
+from orchestrator.core.errors import Discarded, NameTaken
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.records import NewChunk, NewItem, Target
+from orchestrator.gateways.ledger import Database, loading
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 
@@ -137,3 +138,36 @@ async def test_an_id_that_another_batch_has(acts: Any) -> None:
         await acts.ledger.open_batch(acts.new("one", run_key="second"))
     assert await acts.ledger.batch("one") == first
     assert not await acts.ledger.known("second")
+
+
+async def test_a_chunk_for_a_batch_that_was_taken_out(acts: Any) -> None:
+    """Two runs load one batch, and one of them finds its file wrong: what the other still brings is a row of no batch, and no
+    later batch gets its number."""
+    batch, _ = await acts.ledger.open_batch(acts.new("one"))
+    await acts.ledger.add_chunk(batch.pk, acts.chunk(4, 0))
+    await acts.ledger.discard(batch.pk)
+    with pytest.raises(Discarded):
+        await acts.ledger.add_chunk(batch.pk, acts.chunk(4, 4))
+    with pytest.raises(Discarded):
+        await acts.ledger.seal(batch.pk, total=4, source_schema_json="{}", now=NOW)
+    again, _ = await acts.ledger.open_batch(acts.new("two"))
+    assert again.pk != batch.pk and await acts.ledger.loaded_rows(again.pk) == 0
+
+
+async def test_a_batch_with_a_hole_never_runs(acts: Any, database: Database) -> None:
+    """One run takes chunks out from the end while another one adds: what lies behind those is not taken, nor is it sealed."""
+    batch, _ = await acts.ledger.open_batch(acts.new("one"))
+    for first in (0, 4, 8):
+        await acts.ledger.add_chunk(batch.pk, acts.chunk(4, first))
+    await database.write(loading.discard_last, batch.pk)
+    with pytest.raises(Discarded):
+        await acts.ledger.add_chunk(batch.pk, acts.chunk(4, 12))
+    with pytest.raises(Discarded):
+        await acts.ledger.seal(batch.pk, total=16, source_schema_json="{}", now=NOW)
+    await acts.ledger.add_chunk(batch.pk, acts.chunk(4, 8))
+    await acts.ledger.add_chunk(batch.pk, acts.chunk(4, 4))  # again: it is there
+    await acts.ledger.seal(batch.pk, total=12, source_schema_json="{}", now=NOW)
+    await acts.ledger.add_chunk(batch.pk, acts.chunk(4, 8))  # and of a batch that is loaded
+    await acts.ledger.seal(batch.pk, total=12, source_schema_json="{}", now=NOW)
+    now = await acts.again(batch)
+    assert now.state is BatchState.RUNNING and (await acts.ledger.counts(batch.pk)).total == 12

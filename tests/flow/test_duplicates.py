@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from orchestrator import wiring
-from orchestrator.core.errors import BadInput, Unreachable
+from orchestrator.core.errors import BadInput, BadRows, Unreachable
 from orchestrator.core.examined import to_buy
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Rooms
-from orchestrator.core.records import Batch
+from orchestrator.core.records import Batch, NewChunk
 from orchestrator.flow import ingest
 from orchestrator.flow.collect import collect
 from orchestrator.flow.ingest import Order, check, load, prepare, refusal
@@ -154,6 +154,45 @@ async def test_a_load_that_goes_on(stage: Stage, monkeypatch: pytest.MonkeyPatch
     batch, is_new = await load(stage.rooms, await prepare(stage.rooms, plain_order(stage, "duplicates: buy\n")))
     assert not is_new
     assert (await stage.rooms.ledger.counts(batch.pk)).own("pending") == 2
+
+
+async def test_two_loads_of_a_file_that_is_refused(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    """One of two runs gives the batch up while the other one still reads: both refuse, and the corrected file is bought whole."""
+    monkeypatch.setattr(ingest, "CHUNK_ROWS", 5)
+    texts = [f"old {n}" for n in range(20)]
+    quick, slow = [await prepare(stage.rooms, _counted(stage, texts, [1] * 19 + ["seven"])) for _ in range(2)]
+    has_begun, gone = asyncio.Event(), asyncio.Event()
+
+    async def add_chunk(batch_pk: int, chunk: NewChunk) -> None:
+        if chunk.first_index == 10:
+            has_begun.set()
+            await gone.wait()
+        await stage.rooms.ledger.add_chunk(batch_pk, chunk)
+
+    async def give_up() -> None:
+        await has_begun.wait()
+        with pytest.raises(BadRows):
+            await load(stage.rooms, quick)
+        gone.set()
+
+    async def read_on() -> None:
+        with pytest.raises(BadRows):
+            await load(replace(stage.rooms, ledger=Flaky(stage.rooms.ledger, add_chunk=add_chunk)), slow)
+
+    await asyncio.gather(give_up(), read_on())
+    new = [f"new {n}" for n in range(20)]
+    batch, is_new = await load(stage.rooms, await prepare(stage.rooms, _counted(stage, new, [1] * 20)))
+    assert is_new and await stage.states(batch) == {"pending": 20}
+    await to_the_end(stage.rooms, batch)
+    assert [row["text"] for row in results(stage.folder / "out")] == new
+
+
+def _counted(stage: Stage, texts: list[str], counts: list[object]) -> Order:
+    """A job over these prompts and numbers of pictures."""
+    made = order(stage, texts, "")
+    with (stage.folder / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["text", "n"], *zip(texts, counts, strict=True)])
+    return replace(made, job=made.job.model_copy(update={"input": {"prompt": "{{ text }}", "num_outputs": "{{ n }}"}}))
 
 
 async def test_what_will_be_bought(stage: Stage):

@@ -9,7 +9,7 @@ from sqlalchemy import Row, bindparam, case, delete, func, select, text, update
 from sqlalchemy import insert as plain_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from orchestrator.core.errors import NameTaken
+from orchestrator.core.errors import Discarded, NameTaken
 from orchestrator.core.lifecycle import LIVE_BATCH, BatchState, ItemState
 from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Target
 from orchestrator.gateways.ledger import sharing
@@ -87,13 +87,14 @@ async def loaded_rows(connection: AsyncConnection, batch_pk: int) -> int:
 
 
 async def add_chunk(connection: AsyncConnection, batch_pk: int, chunk: NewChunk) -> None:
-    """Snapshot and items; the snapshot's key makes a second time harmless."""
-    if any(item.shares for item in chunk.items):
-        await sharing.one_by_one(connection, batch_pk)
-    snapshot = {"batch_pk": batch_pk, "first_index": chunk.first_index, "rows": len(chunk.items), "blob": chunk.blob}
-    made = await connection.execute(insert(connection, source_chunks).values(snapshot).on_conflict_do_nothing())
-    if made.rowcount != 1 or not chunk.items:
+    """Snapshot and items. Chunks of one batch enter one after the other, each behind the last: of two runs that load the same
+    batch one may take it out again, and a chunk of the other would be a row of no batch, or leave a hole before it."""
+    if not await _is_loading(connection, batch_pk) or chunk.first_index < (end := await loaded_rows(connection, batch_pk)):
         return
+    if chunk.first_index > end:
+        raise Discarded(f"row {end} of the batch and those behind it were taken out while it was loaded")
+    snapshot = {"batch_pk": batch_pk, "first_index": chunk.first_index, "rows": len(chunk.items), "blob": chunk.blob}
+    await connection.execute(source_chunks.insert().values(snapshot))
     own, twins = await sharing.split(connection, batch_pk, chunk.items)
     await _insert(connection, (_item_values(batch_pk, item) for item in own))
     if twins:
@@ -102,6 +103,15 @@ async def add_chunk(connection: AsyncConnection, batch_pk: int, chunk: NewChunk)
         await _insert(connection, (_item_values(batch_pk, item, twin_of=item.twin_of or bought[item.input_hash or ""])
                                    for item in twins))
         await sharing.add_copies(connection, Counter(bought[item.input_hash or ""] for item in here))
+
+
+async def _is_loading(connection: AsyncConnection, batch_pk: int) -> bool:
+    """Whether rows may still come in, and nobody else brings or takes some until the transaction ends."""
+    state = (await connection.execute(
+        select(batches.c.state).where(batches.c.pk == batch_pk).with_for_update())).scalar_one_or_none()
+    if state is None:
+        raise Discarded("the batch was taken out while it was loaded")
+    return bool(state == BatchState.LOADING.value)
 
 
 async def _insert(connection: AsyncConnection, rows: Iterator[tuple[Any, ...]]) -> None:
@@ -134,6 +144,8 @@ async def _copy(connection: AsyncConnection, rows: Iterator[tuple[Any, ...]]) ->
 async def seal(connection: AsyncConnection, batch_pk: int, *, total: int, source_schema_json: str,
                estimate_json: str | None = None) -> None:
     """Loading has ended: the batch runs, and what it is expected to cost stays as it is now."""
+    if await _is_loading(connection, batch_pk) and (end := await loaded_rows(connection, batch_pk)) != total:
+        raise Discarded(f"{total} rows were read, and {end} of them are in the batch")
     await connection.execute(
         update(batches).where(batches.c.pk == batch_pk, batches.c.state == BatchState.LOADING.value)
         .values(state=BatchState.RUNNING.value, total=total, source_schema_json=clean(source_schema_json),

@@ -43,11 +43,6 @@ def told(name: str) -> ColumnElement[Any]:
     return case((items.c.twin_of.is_(None), items.c[name]), else_=ORIGIN.c[name])
 
 
-async def one_by_one(connection: AsyncConnection, batch_pk: int) -> None:
-    """Chunks of one batch enter one after the other, until the transaction ends: each looks for the rows of those before it."""
-    await connection.execute(select(batches.c.pk).where(batches.c.pk == batch_pk).with_for_update())
-
-
 async def split(connection: AsyncConnection, batch_pk: int, new: Sequence[NewItem]) -> tuple[list[NewItem], list[NewItem]]:
     """The rows of a chunk that are bought for themselves, and those that share: with one of them, of an earlier chunk, or of an
     earlier batch."""

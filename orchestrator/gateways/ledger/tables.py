@@ -111,6 +111,7 @@ class BatchRow(_Model, table=True):
     """One run of a job over one source. `started` counts items that were ever attempted."""
 
     __tablename__ = "batches"
+    __table_args__ = {"sqlite_autoincrement": True}  # a run may still know the number of a batch that was taken out
     pk: int | None = Field(default=None, primary_key=True, sa_type=BIG_KEY)
     id: str = Field(unique=True)
     job: str

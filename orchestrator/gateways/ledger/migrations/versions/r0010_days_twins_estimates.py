@@ -1,4 +1,5 @@
-"""What was spent by day, rows that share what an equal one buys, and what a batch was expected to cost."""
+"""What was spent by day, rows that share what an equal one buys, what a batch was expected to cost, and numbers of batches that
+are given once."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -18,14 +19,24 @@ def upgrade() -> None:
         "batch_days", sa.Column("batch_pk", sa.BigInteger(), primary_key=True), sa.Column("day", sa.String(), primary_key=True),
         sa.Column("spent_units", sa.BigInteger(), nullable=False), sa.Column("reserved_units", sa.BigInteger(), nullable=False))
     op.execute(_days(op.get_bind().dialect.name))
-    op.add_column("batches", sa.Column("known_shared", sa.BigInteger(), nullable=True))
-    op.add_column("batches", sa.Column("estimate_json", sa.String(), nullable=True))
+    _without_orphans()
+    with op.batch_alter_table("batches", recreate="auto" if op.get_bind().dialect.name == "postgresql" else "always",
+                              table_kwargs={"sqlite_autoincrement": True}) as batches:
+        batches.add_column(sa.Column("known_shared", sa.BigInteger(), nullable=True))
+        batches.add_column(sa.Column("estimate_json", sa.String(), nullable=True))
     op.add_column("items", sa.Column("twin_of", sa.BigInteger(), nullable=True))
     op.add_column("items", sa.Column("copies", sa.BigInteger(), nullable=True))
     op.add_column("items", sa.Column("share_key", sa.String(), nullable=True))
     op.create_index("ix_items_copies", "items", ["batch_pk", "state", "copies"], sqlite_where=COPIED, postgresql_where=COPIED)
     op.create_index("uq_items_share_key", "items", ["batch_pk", "share_key"], unique=True, sqlite_where=SHARES,
                     postgresql_where=SHARES)
+
+
+def _without_orphans() -> None:
+    """Two runs that loaded one batch, and both found its file wrong, could leave rows of a batch that is gone. SQLite would give
+    its number to the next one."""
+    op.execute("DELETE FROM items WHERE batch_pk NOT IN (SELECT pk FROM batches)")
+    op.execute("DELETE FROM source_chunks WHERE batch_pk NOT IN (SELECT pk FROM batches)")
 
 
 def _days(dialect: str) -> sa.Insert:
