@@ -423,6 +423,9 @@ class Ledger(Protocol):
         """Pause a running batch for the reason that `decide` gives, asked under the batch's lock with the causes told as well;
         says whether it is paused by that."""
 
+    async def attend(self, batch_pk: int, *, attended: bool) -> None:
+        """From now on the batch goes on only while a command does that names it, or with whoever is at work."""
+
     async def know_failures(self, batch_pk: int) -> None:
         """A person says that the batch is to go on: what has failed until now is known, and stops it no more."""
 

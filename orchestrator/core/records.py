@@ -65,6 +65,7 @@ class NewBatch:
     in_flight: int  # predictions alive at most
     max_attempts: int  # provider failures per item at most
     cap_units: int | None = None  # budget in 10^-12 USD
+    attended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class Batch:
     spent_units: int
     reserved_units: int
     estimate_json: str | None = None  # what it was expected to cost when it was loaded (`core/estimate.py`); None: older
+    attended: bool = False  # it goes on only while a command does that names it; else whoever is at work goes on with it
 
 
 @dataclass(frozen=True, slots=True)

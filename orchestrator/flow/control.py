@@ -12,6 +12,8 @@ from orchestrator.flow.listing import learn_clock, provider_now
 from orchestrator.flow.unsure import look_for_all
 
 BY_OPERATOR = "paused by an operator"
+INTERRUPTED = "interrupted: it goes on when it is run again"
+LEFT = "its command ended too soon: it goes on when it is run again"
 RESUMING = "being resumed"  # the reason of a canceled batch whose rows are being reopened
 START_LIMIT = "start limit"  # the reason of a batch that has started as many rows as `--limit` let it
 _CANCELED = frozenset({BatchState.CANCELED, BatchState.CANCELING})
@@ -20,6 +22,13 @@ _CANCELED = frozenset({BatchState.CANCELED, BatchState.CANCELING})
 async def pause(rooms: Rooms, batch: Batch, *, reason: str = BY_OPERATOR) -> bool:
     """Buy nothing more; what is out is still brought home."""
     return await _set(rooms, batch, BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}), reason=reason)
+
+
+async def set_aside(rooms: Rooms, *, but: Batch) -> list[Batch]:
+    """Nobody else is at work, so the commands of all other attended batches have ended without a word: they are paused, for who
+    runs one job orders no rows of another one. What they have out is still brought home. Answers which these are."""
+    left = [batch for batch in await rooms.ledger.live_batches() if batch.attended and batch.pk != but.pk]
+    return [batch for batch in left if await pause(rooms, batch, reason=LEFT)]
 
 
 async def resume(rooms: Rooms, batch: Batch) -> bool:

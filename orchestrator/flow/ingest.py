@@ -51,6 +51,7 @@ class Order:
     run_key: str | None = None
     fresh: bool = False
     limit: int | None = None
+    attended: bool = False  # as of `core.records.Batch`
     date: str | None = None  # what {{ date }} means; None: the day of creation, in the zone of the job's schedule
 
 
@@ -151,6 +152,8 @@ async def _loaded(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
                              output_to=output_to(prepared.order, batch.id, batch.created_at),
                              estimate_json=await _learned(rooms, prepared, batch),
                              reserve_units=None if worst is None else to_units(worst))
+    if batch.attended != prepared.order.attended:
+        await rooms.ledger.attend(batch.pk, attended=prepared.order.attended)
     if batch.state is BatchState.LOADING:
         await _fill(rooms, prepared, batch)
     loaded = await rooms.ledger.batch(batch.id)
@@ -192,7 +195,7 @@ def _new_batch(prepared: Prepared, *, now: datetime, token: str) -> NewBatch:
         source_json=json.dumps([{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in prepared.files]),
         price_json=prepared.pricing.to_json(),
         output_to=output_to(order, new_id, now), in_flight=job.limits.in_flight,
-        max_attempts=job.retry.attempts, cap_units=prepared.cap_units)
+        max_attempts=job.retry.attempts, cap_units=prepared.cap_units, attended=order.attended)
 
 
 def output_to(order: Order, batch: str, created_at: datetime) -> str:

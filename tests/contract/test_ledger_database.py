@@ -73,7 +73,7 @@ def _without_0010(connection: Connection) -> None:
     connection.execute(text("DROP INDEX uq_items_share_key"))
     for name in ("twin_of", "copies", "share_key"):
         connection.execute(text(f"ALTER TABLE items DROP COLUMN {name}"))
-    for name in ("estimate_json", "known_shared"):
+    for name in ("attended", "estimate_json", "known_shared"):
         connection.execute(text(f"ALTER TABLE batches DROP COLUMN {name}"))
     connection.execute(text("DROP TABLE batch_days"))
     connection.execute(text("UPDATE alembic_version SET version_num = '0009'"))

@@ -21,7 +21,7 @@ from orchestrator.core.projecting import projected_usd
 from orchestrator.core.records import Batch, Counts
 from orchestrator.core.tempo import Tempo
 from orchestrator.core.waiting import LOW_CREDIT, LOW_CREDIT_PER_MINUTE, is_outage, until
-from orchestrator.flow.control import BY_OPERATOR, START_LIMIT
+from orchestrator.flow.control import BY_OPERATOR, INTERRUPTED, LEFT, START_LIMIT
 from orchestrator.flow.homecoming import OUTPUTS_REFUSED
 from orchestrator.flow.report import write_all
 
@@ -163,7 +163,7 @@ class Follower:
     async def _paused(self, look: Look) -> Exit | None:
         """A pause that nobody but a person can end is an end, once nothing is in the air."""
         reason = look.batch.reason or ""
-        if reason == BY_OPERATOR:
+        if reason in (BY_OPERATOR, INTERRUPTED, LEFT):
             return None
         try:
             await write_all(self.rooms, look.batch)

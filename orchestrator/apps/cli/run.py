@@ -3,9 +3,9 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 
@@ -17,6 +17,7 @@ from orchestrator.apps.cli.foresight import foresee, no_rows, question
 from orchestrator.apps.cli.options import RunOptions, order_of
 from orchestrator.apps.cli.panel import screen
 from orchestrator.apps.cli.speech import ask, say
+from orchestrator.apps.hints import again
 from orchestrator.apps.machine import Machine, anybody_lives, is_present, is_served, machine
 from orchestrator.apps.orders import check_folder
 from orchestrator.core.caps import Scope, is_budget
@@ -49,7 +50,7 @@ async def run(options: RunOptions) -> Ending:
         alone = hold.alone and not await anybody_lives(rooms)
         served = not alone and await is_served(rooms)
         await _can_start(rooms, settings, served=served, detach=options.detach)
-        prepared = await prepare(rooms, order, book=wiring.price_book(settings))
+        prepared = await prepare(rooms, replace(order, attended=not served), book=wiring.price_book(settings))
         await check_folder(rooms, prepared)
         await _consent(rooms, prepared, options, ask_above_usd=settings.ask_above_usd)
         alone = alone and hold.alone and not await anybody_lives(rooms)  # asked again: consent can take a person minutes
@@ -58,16 +59,9 @@ async def run(options: RunOptions) -> Ending:
         batch, new = await load(rooms, prepared)
         news = "new" if new_ledger else f"new batch {batch.id}" if new else f"resuming {batch.id}"
         say(f"ledger: {settings.home if settings.database_url is None else settings.ledger_shown} ({news})")
-        for warning in prepared.warnings if new else []:
-            say(f"note: {warning}")
-        if settings.public_url is None:
-            say("note: ORCHESTRATOR_PUBLIC_URL is not set: completions are found by polling the list in bulk")
-        if not batch.total:
-            say(f"note: {no_rows(prepared)}")
-        if other := said_otherwise(Job.model_validate_json(batch.job_json).duplicates, order.job.duplicates):
-            say(f"note: {other}")
-        if batch.output_to != output_to(order, batch.id, batch.created_at):
-            say(f"note: this batch has files in {batch.output_to} already, and goes on there")
+        left = await control.set_aside(rooms, but=batch) if alone else []
+        for note in [*_notes(prepared, batch, new=new, is_polled=settings.public_url is None), *map(_left, left)]:
+            say(f"note: {note}")
         wiring.claim_folder(batch, settings)
         await wiring.tidy(batch, alone=alone)
         ended = await _already_over(this, batch)
@@ -76,6 +70,25 @@ async def run(options: RunOptions) -> Ending:
         if options.detach:
             return await _detached(this, batch)
         return await _to_the_end(this, batch, settings=settings, hold=hold, served=served)
+
+
+def _notes(prepared: Prepared, batch: Batch, *, new: bool, is_polled: bool) -> Iterator[str]:
+    """What has to be known of a batch before it goes on."""
+    yield from prepared.warnings if new else []
+    if is_polled:
+        yield "ORCHESTRATOR_PUBLIC_URL is not set: completions are found by polling the list in bulk"
+    if not batch.total:
+        yield no_rows(prepared)
+    if other := said_otherwise(Job.model_validate_json(batch.job_json).duplicates, prepared.order.job.duplicates):
+        yield other
+    if batch.output_to != output_to(prepared.order, batch.id, batch.created_at):
+        yield f"this batch has files in {batch.output_to} already, and goes on there"
+
+
+def _left(batch: Batch) -> str:
+    """Of another batch, that it stands still."""
+    return (f"{batch.id} was left by a command that ended too soon: it is paused, and what it has out is brought home. To go on "
+            f"with it: {again(batch)}; to end it: orchestrator cancel {batch.id}")
 
 
 async def _can_start(rooms: Rooms, settings: Settings, *, served: bool, detach: bool) -> None:
@@ -232,7 +245,7 @@ async def _interrupted(this: ThisRun, batch: Batch, here: Machine, heard: _Heard
     """Say what is still out and until when, or that others go on with it; a ledger that is away changes no exit code."""
     rooms, others = this.rooms, list[str]()
     if here.keeper is not None:
-        await _wind_down(here, heard)
+        await _wind_down(here, heard, stopping=_stop_buying(rooms, batch))
     else:
         others = [f"the batch goes on without this command; follow it with: orchestrator watch {batch.id}, "
                   f"stop it with: orchestrator pause {batch.id}"]
@@ -245,10 +258,20 @@ async def _interrupted(this: ThisRun, batch: Batch, here: Machine, heard: _Heard
         return Ending(heard.code, {"batch": batch.id}, (f"interrupted: {error}; {(others or [untold])[0]}",))
 
 
-async def _wind_down(here: Machine, heard: _Heard) -> None:
+async def _stop_buying(rooms: Rooms, batch: Batch) -> None:
+    """Of this batch, whoever else is at work: only who names it goes on with it."""
+    with suppress(Unreachable):
+        await control.pause(rooms, batch, reason=control.INTERRUPTED)
+
+
+async def _both(one: Awaitable[None], other: Awaitable[None]) -> None:
+    await asyncio.gather(one, other)
+
+
+async def _wind_down(here: Machine, heard: _Heard, *, stopping: Awaitable[None]) -> None:
     """Finish what is in the air, or at a second signal leave at once."""
     say("stopping: nothing new is bought; requests and downloads under way are finished (again to leave at once)")
-    good = asyncio.create_task(here.stop())
+    good = asyncio.create_task(_both(stopping, here.stop()))
     quick = asyncio.create_task(heard.second.wait())
     await asyncio.wait({good, quick}, return_when=asyncio.FIRST_COMPLETED)
     if not good.done():

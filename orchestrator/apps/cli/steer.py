@@ -10,6 +10,7 @@ from orchestrator import wiring
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.look import here, is_anybody_at_work
 from orchestrator.apps.hints import again
+from orchestrator.apps.machine import is_served
 from orchestrator.core.cost import usd_text
 from orchestrator.core.errors import BadInput, ProviderAway, TokenRefused, Unreachable
 from orchestrator.core.lifecycle import IN_AIR_ITEM, LIVE_BATCH, ItemState
@@ -64,8 +65,14 @@ async def resume(name: str) -> Ending:
         if not await control.resume(rooms, batch):
             await control.wake_all(rooms, batch)  # should nobody have been called for it
             raise BadInput(f"batch {batch.id} is {batch.state.value}: only a paused or canceled one can be resumed")
+        await _attend(rooms, batch)
     return Ending(Exit.DONE, {"batch": batch.id, "state": "running"},
                   (f"{batch.id} goes on wherever it is being run; if nothing runs it: {again(batch)}",))
+
+
+async def _attend(rooms: Rooms, batch: Batch) -> None:
+    """Where no roles are at work the batch waits for a command that names it: a run of another job orders none of its rows."""
+    await rooms.ledger.attend(batch.pk, attended=not await is_served(rooms))
 
 
 async def cancel(name: str) -> Ending:
@@ -128,9 +135,13 @@ async def retry(name: str, *, classes: frozenset[str]) -> Ending:
     async with _asking(name) if "unsure" in classes else _batch(name) as (rooms, batch):
         await _check_classes(rooms, batch, classes)
         fetched, bought = await control.retry(rooms, batch, classes=classes)
+        waiting = (await rooms.ledger.counts(batch.pk)).own(ItemState.PENDING) - bought if fetched or bought else 0
+        if fetched or bought:
+            await _attend(rooms, batch)
         left = [] if classes else await _left_out(rooms, batch)
     said = [f"{fetched:,} rows wait to be fetched again; they were bought already"] if fetched else []
     said += [f"{bought:,} rows wait to be bought again"] if bought else []
+    said += [f"{_many(waiting, 'row')} never bought go on with them"] if waiting > 0 else []
     return Ending(Exit.DONE, {"batch": batch.id, "rows": fetched + bought, "to_fetch": fetched, "to_buy": bought},
                   (f"{'; '.join(said)}: {again(batch)}" if said else "no such failed rows", *left))
 

@@ -156,6 +156,10 @@ class SqlLedger:
         """As the port says. `decide` must be pure: it may be asked again."""
         return await self._db.write(failing.pause, batch_pk, most=most, decide=decide, now=now)
 
+    async def attend(self, batch_pk: int, *, attended: bool) -> None:
+        """As the port says."""
+        await self._db.write(loading.attend, batch_pk, attended=attended)
+
     async def know_failures(self, batch_pk: int) -> None:
         """As the port says."""
         await self._db.write(failing.know, batch_pk)

@@ -32,7 +32,8 @@ def batch_of(row: Row[Any]) -> Batch:
         schema_json=row.openapi_json, source_json=row.source_json, price_json=row.price_json,
         source_schema_json=row.source_schema_json, output_to=row.output_to, in_flight=row.in_flight,
         max_attempts=row.max_attempts, start_limit=row.start_limit, total=row.total, cap_units=row.cap_units,
-        spent_units=row.spent_units, reserved_units=row.reserved_units, estimate_json=row.estimate_json)
+        spent_units=row.spent_units, reserved_units=row.reserved_units, estimate_json=row.estimate_json,
+        attended=bool(row.attended))
 
 
 async def open_batch(connection: AsyncConnection, new: NewBatch) -> tuple[Batch, bool]:
@@ -43,7 +44,7 @@ async def open_batch(connection: AsyncConnection, new: NewBatch) -> tuple[Batch,
         "target_version": new.target.version, "job_json": clean(new.job_json), "openapi_json": clean(new.schema_json),
         "source_json": clean(new.source_json), "price_json": new.price_json, "output_to": new.output_to,
         "in_flight": new.in_flight, "max_attempts": new.max_attempts, "cap_units": new.cap_units, "started": 0,
-        "spent_units": 0, "reserved_units": 0}
+        "spent_units": 0, "reserved_units": 0, "attended": new.attended}
     made = await connection.execute(
         insert(connection, batches).values(values).on_conflict_do_nothing())
     row = (await connection.execute(select(batches).where(batches.c.run_key == new.run_key))).one_or_none()
@@ -199,6 +200,11 @@ async def amend(connection: AsyncConnection, batch_pk: int, *, in_flight: int, m
     if raised:
         await note_money(connection, batch_pk, raised)
     await connection.execute(update(batches).where(batches.c.pk == batch_pk).values(**values))
+
+
+async def attend(connection: AsyncConnection, batch_pk: int, *, attended: bool) -> None:
+    """Who goes on with the batch (`core.records.Batch`)."""
+    await connection.execute(update(batches).where(batches.c.pk == batch_pk).values(attended=attended))
 
 
 async def note_reason(connection: AsyncConnection, batch_pk: int, reason: str | None) -> None:

@@ -142,6 +142,7 @@ class BatchRow(_Model, table=True):
     known_refused: int | None = Field(sa_type=BigInteger)  # and refused for their input
     known_shared: int | None = Field(sa_type=BigInteger)  # of both, those that share what an equal row bought
     estimate_json: str | None  # what it was expected to cost when it was opened (core/estimate.py)
+    attended: bool | None  # None: of an older program
 
 
 class BatchDayRow(_Model, table=True):

@@ -1,5 +1,5 @@
-"""What was spent by day, rows that share what an equal one buys, what a batch was expected to cost, and numbers of batches that
-are given once."""
+"""What was spent by day, rows that share what an equal one buys, what a batch was expected to cost and whether it goes on
+only while its command does, and numbers of batches that are given once."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -24,6 +24,7 @@ def upgrade() -> None:
                               table_kwargs={"sqlite_autoincrement": True}) as batches:
         batches.add_column(sa.Column("known_shared", sa.BigInteger(), nullable=True))
         batches.add_column(sa.Column("estimate_json", sa.String(), nullable=True))
+        batches.add_column(sa.Column("attended", sa.Boolean(), nullable=True))
     op.add_column("items", sa.Column("twin_of", sa.BigInteger(), nullable=True))
     op.add_column("items", sa.Column("copies", sa.BigInteger(), nullable=True))
     op.add_column("items", sa.Column("share_key", sa.String(), nullable=True))
