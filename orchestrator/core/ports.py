@@ -661,3 +661,4 @@ class Rooms:
     budget: AccountBudget = NO_BUDGET  # the settings' caps on money
     stopping: Callable[[], bool] = lambda: False  # a shutdown has begun: start nothing new
     webhooks_seen: dict[str, str | None] = field(default_factory=dict)  # by prediction: it never changes, so it is asked for once
+    claiming: set[str] = field(default_factory=set)  # batches with little room, of which a task here looks, reserves and claims

@@ -106,11 +106,28 @@ def _is_in_the_way(task: _Task) -> bool:
 
 
 async def _round(task: _Task, *, free: int) -> float:
-    """One bulk of permits, the rows to use them, and their POSTs set going; seconds until the next round."""
-    rooms, order = task.rooms, task.order
+    """One look, and what comes of it; seconds until the next round.
+
+    Room for fewer rows than are asked for (places in flight that have become free, what a cap leaves, the last rows) is seen by
+    each task of a batch, and permits are never given back: so one after the other looks, reserves and claims. With room for all
+    nobody waits."""
     if await _listen(task):
         return SHORT_WAIT_S
-    room = await _look(task, count=free)
+    room, batch_id, claiming = await _look(task, count=free), task.order.batch.id, task.rooms.claiming
+    if room.reason is None or not room.count:
+        return await _bulk(task, room)
+    if batch_id in claiming:
+        return FULL_S
+    claiming.add(batch_id)
+    try:
+        return await _bulk(task, await _look(task, count=free))
+    finally:
+        claiming.discard(batch_id)
+
+
+async def _bulk(task: _Task, room: Claimable) -> float:
+    """One bulk of permits, the rows to use them, and their POSTs set going; seconds until the next round."""
+    rooms, order = task.rooms, task.order
     if not room.count:
         return await _no_row(task, room)
     if await task.failing.stops(order.batch):

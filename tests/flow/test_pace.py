@@ -143,6 +143,34 @@ async def test_in_flight_of_a_batch_and_of_its_model(stage: Stage):
     assert await said(stage, batch) == "in flight: 3 predictions are out, the most for this model"
 
 
+async def test_no_permit_is_lost_where_in_flight_is_the_limit(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    """Each lane sees a place that has become free; one reserves for it, and the others of the account keep their share."""
+    batch = await stage.load(25, more="limits: { in_flight: 5 }\n")
+    rooms = replace(stage.rooms, tempo=replace(stage.rooms.tempo, creates_per_minute=6000, create_burst=10))
+    given, over, reserve = [0], asyncio.Event(), rooms.limiter.reserve
+
+    async def counted(budgets: Any, **asked: Any) -> Any:
+        grant = await reserve(budgets, **asked)
+        given[0] += grant.count * budgets[0].key.startswith("creates:")
+        return grant
+
+    async def lane(number: int) -> None:
+        while not over.is_set():
+            await submit(rooms, batch.id, number)
+
+    async def the_rest() -> None:
+        while await rooms.ledger.unsettled(batch.pk):
+            await sweep(rooms, batch.account)
+            await collect(rooms, batch.id, 0)
+            await asyncio.sleep(0.02)
+        over.set()
+
+    monkeypatch.setattr(rooms.limiter, "reserve", counted)
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(lane(number) for number in range(3)), the_rest())
+    assert given == [len(stage.provider.purchases())] == [25]
+
+
 async def test_the_rate_of_a_model(stage: Stage):
     """What settings give one model is kept, beside the account's own rate."""
     batch = await stage.load(30)
