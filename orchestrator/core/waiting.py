@@ -21,6 +21,8 @@ LAST_ROWS = f"{BUDGET}: the last rows that there is money for"
 TRIED_AGAIN = f"{BACKOFF}: rows wait for their next try, after failures"
 THROTTLED = f"{BACKOFF}: throttled by the provider (429)"
 NO_PERMIT_LEFT = f"{BACKOFF}: the provider has no permit left"
+TOO_SLOW = ("this machine is too slow: purchases are not sent within a second of their permits (it is busy, or its line is "
+            "slow), so one at a time is tried; give it less to do")
 CREDIT_IS_LOW = (f"{LOW_CREDIT}: the provider takes 6 predictions per minute until the account has more credit or a payment "
                  "method (https://replicate.com/account/billing)")
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.apps.worker.loop import say_why
+from orchestrator.core import lateness
 from orchestrator.core.errors import Throttled, TokenRefused, Unreachable
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import ItemState
@@ -19,7 +20,7 @@ from orchestrator.core.permits import Flow
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch
 from orchestrator.core.tempo import ModelLimits
-from orchestrator.core.waiting import CREDIT_IS_LOW
+from orchestrator.core.waiting import CREDIT_IS_LOW, TOO_SLOW
 from orchestrator.flow.collect import collect
 from orchestrator.flow.control import pause, resume
 from orchestrator.flow.reconcile import sweep
@@ -169,6 +170,29 @@ async def test_no_permit_is_lost_where_in_flight_is_the_limit(stage: Stage, monk
     async with asyncio.timeout(20):
         await asyncio.gather(*(lane(number) for number in range(3)), the_rest())
     assert given == [len(stage.provider.purchases())] == [25]
+
+
+async def test_a_machine_that_is_too_slow_to_buy(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    """Each POST misses its moment: the reason says so, one at a time is tried, and the ledger does not fill with attempts."""
+    monkeypatch.setattr(lateness, "SLOW_S", 0.0)
+    batch = await stage.load(60)
+    rooms = replace(stage.rooms, tempo=replace(stage.rooms.tempo, permit_life_s=-1.0))
+
+    async def attempts() -> int:
+        return sum(row.attempts for row in await rooms.ledger.items(batch.pk, limit=100))
+
+    await submit(rooms, batch.id, 0)
+    await submit(rooms, batch.id, 0)
+    assert rooms.lateness.is_slow and await said(stage, batch) == TOO_SLOW
+    before = await attempts()
+    for _ in range(3):
+        rooms.lateness.until_s = float("-inf")
+        await submit(rooms, batch.id, 0)
+        assert await said(stage, batch) == TOO_SLOW
+    assert await attempts() <= before + 3 and not stage.provider.purchases()
+    rooms.lateness.until_s = float("-inf")
+    await submit(replace(rooms, tempo=stage.rooms.tempo), batch.id, 0)
+    assert not rooms.lateness.is_slow and stage.provider.purchases() and await said(stage, batch) != TOO_SLOW
 
 
 async def test_the_rate_of_a_model(stage: Stage):
