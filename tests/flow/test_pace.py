@@ -1,6 +1,7 @@
 """What the provider says of its limits, and what comes of it: for everybody, at once, and without a row's being to blame."""
 
 import asyncio
+import errno
 import json
 import random
 import re
@@ -20,13 +21,17 @@ from orchestrator.core.permits import Flow
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch
 from orchestrator.core.tempo import ModelLimits
-from orchestrator.core.waiting import CREDIT_IS_LOW, TOO_SLOW
+from orchestrator.core.waiting import CREDIT_IS_LOW, TOO_SLOW, is_outage
 from orchestrator.flow.collect import collect
 from orchestrator.flow.control import pause, resume
+from orchestrator.flow.hearing import Ear
 from orchestrator.flow.reconcile import sweep
+from orchestrator.flow.saying import Voice
 from orchestrator.flow.submit import submit
+from orchestrator.flow.terms import order_of
 from tests.chaos.outages import long
 from tests.flow.conftest import Stage
+from tests.flow.test_stations import Flaky
 
 
 async def said(stage: Stage, batch: Any) -> str | None:
@@ -218,6 +223,32 @@ async def test_nothing_is_bought_that_cannot_be_fetched(stage: Stage):
     await collect(rooms, batch.id, 0)
     await submit(rooms, batch.id, 0)
     assert len(stage.provider.purchases()) == 40
+
+
+async def test_a_full_folder_is_said_until_it_takes_files_again(stage: Stage):
+    """By a batch that has nothing more to buy too: folder and remedy stand, whatever the submitting tasks have to say."""
+    batch = await stage.load(4, model="black-forest-labs/flux-schnell")
+    full = Flaky(stage.rooms.storage(batch.output_to), put=no_room)
+    rooms = replace(stage.rooms, storage=lambda _: full)
+    early = Voice(rooms, batch, Ear(rooms, order_of(rooms, batch).budgets[0]))
+    await submit(rooms, batch.id, 0)
+    while (await stage.states(batch)).get("collecting", 0) < 4:
+        await sweep(rooms, batch.account)
+    await collect(rooms, batch.id, 0)
+    told = await said(stage, batch)
+    assert told == (f"cannot write to {batch.output_to}: No space left on device; buying waits: make room there, and it goes "
+                    "on by itself")
+    await early.say("limit: 600 per minute")
+    await submit(rooms, batch.id, 0)
+    assert await said(stage, batch) == told and is_outage(told)
+    stage.limiter.flush()
+    await submit(rooms, batch.id, 0)
+    assert await said(stage, batch) is None
+
+
+async def no_room(*_: Any, **__: Any) -> Any:
+    """A disk that is full."""
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 async def test_an_outage_is_said_over_a_usual_reason(stage: Stage):
