@@ -13,7 +13,7 @@ from orchestrator import wiring
 from orchestrator.apps.cli.closing import ThisRun, close, still_out
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.follow import Follower
-from orchestrator.apps.cli.foresight import foresee, no_rows, question
+from orchestrator.apps.cli.foresight import Storage, foresee, no_rows, question, storage_of
 from orchestrator.apps.cli.options import RunOptions, order_of
 from orchestrator.apps.cli.panel import screen
 from orchestrator.apps.cli.speech import ask, say
@@ -22,6 +22,7 @@ from orchestrator.apps.orders import check_folder
 from orchestrator.core.caps import Scope, is_budget
 from orchestrator.core.duplicates import said_otherwise
 from orchestrator.core.errors import BadInput, Unreachable
+from orchestrator.core.history import history_of
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import Rooms
@@ -68,6 +69,8 @@ async def run(options: RunOptions) -> Ending:
             say(f"note: {other}")
         if batch.output_to != output_to(order, batch.id, batch.created_at):
             say(f"note: this batch has files in {batch.output_to} already, and goes on there")
+        for warning in (await _storage(rooms, prepared, batch)).warnings():
+            say(f"note: {warning}")
         wiring.claim_folder(batch, settings)
         await wiring.tidy(batch, alone=alone)
         ended = await _already_over(this, batch)
@@ -76,6 +79,13 @@ async def run(options: RunOptions) -> Ending:
         if options.detach:
             return await _detached(this, batch)
         return await _to_the_end(this, batch, settings=settings, hold=hold, served=served)
+
+
+async def _storage(rooms: Rooms, prepared: Prepared, batch: Batch) -> Storage:
+    """Of the rows that were never started."""
+    left = await rooms.ledger.left(batch.run_key, limit=batch.start_limit) or 0
+    past = history_of(await rooms.ledger.past(prepared.account, prepared.target)) if left else None
+    return storage_of(past, rows=left, folder=batch.output_to)
 
 
 async def _can_start(rooms: Rooms, settings: Settings, *, served: bool, detach: bool) -> None:
