@@ -12,6 +12,7 @@ from orchestrator.core.caps import NO_BUDGET, AccountBudget, Cap
 from orchestrator.core.failing import Tally
 from orchestrator.core.history import PastAttempt
 from orchestrator.core.homeward import Backlog
+from orchestrator.core.lateness import Lateness
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.permits import Budget, Flow, Grant, Heard
 from orchestrator.core.reckoning import Booked
@@ -52,6 +53,9 @@ class Proof(StrEnum):
     NOT_SENT = "not_sent"  # the request never left: nothing was bought
     REFUSED = "refused"  # an answer that buys nothing (400 401 402 403 404 405 413 415 422 429)
     UNSURE = "unsure"  # anything else: it may have been bought
+
+
+LAPSED = "not sent: its permit had lapsed before a connection was free"
 
 
 @dataclass(frozen=True, slots=True)
@@ -666,3 +670,5 @@ class Rooms:
     budget: AccountBudget = NO_BUDGET  # the settings' caps on money
     stopping: Callable[[], bool] = lambda: False  # a shutdown has begun: start nothing new
     webhooks_seen: dict[str, str | None] = field(default_factory=dict)  # by prediction: it never changes, so it is asked for once
+    claiming: set[str] = field(default_factory=set)  # batches with little room, of which a task here looks, reserves and claims
+    lateness: Lateness = field(default_factory=Lateness)  # of this process

@@ -8,6 +8,7 @@ from orchestrator.core.records import Batch, Counts
 
 ENOUGH_ROWS = 20  # with a known cost: from then on a batch's own rows tell more than an estimate
 _GOES_ON = (BatchState.LOADING, BatchState.RUNNING, BatchState.PAUSED)
+_ENDED = (ItemState.COLLECTING, ItemState.SUCCEEDED, ItemState.FAILED, ItemState.CANCELED)
 
 
 def projected_usd(batch: Batch, counts: Counts) -> Decimal | None:
@@ -16,8 +17,7 @@ def projected_usd(batch: Batch, counts: Counts) -> Decimal | None:
         return None
     expected = Estimate.from_json(batch.estimate_json)
     in_air = counts.own(*IN_AIR_ITEM)
-    ended, left = max(0, counts.started - in_air), in_air + _not_started(batch, counts)
-    known = max(0, ended - counts.cost_unknown_items)
+    known, left = max(0, _ended(counts, in_air) - counts.cost_unknown_items), in_air + _waiting(batch, counts)
     if counts.cost_unknown_items and not counts.spent_usd:  # rows that failed may be free: that says nothing of the others
         return None
     if known >= min(ENOUGH_ROWS, max(1, left)):
@@ -26,7 +26,15 @@ def projected_usd(batch: Batch, counts: Counts) -> Decimal | None:
     return None if per_row is None else (counts.spent_usd + left * per_row).quantize(EXACT)
 
 
-def _not_started(batch: Batch, counts: Counts) -> int:
-    """Rows that wait, as far as they will be bought."""
+def _ended(counts: Counts, in_air: int) -> int:
+    """Rows that were bought and have ended: not what was never bought, nor what came back (429, an outage, handed back) and waits
+    for another try."""
+    return min(counts.own(*_ENDED), max(0, counts.started - in_air - counts.tried_before))
+
+
+def _waiting(batch: Batch, counts: Counts) -> int:
+    """Rows that wait, as far as they will be bought: a limit is one of rows that were never tried."""
     rows = counts.own(ItemState.PENDING)
-    return rows if batch.start_limit is None else min(rows, max(0, batch.start_limit - counts.started))
+    if batch.start_limit is None:
+        return rows
+    return min(rows, counts.tried_before + max(0, batch.start_limit - counts.started))

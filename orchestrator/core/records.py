@@ -406,6 +406,7 @@ class Counts:
     shared: dict[ItemState, int] = field(default_factory=dict)  # of these, the rows that share
     earlier: int = 0  # of those, the ones that share what an earlier batch bought
     started: int = field(default=0, compare=False)  # rows that were ever attempted
+    tried_before: int = field(default=0, compare=False)  # of these, the ones that wait for another try
 
     @property
     def is_out(self) -> bool:

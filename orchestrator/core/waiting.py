@@ -1,5 +1,6 @@
 """Why a batch waits, in words: the kind of reason first, then what is behind it. The ledger keeps one sentence for all."""
 
+import errno
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -14,6 +15,7 @@ IN_FLIGHT = "in flight"
 LOW_CREDIT = "low credit"
 LOW_CREDIT_PER_MINUTE = 6  # Replicate docs, rate limits
 OUTAGE = "cannot"
+CANNOT_WRITE = f"{OUTAGE} write to "
 # What every batch waits for that has more rows than may go at once: no news, and nothing to be done.
 USUAL = (LIMIT_REASON, IN_FLIGHT)
 
@@ -21,6 +23,8 @@ LAST_ROWS = f"{BUDGET}: the last rows that there is money for"
 TRIED_AGAIN = f"{BACKOFF}: rows wait for their next try, after failures"
 THROTTLED = f"{BACKOFF}: throttled by the provider (429)"
 NO_PERMIT_LEFT = f"{BACKOFF}: the provider has no permit left"
+TOO_SLOW = ("this machine is too slow: purchases are not sent within a second of their permits (it is busy, or its line is "
+            "slow), so one at a time is tried; give it less to do")
 CREDIT_IS_LOW = (f"{LOW_CREDIT}: the provider takes 6 predictions per minute until the account has more credit or a payment "
                  "method (https://replicate.com/account/billing)")
 
@@ -98,6 +102,17 @@ def behind(late_s: float, part: float) -> str:
     minutes = max(1, round(late_s / 60))
     return (f"{DOWNLOADS}: {minutes:,} {'minute' if minutes == 1 else 'minutes'} behind; buying "
             f"{'slows down' if part else 'waits'} until they catch up")
+
+
+def cannot_write(folder: str, error: OSError) -> str:
+    """Files cannot be stored, with the folder and what to do."""
+    remedy = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see that it can be written to"
+    return f"{CANNOT_WRITE}{folder}: {error.strerror or error}; buying waits: {remedy}, and it goes on by itself"
+
+
+def is_of_storage(reason: str | None) -> bool:
+    """Whether files cannot be stored."""
+    return (reason or "").startswith(CANNOT_WRITE)
 
 
 def in_words(reason: str | None, *, batch: int, model: int | None) -> str | None:

@@ -18,11 +18,11 @@ from orchestrator.core.verify import HomeFile
 from orchestrator.flow.leases import Leases
 from orchestrator.flow.listing import ask_clock, provider_now
 from orchestrator.flow.record import record
+from orchestrator.flow.storing import say_full
 
 log = logging.getLogger("orchestrator.flow")
 STORE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR})
 STORE_AGAIN_S = 15.0  # at most, between two tries to write to a folder that takes nothing
-STORE_MARGIN_S = 3.0  # a pause of buying outlasts the wait for the next try by this: the try comes first
 AGAIN_S = 1.0  # between two tries to tell a ledger that is away
 STOPPING_S = 5.0  # how long a process that stops tries the same
 OUTPUTS_REFUSED = "no output was fetched: "  # how the reason of such a pause begins
@@ -152,15 +152,10 @@ async def _time_there(rooms: Rooms, batch: Batch, trips: list[Trip]) -> datetime
 
 
 async def _heed_store(rooms: Rooms, batch: Batch, waiting: Sequence[Trip]) -> None:
-    """A folder that takes nothing more: said, and until it does nothing is bought that could not be brought home in time."""
+    """A folder that takes nothing more."""
     full = next((trip.error for trip in waiting if isinstance(trip.error, OSError) and trip.error.errno in STORE_ERRORS), None)
-    if full is None:
-        return
-    reason = f"cannot write to {batch.output_to}: {full.strerror or full}"
-    await rooms.ledger.note_reason(batch.pk, reason)
-    again_s = max(_wait_s(rooms, trip) for trip in waiting)
-    with suppress(Unreachable):
-        await rooms.limiter.pause(f"batch:{batch.id}", seconds=again_s + STORE_MARGIN_S, reason=reason)
+    if full is not None:
+        await say_full(rooms, batch, full, again_s=max(_wait_s(rooms, trip) for trip in waiting))
 
 
 def _wait_s(rooms: Rooms, trip: Trip) -> float:

@@ -19,7 +19,7 @@ from orchestrator.core.cost import Pricing, to_units
 from orchestrator.core.duplicates import held
 from orchestrator.core.errors import BadInput, Discarded, NameTaken, NotFound, RowProblem
 from orchestrator.core.estimate import Estimate, Terms, estimate
-from orchestrator.core.examined import SEED, Examined, to_buy
+from orchestrator.core.examined import Examined, missing_seed, seeds_of, to_buy
 from orchestrator.core.history import History, history_of
 from orchestrator.core.inputs import InputPlan, InputSchema, canonical, plan_inputs
 from orchestrator.core.job import Job
@@ -72,7 +72,7 @@ class Prepared:
     caps: tuple[Cap, ...]
     warnings: list[str]
     book: Book
-    takes_seed: bool = False  # the model has an input of that name: without it every run comes out differently
+    seeds: tuple[str, ...] = ()  # inputs of the model: without one of them every run comes out differently
 
     @property
     def cap_units(self) -> int | None:
@@ -97,7 +97,7 @@ async def prepare(rooms: Rooms, order: Order, *, book: Book | None = None) -> Pr
         key = f"{key}-{rooms.clock.token()[:8]}"
     quoted = quote(book or Book(), job, model=model, plan=plan, on=rooms.clock.now().date(), places=order.places)
     return Prepared(order, account, target, model, paths, files, columns, plan, quoted.pricing, key,
-                    kept_caps(job, quoted, rooms.budget), remarks(job, quoted), book or Book(), SEED in schema.fields)
+                    kept_caps(job, quoted, rooms.budget), remarks(job, quoted), book or Book(), seeds_of(schema))
 
 
 def _of_its_day(prepared: Prepared, batch: Batch, account: AccountBudget) -> Prepared:
@@ -253,11 +253,13 @@ async def _shared(rooms: Rooms, prepared: Prepared, batch: Batch, chunk: NewChun
     if duplicates is None or duplicates.once != "ledger":
         return chunk
     ready, earlier = await with_earlier(rooms, batch, chunk)
-    if not prepared.takes_seed or duplicates.empty_seed == "share":
+    if not prepared.seeds or duplicates.empty_seed == "share":
         return ready
-    seedless = (item.index for item in chunk.items if item.index in earlier and SEED not in json.loads(item.input_json or "{}"))
-    if (row := next(seedless, None)) is None:
+    seedless = ((item.index, missing) for item in chunk.items if item.index in earlier
+                and (missing := missing_seed(prepared.seeds, json.loads(item.input_json or "{}"))) is not None)
+    if (found := next(seedless, None)) is None:
         return ready
+    row, examined.missing_seed = found
     examined.first_earlier = (f"row {row}", f"row {earlier[row].row} of batch {earlier[row].batch_id}")
     return None
 
@@ -298,7 +300,7 @@ def _item(prepared: Prepared, row: Row, examined: Examined) -> NewItem:
         return NewItem(row.index, row_id, None, None, examined.note_bad(row, problems))
     text = canonical(value)
     input_hash = hash_text(text)
-    is_equal = examined.note_good(row, input_hash, is_seedless=prepared.takes_seed and SEED not in value)
+    is_equal = examined.note_good(row, input_hash, missing_seed=missing_seed(prepared.seeds, value))
     price, shares = prepared.pricing.price, prepared.order.job.duplicates is not None
     if price is not None and price.tiers and not (is_equal and shares):
         examined.rates[price.rate_of(value)] += 1

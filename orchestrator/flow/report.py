@@ -16,6 +16,7 @@ from orchestrator.core.ports import Rooms
 from orchestrator.core.records import REWRITE_LANE, Batch, Wake
 from orchestrator.core.results import result_row, summary
 from orchestrator.flow.expiry import alarm, buy_expired_again
+from orchestrator.flow.storing import say_full
 
 LONGEST_S = 1800.0  # writing the results of millions of rows takes minutes
 AFTER_REFUSAL_S = 10.0  # a disk that is full now may have room by then
@@ -44,7 +45,7 @@ async def report(rooms: Rooms, batch_id: str, lane: int = 0) -> list[Wake]:
         async with _held(rooms, Wake("report", batch_id)):
             await write_all(rooms, batch, state=to)
     except OSError as error:
-        await rooms.ledger.note_reason(batch.pk, f"cannot write to {batch.output_to}: {error.strerror or error}")
+        await say_full(rooms, batch, error, again_s=AFTER_REFUSAL_S)
         return [Wake("report", batch_id, due_at=rooms.clock.now() + timedelta(seconds=AFTER_REFUSAL_S))]
     if await rooms.ledger.end_batch(batch.pk, to=to, of=batch.state, reason=reason, told=told, now=rooms.clock.now()):
         await alarm(rooms, batch)

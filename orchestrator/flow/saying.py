@@ -3,7 +3,7 @@
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch
-from orchestrator.core.waiting import is_outage, is_same, is_usual
+from orchestrator.core.waiting import is_of_storage, is_outage, is_same, is_usual
 from orchestrator.flow.hearing import Ear
 
 SAID_FOR_S = 2.0  # a usual reason stands for so long before another one replaces it: the row is read by everybody
@@ -25,9 +25,15 @@ class Voice:
         if is_same(reason, self.said) or self._is_too_soon(reason) or self._is_unproven(reason):
             return
         current = await self._rooms.ledger.batch(self._batch_id)
+        if current is not None and is_usual(reason) and await self._cannot_store(current):
+            return
         if current is not None and not is_same(reason, current.reason) and current.state is BatchState.RUNNING:
             await self._rooms.ledger.note_reason(current.pk, reason)
         self.said, self._said_at_s = reason, self._rooms.clock.boottime()
+
+    async def _cannot_store(self, current: Batch) -> bool:
+        """Whether files cannot be stored still: for as long as the pause that says so. No row to buy is no news then."""
+        return is_of_storage(current.reason) and await self._rooms.limiter.paused(f"batch:{current.id}") is not None
 
     def _is_too_soon(self, reason: str | None) -> bool:
         """For one usual reason after another; but with nothing out it is the last word for a while."""

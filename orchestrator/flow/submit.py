@@ -14,10 +14,10 @@ from orchestrator.core.errors import Unreachable
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.pacing import LIMIT_REASON, PROVIDER_DOWN
 from orchestrator.core.permits import Grant
-from orchestrator.core.ports import Claimable, ClaimTerms, CreateAnswer, Proof, Rooms
+from orchestrator.core.ports import LAPSED, Claimable, ClaimTerms, CreateAnswer, Proof, Rooms
 from orchestrator.core.records import Claim, Fact, Wake
 from orchestrator.core.refusals import Kind, judge
-from orchestrator.core.waiting import TRIED_AGAIN, behind, in_words, limited, until
+from orchestrator.core.waiting import TOO_SLOW, TRIED_AGAIN, behind, in_words, limited, until
 from orchestrator.flow.failing import Watch
 from orchestrator.flow.hearing import SILENCE_S, Ear
 from orchestrator.flow.listing import learn_clock, provider_now
@@ -106,11 +106,33 @@ def _is_in_the_way(task: _Task) -> bool:
 
 
 async def _round(task: _Task, *, free: int) -> float:
-    """One bulk of permits, the rows to use them, and their POSTs set going; seconds until the next round."""
-    rooms, order = task.rooms, task.order
+    """One look, and what comes of it; seconds until the next round.
+
+    Room for fewer rows than are asked for (places in flight that have become free, what a cap leaves, the last rows) is seen by
+    each task of a batch, and permits are never given back: so one after the other looks, reserves and claims. With room for all
+    nobody waits."""
     if await _listen(task):
         return SHORT_WAIT_S
-    room = await _look(task, count=free)
+    late = task.rooms.lateness
+    if (wait_s := late.wait_s(task.rooms.clock.boottime())) > 0:
+        await task.voice.say(TOO_SLOW)
+        return wait_s
+    free = 1 if late.is_slow else free
+    room, batch_id, claiming = await _look(task, count=free), task.order.batch.id, task.rooms.claiming
+    if room.reason is None or not room.count:
+        return await _bulk(task, room)
+    if batch_id in claiming:
+        return FULL_S
+    claiming.add(batch_id)
+    try:
+        return await _bulk(task, await _look(task, count=free))
+    finally:
+        claiming.discard(batch_id)
+
+
+async def _bulk(task: _Task, room: Claimable) -> float:
+    """One bulk of permits, the rows to use them, and their POSTs set going; seconds until the next round."""
+    rooms, order = task.rooms, task.order
     if not room.count:
         return await _no_row(task, room)
     if await task.failing.stops(order.batch):
@@ -212,7 +234,9 @@ async def _read_anew(task: _Task) -> float:
 
 
 def _held(task: _Task, room: Claimable) -> str | None:
-    """What holds rows back, as the ledger tells."""
+    """What holds rows back, as the ledger tells; while the machine is too slow, that."""
+    if task.rooms.lateness.is_slow:
+        return task.voice.said
     due_at = room.next_due_at
     if due_at is not None and (due_at - task.rooms.clock.now()).total_seconds() > SOON_S:
         return until(TRIED_AGAIN, due_at)
@@ -221,7 +245,7 @@ def _held(task: _Task, room: Claimable) -> str | None:
 
 def _why(task: _Task, room: Claimable, grant: Grant) -> str | None:
     """What holds the batch back, downloads before all, and then as the grant tells."""
-    if grant.is_probe:
+    if grant.is_probe or task.rooms.lateness.is_slow:
         return task.voice.said
     if task.part < 1:
         return behind(task.late_s, task.part)
@@ -257,8 +281,16 @@ async def _post(task: _Task, order: Order, claim: Claim, *, at_s: float, serial:
         raise
     finally:
         task.ear.over()
+    _note_lateness(rooms, answer)
     task.facts.add(_fact(answer, claim.attempt_id, now=rooms.clock.now()))
     await task.ear.hear(answer, order.batch, serial=serial)
+
+
+def _note_lateness(rooms: Rooms, answer: CreateAnswer) -> None:
+    if answer.proof is not Proof.NOT_SENT:
+        rooms.lateness.note_in_time()
+    elif answer.detail == LAPSED:
+        rooms.lateness.note_missed(rooms.clock.boottime())
 
 
 def _fact(answer: CreateAnswer, attempt_id: str, *, now: datetime) -> Fact:

@@ -18,7 +18,7 @@ import orjson
 from multidict import CIMultiDict
 
 from orchestrator.core.errors import BadInput, NotFound, ProviderAway, ProviderRefusal, Throttled, TokenRefused, Unreadable
-from orchestrator.core.ports import Clock, CreateAnswer, Model, Page, Proof
+from orchestrator.core.ports import LAPSED, Clock, CreateAnswer, Model, Page, Proof
 from orchestrator.core.prediction import parse
 from orchestrator.core.records import Prediction, Target
 from orchestrator.core.refusals import NOTHING_BOUGHT, retry_after
@@ -97,8 +97,7 @@ class ReplicateApi:
     def _unanswered(self, error: Exception) -> CreateAnswer:
         now = self._clock.now()
         if isinstance(error, TooLate):
-            return CreateAnswer(Proof.NOT_SENT, detail="not sent: its permit had lapsed before a connection was free",
-                                sent_until_at=now)
+            return CreateAnswer(Proof.NOT_SENT, detail=LAPSED, sent_until_at=now)
         if not_sent(error):
             return CreateAnswer(Proof.NOT_SENT, detail=f"cannot reach {self._place}: {cause_in_words(error)}",
                                 sent_until_at=now)

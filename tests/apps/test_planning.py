@@ -176,10 +176,19 @@ async def test_a_row_is_said_to_cost_less_than_it_does(folder: Path, past: Any):
 
 
 async def test_what_does_not_fit(folder: Path, past: Any):
-    """A note with the remedy where the disk has less than the files need."""
+    """A note with the remedy where the disk has less than the files need; of `run` too, before it buys, and of what is left."""
     options = job(folder, BY_SECOND)
     await past(options, file_bytes=10**18)
     assert any("the files will not fit" in line and "--output" in line for line in (await planning.plan(options)).lines)
+    order, home = order_of(options)
+    async with wiring.rooms(wiring.read_settings(home)) as rooms:
+        prepared = await prepare(rooms, order)
+        batch, _ = await load(rooms, prepared)
+        (told,) = (await run._storage(rooms, prepared, batch)).warnings()
+        assert f"the files will not fit: {batch.output_to} has " in told and "about 10000000 TB" in told
+        acts = Acts(rooms.ledger)
+        assert len(await rooms.ledger.claim(batch.pk, attempt_ids=[f"n{n}" for n in range(10)], terms=acts.terms())) == 10
+        assert (await run._storage(rooms, prepared, batch)).warnings() == []
 
 
 async def test_the_question_has_all_figures(folder: Path, past: Any):

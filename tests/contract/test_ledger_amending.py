@@ -83,20 +83,71 @@ async def test_the_alarm_has_something_to_compare_with(acts: Any) -> None:
     assert "row 1 cost $1.50, and only $1.00 were reserved for it" in ((await acts.again(batch)).reason or "")
 
 
+async def unpriced(acts: Any, rows: int, **values: Any) -> Batch:
+    """A batch whose rows have all ended at a cost that nobody knows."""
+    batch: Batch = await acts.loaded(rows, **values)
+    await acts.claim(batch, rows)
+    acts.policy = replace(acts.policy, price=None)
+    await acts.tell(*(acts.ended(f"p{n}", attempt_id=f"a{n}") for n in range(rows)))
+    return batch
+
+
+async def test_many_rows_are_reserved_for_in_steps(acts: Any, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for the batch gets it in between. One that dies between two steps leaves books that agree, and the next goes
+    on where it was."""
+    monkeypatch.setattr(money, "_NEXT", {dialect: query.limit(4) for dialect, query in money._NEXT.items()})
+    monkeypatch.setattr(money, "AT_ONCE", 4)
+    batch = await unpriced(acts, 10)
+    write, steps = database.write, [0]
+
+    async def dies(step: Any, *args: Any, **values: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == 3:
+            raise SystemError
+        return await write(step, *args, **values)
+
+    monkeypatch.setattr(database, "write", dies)
+    with pytest.raises(SystemError):
+        await amend(acts, batch, reserve_units=DOLLAR, cap_units=11 * DOLLAR)
+    assert sorted((await reserved(database, batch)).values()) == [0.0] * 2 + [1.0] * 8
+    assert (await acts.again(batch)).cap_units is None
+    steps[0] = 10
+    await amend(acts, batch, reserve_units=DOLLAR, cap_units=11 * DOLLAR)
+    assert set((await reserved(database, batch)).values()) == {1.0} and steps == [12]  # a step and the amendment
+    assert (await acts.again(batch)).cap_units == 11 * DOLLAR
+
+
+async def test_the_cap_that_still_holds_is_kept_at_every_step(acts: Any, database: Database,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worst case that rises together with its cap: before the amendment no more is reserved than the old one bears."""
+    batch = await unpriced(acts, 6, cap_units=2 * DOLLAR)
+    write, seen = database.write, []
+
+    async def looked_at(step: Any, *args: Any, **values: Any) -> Any:
+        done = await write(step, *args, **values)
+        seen.append(sum((await reserved(database, batch)).values()))
+        return done
+
+    monkeypatch.setattr(database, "write", looked_at)
+    await amend(acts, batch, reserve_units=DOLLAR, cap_units=9 * DOLLAR)
+    assert seen == [2.0, 6.0]
+
+
 async def test_looked_for_by_its_indexes(acts: Any, database: Database) -> None:
     """A batch of a million rows with nothing to reserve for is not walked."""
     batch = await acts.loaded(1)
 
-    async def plan(connection: Any) -> str:
+    async def plan(connection: Any, statements: Any) -> str:
         if connection.dialect.name == "postgresql":
             await connection.execute(text("SET LOCAL enable_seqscan = off"))
         explain = "EXPLAIN" if connection.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
-        compiled = money._SHORT[connection.dialect.name].params(short_of=batch.pk, units=DOLLAR).compile(
+        compiled = statements[connection.dialect.name].params(short_of=batch.pk, units=DOLLAR, after=0).compile(
             dialect=connection.dialect, compile_kwargs={"literal_binds": True})
         return str((await connection.execute(text(f"{explain} {compiled}"))).all())
 
-    told = await database.write(plan)
+    told = await database.write(plan, money._SHORT)
     assert "ix_attempts_alive" in told and "ix_attempts_unpriced" in told, told
+    assert "ix_attempts_unpriced" in await database.write(plan, money._NEXT)
 
 
 @pytest.fixture

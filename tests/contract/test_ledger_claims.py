@@ -340,3 +340,13 @@ async def test_a_model_is_shared_by_batches_that_claim_at_once(acts: Any, databa
     held = await asyncio.gather(*(acts.ledger.claim(pair[n % 2].pk, attempt_ids=[f"h{n}-{m}" for m in range(4)], terms=capped)
                                   for n in range(4)))
     assert sum(len(claims) for claims in held) == 7
+
+
+async def test_rows_that_wait_for_another_try_are_counted(acts: Any) -> None:
+    """Thrown back, not sent, or failed and worth another attempt; what was never tried, is out or has ended is not."""
+    batch = await acts.loaded(8)
+    await acts.claim(batch, 6)
+    await acts.tell(acts.said(Event.THROTTLED, "a0"), acts.said(Event.NOT_SENT, "a1"), acts.answered("a2", "p2"),
+                    acts.ended("p3", attempt_id="a3"), acts.said(Event.REFUSED, "a4"))
+    counts = await acts.ledger.counts(batch.pk)
+    assert (counts.started, counts.tried_before) == (6, 2)

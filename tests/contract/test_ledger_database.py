@@ -44,12 +44,18 @@ def _definitions(connection: Connection) -> dict[str, str]:
     """Every table, index and constraint as the engine itself describes it."""
     if connection.dialect.name == "sqlite":
         rows = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")).all()
-        return {name: "".join(sql.split()).replace('"', "") for name, sql in rows if name != "alembic_version"}
+        return {name: _ordered("".join(sql.split()).replace('"', "")) for name, sql in rows if name != "alembic_version"}
     rows = connection.execute(text(
         "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' UNION ALL "
         "SELECT table_name || '.' || column_name, data_type || is_nullable || COALESCE(column_default, '') "
         "FROM information_schema.columns WHERE table_schema = 'public'")).all()
     return {name: definition for name, definition in rows if "alembic" not in name}
+
+
+def _ordered(sql: str) -> str:
+    """Unique columns by their names: a table that was copied has them in any order."""
+    columns, *uniques = sql.removesuffix(")").split(",UNIQUE")
+    return ",UNIQUE".join([columns, *sorted(uniques)])
 
 
 async def test_migrated_equals_metadata(ledger_url: str) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from orchestrator.core.duplicates import Equals, held, said_otherwise
+from orchestrator.core.examined import missing_seed, seeds_of
 from orchestrator.core.job import Duplicates, Job
+from orchestrator.core.openapi import InputSchema
 from orchestrator.core.runkey import hash_text
 from tests.core.test_job import job, refusal
 
@@ -66,3 +68,14 @@ def test_what_is_said_of_it():
     assert said_otherwise(None, BATCH) == (
         "this batch was begun with `duplicates: buy` and stays so; --fresh begins one with `duplicates: once`")
     assert "with `duplicates: { once: ledger }`" in (said_otherwise(BATCH, LEDGER) or "")
+
+
+def test_what_is_a_seed():
+    """The input of that name, and whole numbers that end in it; what a row gives is given, whatever the model makes of it."""
+    inputs = {"seed": {}, "random_seed": {"type": "integer"}, "noise_seed": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+              "randomize_seed": {"type": "boolean"}, "seeds": {"type": "integer"}, "reseed": {"type": "integer"}}
+    schema = InputSchema.from_openapi({"components": {"schemas": {"Input": {"properties": inputs}}}})
+    seeds = seeds_of(schema)
+    assert seeds == ("seed", "random_seed", "noise_seed")
+    assert missing_seed(seeds, {"seed": -1, "noise_seed": 0}) == "random_seed"
+    assert missing_seed(seeds, dict.fromkeys(seeds, -1)) is missing_seed((), {}) is None

@@ -26,9 +26,10 @@ def batch(*, per_row: str | None = "0.10", rows: int = 100, state: BatchState = 
                  "null", None, "out", 200, 3, start_limit, 100, None, 0, 0, estimate)
 
 
-def counts(by_state: dict[ItemState, int], spent: str, *, unknown: int = 0, started: int) -> Counts:
+def counts(by_state: dict[ItemState, int], spent: str, *, unknown: int = 0, started: int,
+           tried_before: int = 0) -> Counts:
     """So many rows in each state."""
-    return Counts(by_state, Decimal(spent), Decimal(0), unknown, started=started)
+    return Counts(by_state, Decimal(spent), Decimal(0), unknown, started=started, tried_before=tried_before)
 
 
 def test_before_enough_rows_have_ended_the_estimate_counts():
@@ -51,6 +52,17 @@ def test_rows_that_were_never_bought_dilute_nothing():
     """Fifty bad rows that ended as they were read, and twenty that were bought."""
     found = counts({S.FAILED: 50, S.SUCCEEDED: 20, S.PENDING: 30}, "4.00", started=20)
     assert projected_usd(batch(rows=50), found) == Decimal("10.00")
+
+
+def test_rows_that_came_back_have_not_ended():
+    """Thrown back by 429s or an outage, or handed back: they cost nothing yet, and are still to be bought."""
+    back = counts({S.PENDING: 100}, "0", started=25, tried_before=25)
+    assert projected_usd(batch(), back) == Decimal("10.00")
+    assert projected_usd(batch(per_row=None), back) is None
+    half = counts({S.SUCCEEDED: 20, S.FAILED: 50, S.PENDING: 80}, "2.00", started=60, tried_before=40)
+    assert projected_usd(batch(), half) == Decimal("10.00")
+    limited = counts({S.SUCCEEDED: 20, S.PENDING: 80}, "2.00", started=30, tried_before=10)
+    assert projected_usd(batch(start_limit=30), limited) == Decimal("3.00")
 
 
 def test_what_nobody_knows_is_not_zero():

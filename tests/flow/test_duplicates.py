@@ -122,6 +122,24 @@ async def test_equal_rows_without_a_seed_are_refused(stage: Stage):
     assert (await stage.rooms.ledger.counts(batch.pk)).own("pending") == 2
 
 
+@pytest.mark.parametrize("name", ["random_seed", "noise_seed"])
+async def test_a_seed_by_another_name(stage: Stage, monkeypatch: pytest.MonkeyPatch, name: str):
+    """Some models call it otherwise: no consent to share is taken for given there either, in one batch or from an earlier one."""
+    ask = type(stage.rooms.predictions).model
+
+    async def renamed(self: Any, *args: Any, **values: Any) -> Any:
+        model = await ask(self, *args, **values)
+        return replace(model, openapi_schema=json.loads(json.dumps(model.openapi_schema).replace('"seed"', f'"{name}"')))
+
+    monkeypatch.setattr(type(stage.rooms.predictions), "model", renamed)
+    with pytest.raises(BadInput, match=f"no `{name}`.*\n.*\nIf each is wanted, give them a `{name}` of their own"):
+        await load(stage.rooms, await prepare(stage.rooms, plain_order(stage, "duplicates: once\n")))
+    first, _ = await load(stage.rooms, await prepare(stage.rooms, order(stage, ["dog"], SHARE)))
+    await to_the_end(stage.rooms, first)
+    with pytest.raises(BadInput, match=f"row 1 has the same input as row 0 of batch {first.id} and no `{name}`"):
+        await load(stage.rooms, await prepare(stage.rooms, order(stage, ["owl", "dog"], "duplicates: { once: ledger }\n")))
+
+
 async def test_what_a_batch_was_begun_with_stays(stage: Stage):
     """The job says otherwise by the next run: the rows stay as they are, also those of a load that goes on."""
     first = await prepare(stage.rooms, plain_order(stage, SHARE))

@@ -1,6 +1,7 @@
 """What the provider says of its limits, and what comes of it: for everybody, at once, and without a row's being to blame."""
 
 import asyncio
+import errno
 import json
 import random
 import re
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from orchestrator.apps.worker.loop import say_why
+from orchestrator.core import lateness
 from orchestrator.core.errors import Throttled, TokenRefused, Unreachable
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import ItemState
@@ -19,13 +21,17 @@ from orchestrator.core.permits import Flow
 from orchestrator.core.ports import Rooms
 from orchestrator.core.records import Batch
 from orchestrator.core.tempo import ModelLimits
-from orchestrator.core.waiting import CREDIT_IS_LOW
+from orchestrator.core.waiting import CREDIT_IS_LOW, TOO_SLOW, is_outage
 from orchestrator.flow.collect import collect
 from orchestrator.flow.control import pause, resume
+from orchestrator.flow.hearing import Ear
 from orchestrator.flow.reconcile import sweep
+from orchestrator.flow.saying import Voice
 from orchestrator.flow.submit import submit
+from orchestrator.flow.terms import order_of
 from tests.chaos.outages import long
 from tests.flow.conftest import Stage
+from tests.flow.test_stations import Flaky
 
 
 async def said(stage: Stage, batch: Any) -> str | None:
@@ -143,6 +149,57 @@ async def test_in_flight_of_a_batch_and_of_its_model(stage: Stage):
     assert await said(stage, batch) == "in flight: 3 predictions are out, the most for this model"
 
 
+async def test_no_permit_is_lost_where_in_flight_is_the_limit(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    """Each lane sees a place that has become free; one reserves for it, and the others of the account keep their share."""
+    batch = await stage.load(25, more="limits: { in_flight: 5 }\n")
+    rooms = replace(stage.rooms, tempo=replace(stage.rooms.tempo, creates_per_minute=6000, create_burst=10))
+    given, over, reserve = [0], asyncio.Event(), rooms.limiter.reserve
+
+    async def counted(budgets: Any, **asked: Any) -> Any:
+        grant = await reserve(budgets, **asked)
+        given[0] += grant.count * budgets[0].key.startswith("creates:")
+        return grant
+
+    async def lane(number: int) -> None:
+        while not over.is_set():
+            await submit(rooms, batch.id, number)
+
+    async def the_rest() -> None:
+        while await rooms.ledger.unsettled(batch.pk):
+            await sweep(rooms, batch.account)
+            await collect(rooms, batch.id, 0)
+            await asyncio.sleep(0.02)
+        over.set()
+
+    monkeypatch.setattr(rooms.limiter, "reserve", counted)
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(lane(number) for number in range(3)), the_rest())
+    assert given == [len(stage.provider.purchases())] == [25]
+
+
+async def test_a_machine_that_is_too_slow_to_buy(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    """Each POST misses its moment: the reason says so, one at a time is tried, and the ledger does not fill with attempts."""
+    monkeypatch.setattr(lateness, "SLOW_S", 0.0)
+    batch = await stage.load(60)
+    rooms = replace(stage.rooms, tempo=replace(stage.rooms.tempo, permit_life_s=-1.0))
+
+    async def attempts() -> int:
+        return sum(row.attempts for row in await rooms.ledger.items(batch.pk, limit=100))
+
+    await submit(rooms, batch.id, 0)
+    await submit(rooms, batch.id, 0)
+    assert rooms.lateness.is_slow and await said(stage, batch) == TOO_SLOW
+    before = await attempts()
+    for _ in range(3):
+        rooms.lateness.until_s = float("-inf")
+        await submit(rooms, batch.id, 0)
+        assert await said(stage, batch) == TOO_SLOW
+    assert await attempts() <= before + 3 and not stage.provider.purchases()
+    rooms.lateness.until_s = float("-inf")
+    await submit(replace(rooms, tempo=stage.rooms.tempo), batch.id, 0)
+    assert not rooms.lateness.is_slow and stage.provider.purchases() and await said(stage, batch) != TOO_SLOW
+
+
 async def test_the_rate_of_a_model(stage: Stage):
     """What settings give one model is kept, beside the account's own rate."""
     batch = await stage.load(30)
@@ -166,6 +223,32 @@ async def test_nothing_is_bought_that_cannot_be_fetched(stage: Stage):
     await collect(rooms, batch.id, 0)
     await submit(rooms, batch.id, 0)
     assert len(stage.provider.purchases()) == 40
+
+
+async def test_a_full_folder_is_said_until_it_takes_files_again(stage: Stage):
+    """By a batch that has nothing more to buy too: folder and remedy stand, whatever the submitting tasks have to say."""
+    batch = await stage.load(4, model="black-forest-labs/flux-schnell")
+    full = Flaky(stage.rooms.storage(batch.output_to), put=no_room)
+    rooms = replace(stage.rooms, storage=lambda _: full)
+    early = Voice(rooms, batch, Ear(rooms, order_of(rooms, batch).budgets[0]))
+    await submit(rooms, batch.id, 0)
+    while (await stage.states(batch)).get("collecting", 0) < 4:
+        await sweep(rooms, batch.account)
+    await collect(rooms, batch.id, 0)
+    told = await said(stage, batch)
+    assert told == (f"cannot write to {batch.output_to}: No space left on device; buying waits: make room there, and it goes "
+                    "on by itself")
+    await early.say("limit: 600 per minute")
+    await submit(rooms, batch.id, 0)
+    assert await said(stage, batch) == told and is_outage(told)
+    stage.limiter.flush()
+    await submit(rooms, batch.id, 0)
+    assert await said(stage, batch) is None
+
+
+async def no_room(*_: Any, **__: Any) -> Any:
+    """A disk that is full."""
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 async def test_an_outage_is_said_over_a_usual_reason(stage: Stage):

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
+from orchestrator import wiring
+from orchestrator.apps.cli.panel import bytes_text
 from orchestrator.apps.money import spread_text
 from orchestrator.core.caps import SETTING
 from orchestrator.core.cost import to_usd, usd_text
@@ -80,6 +83,31 @@ def _of_the_past(prepared: Prepared, past: History | None) -> list[str]:
     if cancel_after_s is not None and slow_s is not None and slow_s > cancel_after_s:
         found.append(f"limits.cancel_after of {cancel_after_s:g} s would have ended one in ten of the rows bought before")
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Bytes that the files will need (None: not known), the folder they go to, and the bytes free there."""
+
+    needed: int | None
+    folder: str
+    free: int
+
+    @property
+    def is_short(self) -> bool:
+        """Whether they do not fit."""
+        return self.needed is not None and self.needed > self.free
+
+    def warnings(self) -> list[str]:
+        """That they do not fit, where it is known."""
+        return [f"the files will not fit: {self.folder} has {bytes_text(self.free)} free, and they need about "
+                f"{bytes_text(self.needed or 0)}; make room, or choose another --output"] if self.is_short else []
+
+
+def storage_of(past: History | None, *, rows: int, folder: str) -> Storage:
+    """By what such rows brought home before."""
+    per_row = None if past is None else past.bytes_per_row
+    return Storage(None if per_row is None else per_row * rows, folder, wiring.free_bytes(Path(folder)))
 
 
 def question(prepared: Prepared, found: Estimate) -> tuple[Decimal | None, str]:

@@ -3,12 +3,11 @@
 import math
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 from orchestrator import wiring
 from orchestrator.apps.cli.ending import Ending, Exit
-from orchestrator.apps.cli.foresight import Foresight, foresee, no_rows, too_small
+from orchestrator.apps.cli.foresight import Foresight, Storage, foresee, no_rows, storage_of, too_small
 from orchestrator.apps.cli.options import RunOptions, order_of
 from orchestrator.apps.cli.panel import bytes_text, clock_text
 from orchestrator.apps.money import about_text
@@ -35,7 +34,8 @@ async def plan(options: RunOptions) -> Ending:
             raise refused
         foresight = await foresee(rooms, prepared, examined, limit=options.limit, is_new=wiring.is_new(settings))
         planned = Planned(options, prepared, examined, foresight, _per_minute(rooms, prepared),
-                          _storage(rooms, prepared, foresight))
+                          storage_of(foresight.past, rows=foresight.estimate.rows,
+                                     folder=output_to(prepared.order, "", rooms.clock.now())))
         return Ending(Exit.DONE, planned.document(), tuple(planned.lines()))
 
 
@@ -43,26 +43,6 @@ def _per_minute(rooms: Rooms, prepared: Prepared) -> float:
     of_model = rooms.tempo.of_model(prepared.model.name).per_minute
     rates = [r for r in (prepared.order.job.limits.per_minute, of_model, rooms.tempo.creates_per_minute) if r]
     return float(min(rates)) if rates else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """Bytes that the files will need (None: not known), the folder they go to, and the bytes free there."""
-
-    needed: int | None
-    folder: str
-    free: int
-
-    @property
-    def is_short(self) -> bool:
-        """Whether they do not fit."""
-        return self.needed is not None and self.needed > self.free
-
-
-def _storage(rooms: Rooms, prepared: Prepared, foresight: Foresight) -> Storage:
-    folder = output_to(prepared.order, "", rooms.clock.now())
-    per_row = None if foresight.past is None else foresight.past.bytes_per_row
-    return Storage(None if per_row is None else per_row * foresight.estimate.rows, folder, wiring.free_bytes(Path(folder)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,10 +206,7 @@ class Planned:
         if (most := self.estimate.above_worst_usd) is not None and self.estimate.worst_usd is not None:
             found.append(_above_worst(most, self.estimate.worst_usd))
         found += self._too_dear()
-        if self.storage.is_short:
-            found.append(f"the files will not fit: {self.storage.folder} has {bytes_text(self.storage.free)} free, and they need "
-                         f"about {bytes_text(self.storage.needed or 0)}; make room, or choose another --output")
-        return found
+        return found + self.storage.warnings()
 
     def _too_dear(self) -> list[str]:
         """The caps that these rows are expected to reach. How much of those that batches share is spent is not looked up here."""

@@ -13,7 +13,7 @@ from orchestrator import wiring
 from orchestrator.apps.cli.closing import ThisRun, close, still_out
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.follow import Follower
-from orchestrator.apps.cli.foresight import foresee, no_rows, question
+from orchestrator.apps.cli.foresight import Storage, foresee, no_rows, question, storage_of
 from orchestrator.apps.cli.options import RunOptions, order_of
 from orchestrator.apps.cli.panel import screen
 from orchestrator.apps.cli.speech import ask, say
@@ -23,6 +23,7 @@ from orchestrator.apps.orders import check_folder
 from orchestrator.core.caps import Scope, is_budget
 from orchestrator.core.duplicates import said_otherwise
 from orchestrator.core.errors import BadInput, Unreachable
+from orchestrator.core.history import history_of
 from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import Rooms
@@ -60,7 +61,9 @@ async def run(options: RunOptions) -> Ending:
         news = "new" if new_ledger else f"new batch {batch.id}" if new else f"resuming {batch.id}"
         say(f"ledger: {settings.home if settings.database_url is None else settings.ledger_shown} ({news})")
         left = await control.set_aside(rooms, but=batch) if alone else []
-        for note in [*_notes(prepared, batch, new=new, is_polled=settings.public_url is None), *map(_left, left)]:
+        notes = [*_notes(prepared, batch, new=new, is_polled=settings.public_url is None),
+                 *(await _storage(rooms, prepared, batch)).warnings(), *map(_left, left)]
+        for note in notes:
             say(f"note: {note}")
         wiring.claim_folder(batch, settings)
         await wiring.tidy(batch, alone=alone)
@@ -89,6 +92,13 @@ def _left(batch: Batch) -> str:
     """Of another batch, that it stands still."""
     return (f"{batch.id} was left by a command that ended too soon: it is paused, and what it has out is brought home. To go on "
             f"with it: {again(batch)}; to end it: orchestrator cancel {batch.id}")
+
+
+async def _storage(rooms: Rooms, prepared: Prepared, batch: Batch) -> Storage:
+    """Of the rows that were never started."""
+    left = await rooms.ledger.left(batch.run_key, limit=batch.start_limit) or 0
+    past = history_of(await rooms.ledger.past(prepared.account, prepared.target)) if left else None
+    return storage_of(past, rows=left, folder=batch.output_to)
 
 
 async def _can_start(rooms: Rooms, settings: Settings, *, served: bool, detach: bool) -> None:

@@ -40,6 +40,7 @@ from orchestrator.gateways.ledger import (
     failing,
     history,
     loading,
+    money,
     moves,
     naming,
     presence,
@@ -126,7 +127,10 @@ class SqlLedger:
     async def amend(self, batch_pk: int, *, in_flight: int, max_attempts: int, cap_units: int | None, price_json: str,
                     start_limit: int | None, job_json: str, output_to: str | None = None,
                     estimate_json: str | None = None, reserve_units: int | None = None) -> None:
-        """As the port says."""
+        """As the port says. What has to be reserved for thousands of rows is so in steps; the last is in the amendment itself."""
+        after = 0 if reserve_units else None
+        while reserve_units and after is not None:
+            after = await self._db.write(money.reserve_some, batch_pk, units=reserve_units, after=after)
         await self._db.write(loading.amend, batch_pk, in_flight=in_flight, max_attempts=max_attempts, cap_units=cap_units,
                              price_json=price_json, start_limit=start_limit, job_json=job_json, output_to=output_to,
                              estimate_json=estimate_json, reserve_units=reserve_units)

@@ -2,8 +2,11 @@
 
 A batch's row is always locked before its days, so whoever writes both in that order can wait for nobody who waits for it."""
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any
 
 from sqlalchemy import (
@@ -27,6 +30,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.caps import Bound, Cap, day_of
+from orchestrator.gateways.ledger.bulk import among
 from orchestrator.gateways.ledger.session import is_postgresql
 from orchestrator.gateways.ledger.tables import ALIVE, UNPRICED, alive, attempts, batch_days, batches
 
@@ -132,6 +136,45 @@ def _raised(dialect: str) -> Select[Any]:
 
 _SHORT = {dialect: _raised(dialect) for dialect in ("sqlite", "postgresql")}
 _RAISE = update(attempts).where(_short()).values(reserved_units=_UNITS)
+
+
+AT_ONCE = 1000  # attempts in one transaction of `reserve_some`: some 20 ms of an idle core
+
+
+async def reserve_some(connection: AsyncConnection, batch_pk: int, *, units: int, after: int) -> int | None:
+    """A step of the way to `reserve_up_to`, in a transaction for which claims can wait: of what ended at a cost nobody knows, the
+    next attempts behind row `after`, as far as the cap that still holds bears it. Answers the last row; None: there are no more.
+
+    Whole by itself: attempts, batch and days agree after each step, and who begins anew finds only what is left. What it leaves,
+    and what ends meanwhile, is for `reserve_up_to`. Locks as there: attempts in the order of their rows, and then the batch."""
+    dialect = connection.dialect.name
+    rows = (await connection.execute(_NEXT[dialect], {"short_of": batch_pk, "units": units, "after": after})).all()
+    batch = (await connection.execute(_MONEY, {"short_of": batch_pk})).one()
+    room = math.inf if batch.cap_units is None else batch.cap_units - batch.spent_units - batch.reserved_units
+    sums = accumulate(units - row.was for row in rows)
+    raised = [row for row, so_far in zip(rows, sums, strict=True) if so_far <= room]
+    if raised:
+        await connection.execute(_RAISE_THESE[dialect], {"units": units, "these": [row.id for row in raised]})
+        days = Counter[str]()
+        for row in raised:
+            days[row.day] += units - row.was
+        await note_money(connection, batch_pk, {day: (more, 0) for day, more in days.items()})
+    return rows[-1].item_pk if len(raised) == AT_ONCE else None
+
+
+def _next(dialect: str) -> Select[Any]:
+    day = utc_day(attempts.c.created_at, dialect=dialect).label("day")
+    return (select(attempts.c.id, attempts.c.item_pk, day, attempts.c.reserved_units.label("was"))
+            .where(attempts.c.batch_pk == bindparam("short_of"), text(UNPRICED), attempts.c.item_pk > bindparam("after"),
+                   attempts.c.reserved_units < _UNITS)
+            .order_by(attempts.c.item_pk, attempts.c.id).limit(AT_ONCE).with_for_update())
+
+
+_NEXT = {dialect: _next(dialect) for dialect in ("sqlite", "postgresql")}
+_MONEY = (select(batches.c.cap_units, batches.c.spent_units, batches.c.reserved_units)
+          .where(batches.c.pk == bindparam("short_of")).with_for_update(key_share=True))
+_RAISE_THESE = {dialect: update(attempts).where(among(attempts.c.id, "these", dialect=dialect)).values(reserved_units=_UNITS)
+                for dialect in ("sqlite", "postgresql")}
 
 
 async def bounds(connection: AsyncConnection, batch: Row[Any], caps: Sequence[Cap], *, now: datetime,

@@ -122,8 +122,10 @@ async def counts(connection: AsyncConnection, batch_pk: int) -> Counts:
         select(batches.c.spent_units, batches.c.reserved_units, batches.c.started).where(batches.c.pk == batch_pk))).one()
     unknown = (await connection.execute(select(func.count(attempts.c.item_pk.distinct())).where(
         attempts.c.batch_pk == batch_pk, text(UNPRICED)))).scalar_one()
+    tried_before = (await connection.execute(select(func.count()).where(
+        items.c.batch_pk == batch_pk, text(f"items.{PENDING}"), items.c.due_at > FRESH_AT, items.c.attempts > 0))).scalar_one()
     return Counts(states, to_usd(money.spent_units), to_usd(money.reserved_units), int(unknown), shared, earlier,
-                  int(money.started))
+                  int(money.started), int(tried_before))
 
 
 async def items_of(connection: AsyncConnection, batch_pk: int, *, state: ItemState | None, after_idx: int,
