@@ -69,16 +69,22 @@ class Price:
 
     def dearest(self, known: Mapping[str, Any]) -> Rate | None:
         """The dearest rate of rows of which these inputs are known: constants, and defaults of what nothing feeds."""
+        rates = self._possible(known)
+        return max(rates or [tier.rate for tier in self.tiers], key=lambda rate: rate.usd, default=None)
+
+    def cheapest(self, known: Mapping[str, Any]) -> Rate | None:
+        """The cheapest, likewise; what a row costs of which nobody knows the rate is left out."""
+        return min(self._possible(known), key=lambda rate: rate.usd, default=None)
+
+    def _possible(self, known: Mapping[str, Any]) -> list[Rate]:
         said = {name: spelled(value) for name, value in known.items() if value is not None}
         rates: list[Rate] = []
         for tier in self.tiers:
             if tier.may_fit(said):
                 rates.append(tier.rate)
                 if tier.fits(said):
-                    break
-        else:
-            rates += [self.rate] if self.rate is not None else []
-        return max(rates or [tier.rate for tier in self.tiers], key=lambda rate: rate.usd, default=None)
+                    return rates
+        return rates if self.rate is None else [*rates, self.rate]
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON, money as text."""
@@ -128,28 +134,28 @@ class Pricing:
     most_seconds: Decimal | None = None  # of video that one output can last
     dearest_usd: Decimal | None = None  # of the rates that a row can have
     failed: str = "unknown"  # as of `Price`, for a model without one
+    least_usd: Decimal | None = None  # that a row which succeeds is known to cost; None: not known
 
     def to_json(self) -> str:
         """As JSON text."""
         return json.dumps({
             "price": self.price.to_json() if self.price else None, "most_outputs": self.most_outputs, "failed": self.failed,
-            "most_seconds": None if self.most_seconds is None else str(self.most_seconds),
-            "dearest_usd": None if self.dearest_usd is None else str(self.dearest_usd)})
+            "most_seconds": _text(self.most_seconds), "dearest_usd": _text(self.dearest_usd), "least_usd": _text(self.least_usd)})
 
     @staticmethod
     def from_json(text: str) -> "Pricing":
         """The inverse of `to_json`, also of what older versions wrote."""
         value = json.loads(text)
         price = Price.from_json(value["price"])
-        seconds, dearest = value.get("most_seconds"), value.get("dearest_usd")
-        only = None if price is None else price.usd
-        return Pricing(price, value["most_outputs"], None if seconds is None else Decimal(seconds),
-                       only if dearest is None else Decimal(dearest), value.get("failed", "unknown"))
+        dearest, only = _decimal(value.get("dearest_usd")), None if price is None else price.usd
+        return Pricing(price, value["most_outputs"], _decimal(value.get("most_seconds")), only if dearest is None else dearest,
+                       value.get("failed", "unknown"), _decimal(value.get("least_usd")))
 
     def worst_case_usd(self, *, cancel_after_s: float | None, per_row_usd: Decimal | None) -> Decimal | None:
-        """The most that one row can cost, or None where it is not finite: then a cap cannot be kept."""
+        """The most that one row can cost, or None where it is not finite: then a cap cannot be kept. Never less than what it is
+        known to cost at least: a batch that was loaded without a cap may meet one of the settings."""
         if per_row_usd is not None:
-            return per_row_usd
+            return per_row_usd if self.least_usd is None else max(per_row_usd, self.least_usd)
         if self.price is None or self.dearest_usd is None:
             return None
         most = self._most(self.price.unit, None if cancel_after_s is None else Decimal(str(cancel_after_s)))
@@ -161,6 +167,14 @@ class Pricing:
         if unit == "output second":
             return None if self.most_seconds is None or outputs is None else self.most_seconds * outputs
         return {"second": cancel_after_s, "output": outputs, "run": Decimal(1)}.get(unit)
+
+
+def _text(value: Decimal | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _decimal(text: str | None) -> Decimal | None:
+    return None if text is None else Decimal(text)
 
 
 @lru_cache(maxsize=64)

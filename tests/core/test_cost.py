@@ -1,6 +1,7 @@
 """Charges and worst cases: to the last digit where they can be known, None where they cannot."""
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -227,14 +228,33 @@ def test_the_dearest_tier_that_is_possible(known: dict[str, Any], usd: str):
     assert worst(FILM, seconds="1", known=known) == Decimal(usd)
 
 
+@pytest.mark.parametrize("known,usd", [
+    ({}, "0.05"), ({"resolution": "1080p"}, "0.30"), ({"resolution": "1080p", "sound": True}, "0.50"),
+    ({"resolution": "4k"}, "0.10")])
+def test_the_cheapest_tier_that_is_possible(known: dict[str, Any], usd: str):
+    """Likewise, of the rates that are known."""
+    cheapest, tiers_only = FILM.cheapest(known), replace(FILM, usd=None)
+    assert cheapest is not None and cheapest.usd == Decimal(usd)
+    assert tiers_only.cheapest({"resolution": "4k"}) is None
+    assert tiers_only.cheapest({}) == Rate(Decimal("0.05"))
+
+
+def test_no_less_is_reserved_than_a_row_is_known_to_cost():
+    """`per_row_usd` cannot lower it: a batch loaded without a cap may meet one later."""
+    pricing = Pricing(RUN, 1, None, Decimal("0.003"), least_usd=Decimal("0.003"))
+    assert Pricing.from_json(pricing.to_json()) == pricing
+    for per_row, worst_usd in (("0.002", "0.003"), ("0.004", "0.004")):
+        assert pricing.worst_case_usd(cancel_after_s=None, per_row_usd=Decimal(per_row)) == Decimal(worst_usd)
+
+
 @given(st.fixed_dictionaries({}, optional={"resolution": st.sampled_from(["360p", "480p", "720p", "1080p", "4k"]),
                                            "sound": st.booleans()}), st.sets(st.sampled_from(["resolution", "sound"])))
 def test_no_row_costs_more_than_its_worst_case(row: dict[str, Any], fed: set[str]):
-    """Whatever a column may feed, the rate of a row is never above the dearest that was reserved."""
+    """Whatever a column may feed, the rate of a row is never above the dearest that was reserved, nor below the cheapest."""
     full = dict(FILM.defaults) | row
     known = {name: value for name, value in full.items() if name not in fed}
-    rate, dearest = FILM.rate_of(row), FILM.dearest(known)
-    assert rate is not None and dearest is not None and rate.usd <= dearest.usd
+    rate, cheapest, dearest = FILM.rate_of(row), FILM.cheapest(known), FILM.dearest(known)
+    assert rate is not None and cheapest is not None and dearest is not None and cheapest.usd <= rate.usd <= dearest.usd
 
 
 @pytest.mark.parametrize("value,text", [(True, "true"), (8, "8"), (8.0, "8"), (2.5, "2.5"), ("8", "8"), ("True", "True")])
