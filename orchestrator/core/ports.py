@@ -290,7 +290,7 @@ class ClaimTerms:
 class Claimable:
     """How many items may be claimed now. `reason` says what holds back the rest: `none due`, `in flight`, `start limit`,
     `in flight: this model`, `not running`, `amended` (the terms are out of date); of the caps on money (`core/caps.py`) `budget`,
-    `budget: job` and so on where nothing is out that could free any, else `budget: waiting for running rows …`; None when
+    `budget: job` and so on where nothing is out that could free enough, else `budget: waiting for running rows …`; None when
     nothing does."""
 
     count: int
@@ -411,7 +411,7 @@ class Ledger(Protocol):
         `told` in its documents; says whether it moved."""
 
     async def pause_for_budget(self, batch_pk: int, *, terms: ClaimTerms) -> bool:
-        """Pause the batch if not one more row can be afforded under a cap and nothing is out that could free money of it."""
+        """Pause the batch if not one more row can be afforded under a cap and nothing is out that could free enough of it."""
 
     async def tally(self, batch_pk: int, *, most: int) -> Tally:
         """How the rows fared that were sent to the provider; failures are counted up to `most` beyond the known ones."""

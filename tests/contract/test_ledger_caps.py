@@ -13,7 +13,7 @@ from orchestrator.core.caps import Cap, Scope
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import ClaimTerms
 from orchestrator.core.records import Batch, Claim
-from orchestrator.gateways.ledger import Database
+from orchestrator.gateways.ledger import Database, money
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 NEXT_DAY = NOW + timedelta(days=1)
@@ -162,9 +162,55 @@ async def test_what_is_out_elsewhere_frees_nothing(acts: Any) -> None:
     batch, other = await acts.loaded(4, "one"), await acts.loaded(4, "two", job="portraits")
     await acts.claim(other, 1, prefix="o", reserve_units=DOLLAR)
     await end(acts, await bought(acts, batch, 1, under(acts), prefix="a"))
-    for scope, reason in ((Scope.JOB, "budget: job"), (Scope.JOB_DAY, "budget: job and day"),
-                          (Scope.ACCOUNT, "budget: waiting for running rows of this account")):
-        assert (await acts.ledger.claimable(batch.pk, count=1, terms=under(acts, Cap(scope, DOLLAR)))).reason == reason
+    for scope, dollars, reason in ((Scope.JOB, 1, "budget: job"), (Scope.JOB_DAY, 1, "budget: job and day"),
+                                   (Scope.ACCOUNT, 1, "budget: account"),
+                                   (Scope.ACCOUNT, 2, "budget: waiting for running rows of this account")):
+        room = await acts.ledger.claimable(batch.pk, count=1, terms=under(acts, Cap(scope, dollars * DOLLAR)))
+        assert room.reason == reason
+
+
+@pytest.mark.parametrize("scope", [Scope.BATCH, Scope.JOB, Scope.ACCOUNT, Scope.ACCOUNT_DAY])
+@pytest.mark.parametrize("cents", [0, 1])
+async def test_what_is_out_may_free_too_little(acts: Any, scope: Scope, cents: int) -> None:
+    """Rows that reserve nothing, or a cent, go out and end for ever: a dearer row that no cap could bear even if all of them cost
+    nothing is no reason to wait, and the batch is paused, with what is out told apart from what is held."""
+    other = await acts.loaded(40, "other", cap_units=3 * DOLLAR)
+    dear = other if scope is Scope.BATCH else await acts.loaded(4, "dear")
+    caps = () if scope is Scope.BATCH else (Cap(scope, 3 * DOLLAR),)
+    await bought(acts, other, 10, under(acts, *caps, reserve_units=cents * DOLLAR // 100), prefix="c")
+    for dollars, waits in ((3, cents > 0), (5, False)):
+        terms = under(acts, *caps, reserve_units=dollars * DOLLAR)
+        room = await acts.ledger.claimable(dear.pk, count=1, terms=terms)
+        assert (room.count, (room.reason or "").startswith("budget: waiting")) == (int(dollars == 3 and not cents), waits)
+    assert await acts.ledger.pause_for_budget(dear.pk, terms=terms)
+    out = " and $0.10 are reserved for rows that are out" if cents else ""
+    assert f"{out}, and the next row may need up to $5.00" in ((await acts.again(dear)).reason or "")
+
+
+async def test_what_is_out_is_looked_for_by_its_index(acts: Any, database: Database) -> None:
+    """Of twenty thousand attempts those that are alive are read, whatever the scope of the cap."""
+    batch = await acts.loaded(4, cap_units=DOLLAR)
+    await acts.claim(batch, 2, reserve_units=DOLLAR)
+    caps = [Cap(scope, DOLLAR) for scope in Scope]
+    dead = ("INSERT INTO attempts (id, item_pk, batch_pk, account, n, state, owner, lease_until, target_key, input_hash, "
+            "created_at, post_by_at, answered_at, reserved_units, charge_units) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL "
+            "SELECT i + 1 FROM n WHERE i < 20000) SELECT 'x' || i, 1, batch_pk, account, i, 'succeeded', owner, lease_until, "
+            "target_key, input_hash, created_at, post_by_at, created_at, 0, 0 FROM n, attempts WHERE id = 'a0'")
+
+    async def plans(connection: Any) -> list[str]:
+        explain = "EXPLAIN" if connection.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
+        row = (await connection.execute(text("SELECT * FROM batches"))).one()
+        asking = [money._sums(row, caps[1:], now=NOW, asks_out=True), *(money._out(row, cap, now=NOW) for cap in caps)]
+        written = [query.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True}) for query in asking]
+        return [str((await connection.execute(text(f"{explain} {query}"))).all()) for query in written]
+
+    async def insert(connection: Any) -> None:
+        await connection.execute(text(dead))
+
+    await database.write(insert)
+    for told in await database.read(plans):
+        assert "ix_attempts_alive" in told and "ix_attempts_answered" not in told, told
+        assert "SCAN attempts" not in told and "Seq Scan on attempts" not in told, told
 
 
 async def test_the_cap_that_outlasts_the_day_is_told(acts: Any) -> None:
