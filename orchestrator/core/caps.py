@@ -148,6 +148,11 @@ def alarm(row: int, *, charge_units: int, reserved_units: int) -> str | None:
             "cap may not hold; raise budget.per_row_usd, correct the price or look at the model, and run it again")
 
 
+def is_alarm(reason: str | None) -> bool:
+    """Whether a batch is paused by an `alarm`."""
+    return (reason or "").startswith(f"{BUDGET}: row ")
+
+
 def held_text(reserved_units: int, *, is_out: bool) -> str:
     """What is reserved, in words; empty where nothing is. `is_out`: rows are in the air, and part of it is theirs."""
     if not reserved_units:

@@ -275,6 +275,26 @@ async def test_a_charge_above_its_reservation(acts: Any) -> None:
     assert "row 3 cost $1.50" in ((await acts.again(batch)).reason or "")
 
 
+async def test_an_alarm_of_a_batch_that_is_paused_already(acts: Any) -> None:
+    """Whoever resumes it reads why he should not: it takes the place of another reason, but not of the alarm before it. A batch
+    that is being canceled stays so."""
+    batch = await acts.loaded(8, cap_units=100 * DOLLAR)
+    acts.policy = replace(acts.policy, is_capped=True)
+    claims = await bought(acts, batch, 3, under(acts), prefix="a")
+
+    async def state(to: BatchState, reason: str) -> None:
+        await acts.ledger.set_state(batch.pk, to=to, allowed=frozenset(BatchState), reason=reason, now=NOW)
+
+    await state(BatchState.PAUSED, "paused by an operator")
+    for claim in claims[:2]:
+        await end(acts, [claim], seconds=3)
+        now = await acts.again(batch)
+        assert now.state is BatchState.PAUSED and now.reason.startswith("budget: row 0 cost $1.50, and only $1.00 were reserved")
+    await state(BatchState.CANCELING, "canceled by an operator")
+    await end(acts, claims[2:], seconds=3)
+    assert (await acts.again(batch)).state is BatchState.CANCELING
+
+
 @pytest.mark.parametrize("is_capped,reserve_units", [(False, DOLLAR), (True, 0)])
 async def test_no_alarm(acts: Any, is_capped: bool, reserve_units: int) -> None:
     """Without a cap nobody promised anything; and of what has no reservation nothing can be above it."""

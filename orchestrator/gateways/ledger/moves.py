@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Delete, Row, Select, and_, bindparam, delete, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from orchestrator.core.caps import is_alarm
 from orchestrator.core.cost import asks_input
 from orchestrator.core.lifecycle import GONE_ATTEMPT, LIVE_BATCH, AttemptState, BatchState, Event, ItemState
 from orchestrator.core.ports import Decide
@@ -366,5 +367,14 @@ async def _write_money(connection: AsyncConnection, scene: Scene) -> None:
         if changed := {day: money for day, money in days.items() if any(money)}:
             await note_money(connection, batch_pk, changed)
         if (alarming := scene.alarms.get(batch_pk)) is not None:
-            await set_state(connection, batch_pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}),
-                            reason=alarming.alarm, now=alarming.at)
+            await _pause_for(connection, batch_pk, alarming)
+
+
+async def _pause_for(connection: AsyncConnection, batch_pk: int, alarming: Change) -> None:
+    """Also where it is paused for something else: whoever resumes it has to know. The first of several alarms stands."""
+    reason = (await connection.execute(select(batches.c.reason).where(batches.c.pk == batch_pk))).scalar_one()
+    if not is_alarm(reason):
+        await set_state(connection, batch_pk, to=BatchState.PAUSED, allowed=_CAN_GO_ON, reason=alarming.alarm, now=alarming.at)
+
+
+_CAN_GO_ON = frozenset({BatchState.RUNNING, BatchState.PAUSED})
