@@ -401,6 +401,9 @@ class Ledger(Protocol):
         `estimate_json` the estimate stays as it is. `reserve_units`: a row's worst case from now on, in 10^-12 USD, where it is
         known; attempts of the batch that are alive, or ended at a cost nobody knows, and reserve less, reserve so much then."""
 
+    async def lift_limit(self, batch_pk: int, *, start_limit: int) -> None:
+        """The batch may start all of its rows, if this is still its start limit: a later run may have set another."""
+
     async def set_state(self, batch_pk: int, *, to: BatchState, allowed: frozenset[BatchState], reason: str | None,
                         now: datetime, wakes: Sequence[Wake] = ()) -> bool:
         """Move the batch if it stands in an allowed state, with wakes that follow from it; says whether it moved."""

@@ -19,7 +19,7 @@ from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.records import Batch
 from orchestrator.flow.collect import collect
-from orchestrator.flow.control import go_on, resume
+from orchestrator.flow.control import START_LIMIT, go_on, resume
 from orchestrator.flow.reconcile import sweep
 from orchestrator.flow.submit import submit
 from orchestrator.gateways.ledger import Database
@@ -130,6 +130,21 @@ async def test_a_row_dearer_than_reserved(stage: Stage, caplog: pytest.LogCaptur
     await settle(stage, batch, within_s=4)
     assert bought < len(stage.provider.purchases()) < 60
     assert (await stage.rooms.ledger.batch(batch.id) or batch).state is BatchState.PAUSED
+
+
+async def test_resume_leaves_a_cap_that_was_lowered_meanwhile(stage: Stage):
+    """`resume` has read a batch that stopped at --limit; before it goes on, another run lowers the cap: that holds."""
+    batch = await loaded(stage, PRICED + "budget: { usd: 1.00 }\n", rows=9)
+    ledger, now = stage.rooms.ledger, stage.rooms.clock.now()
+    await ledger.amend(batch.pk, in_flight=batch.in_flight, max_attempts=3, cap_units=batch.cap_units,
+                       price_json=batch.price_json, start_limit=1, job_json=batch.job_json)
+    await ledger.set_state(batch.pk, to=BatchState.PAUSED, allowed=frozenset(BatchState), reason=START_LIMIT, now=now)
+    read = await ledger.batch(batch.id)
+    lowered = await loaded(stage, PRICED + "budget: { usd: 0.006 }\n", rows=9)
+    assert read is not None and await resume(stage.rooms, read)
+    paused = await bought_by_many(stage, batch)
+    assert (paused.cap_units, paused.job_json, paused.start_limit) == (6 * DOLLAR // 1000, lowered.job_json, None)
+    assert len(stage.provider.purchases()) == 2
 
 
 async def test_a_cap_that_comes_with_the_settings(stage: Stage):
