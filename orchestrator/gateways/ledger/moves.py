@@ -18,6 +18,7 @@ from orchestrator.core.prediction import parse
 from orchestrator.core.records import Change, ChargeLine, Fact, Prediction, Rules, Standing
 from orchestrator.core.retry import contest, event_of, misled, untold
 from orchestrator.gateways.ledger.bulk import among, write_many
+from orchestrator.gateways.ledger.failing import lower_known
 from orchestrator.gateways.ledger.loading import set_state
 from orchestrator.gateways.ledger.money import note_money, utc_day
 from orchestrator.gateways.ledger.steering import schedule
@@ -39,6 +40,7 @@ class Scene:
     item_values: dict[int, dict[str, Any]] = field(default_factory=dict)
     money: dict[int, dict[str, tuple[int, int]]] = field(default_factory=dict)  # batch -> day -> more reserved, more spent
     alarms: dict[int, Change] = field(default_factory=dict)  # batch -> the first for which it is to be paused
+    reopened: set[int] = field(default_factory=set)  # batches of which a failed row is none any more
     evicted: list[str] = field(default_factory=list)
 
 
@@ -58,7 +60,7 @@ async def play(connection: AsyncConnection, scene: Scene, facts: Sequence[Fact],
         await connection.execute(_EVICT, [{"key": attempt_id} for attempt_id in sorted(scene.evicted)])
     await _write_attempts(connection, scene, before=before)
     await _write_items(connection, scene, before=before)
-    await _write_money(connection, scene)
+    await _write_batches(connection, scene)
     for wake in untold(changes):  # here, as nobody looks at an ended batch again should this process die now
         await schedule(connection, [wake], now=facts[0].at)
     return changes
@@ -242,6 +244,8 @@ def _note(scene: Scene, change: Change, *, prediction_id: str | None) -> None:
     moves_item = takes_over or (standing.is_current and change.item_to is not standing.item_state)
     if moves_item:
         scene.item_values.setdefault(standing.item_pk, {}).update(_item_values(change))
+        if standing.item_state is ItemState.FAILED:
+            scene.reopened.add(standing.batch_pk)
     if takes_over:
         scene.item_values[standing.item_pk]["attempt_id"] = attempt_id
     if change.releases:
@@ -361,11 +365,13 @@ def _alike(noted: Mapping[K, dict[str, Any]], was: Mapping[K, str]) -> Iterable[
     return groups.values()
 
 
-async def _write_money(connection: AsyncConnection, scene: Scene) -> None:
-    """In the order of batches, each with its days, and only where something changes: everybody who claims waits for this row."""
-    for batch_pk, days in sorted(scene.money.items()):
-        if changed := {day: money for day, money in days.items() if any(money)}:
+async def _write_batches(connection: AsyncConnection, scene: Scene) -> None:
+    """In their order, each with its days, and only where something changes: everybody who claims waits for this row."""
+    for batch_pk in sorted(scene.money.keys() | scene.reopened):
+        if changed := {day: money for day, money in scene.money.get(batch_pk, {}).items() if any(money)}:
             await note_money(connection, batch_pk, changed)
+        if batch_pk in scene.reopened:
+            await lower_known(connection, batch_pk)
         if (alarming := scene.alarms.get(batch_pk)) is not None:
             await _pause_for(connection, batch_pk, alarming)
 
