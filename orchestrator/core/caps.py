@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from enum import StrEnum
 
 from orchestrator.core.cost import to_units, to_usd, usd_text
-from orchestrator.core.job import Budget, Job, Money
+from orchestrator.core.job import MOST_USD, Budget, Job, Money
 
 BUDGET = "budget"  # how the reason of every wait and pause for money begins
 WAITING = f"{BUDGET}: waiting for running rows"
@@ -139,12 +140,15 @@ def stopped(bound: Bound, *, reserve_units: int | None, day: str) -> str:
     return f"{next_row}; raise {setting} and run it again"
 
 
-def alarm(row: int, *, charge_units: int, reserved_units: int) -> str | None:
+def alarm(row: int, *, charge_units: int, reserved_units: int, is_absurd: bool = False) -> str | None:
     """Why a batch is paused of which a row cost more than was reserved for it: a cap is only as good as what is reserved. None:
-    it did not; nor does a row count of which nothing was reserved any more."""
-    if not 0 < reserved_units < charge_units:
+    it did not; nor does a row count of which nothing was reserved any more. `is_absurd`: by its price it cost more than a job may
+    say of money."""
+    units = to_units(Decimal(MOST_USD)) if is_absurd else charge_units
+    if not 0 < reserved_units < units:
         return None
-    return (f"{BUDGET}: row {row} cost {_usd(charge_units)}, and only {_usd(reserved_units)} were reserved for it, so the "
+    cost = f"{'more than ' if is_absurd else ''}{_usd(units)}"
+    return (f"{BUDGET}: row {row} cost {cost}, and only {_usd(reserved_units)} were reserved for it, so the "
             "cap may not hold; raise budget.per_row_usd, correct the price or look at the model, and run it again")
 
 

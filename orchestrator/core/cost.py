@@ -11,9 +11,8 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from orchestrator.core.job import MOST_USD
 from orchestrator.core.records import MILLION_MILLIONTHS, ChargeLine, Prediction
-
-MOST_UNITS = 2**63 - 1  # what a column of the ledger holds: nine million dollars
 
 
 class Rate(NamedTuple):
@@ -193,11 +192,13 @@ class Charge:
     usd: Decimal | None
     basis: str | None  # metrics, counted outputs, run, estimate; free, not bought
     line: ChargeLine | None = None
+    is_absurd: bool = False  # it was reckoned, and came to more than a job may say of money: nobody believes that
 
 
 FREE = Charge(Decimal(0), "free")
 NOT_BOUGHT = Charge(Decimal(0), "not bought")
 UNKNOWN = Charge(None, None)
+ABSURD = Charge(None, None, is_absurd=True)
 
 
 def to_units(usd: Decimal) -> int:
@@ -255,8 +256,8 @@ def _charge(price: Price, rate: Rate, used: _Used) -> Charge:
         rate_out = rate.usd if rate.usd_out is None else rate.usd_out
     line = ChargeLine(price.unit, used.quantity, rate.usd, price.id, used.quantity_out, rate_out)
     usd = of_line(line)
-    if to_units(usd) > MOST_UNITS:  # nonsense, which the ledger could not hold: the fact would be lost with it
-        return UNKNOWN
+    if usd > MOST_USD:  # a few of these are more than the ledger can hold: the facts would be lost with them
+        return ABSURD
     return Charge(usd, "estimate" if price.is_estimate else used.basis, line)
 
 

@@ -295,6 +295,26 @@ async def test_an_alarm_of_a_batch_that_is_paused_already(acts: Any) -> None:
     assert (await acts.again(batch)).state is BatchState.CANCELING
 
 
+@pytest.mark.parametrize("is_capped,state", [(False, BatchState.RUNNING), (True, BatchState.PAUSED)])
+async def test_charges_that_nobody_believes(acts: Any, database: Database, is_capped: bool, state: BatchState) -> None:
+    """Seconds in the wrong unit, or more than a float can hold: each fact is recorded, its cost unknown and still reserved, the
+    sums hold; and under a cap it pauses the batch."""
+    batch = await acts.loaded(8)
+    acts.policy = replace(acts.policy, is_capped=is_capped)
+    claims = await bought(acts, batch, 4, under(acts), prefix="a")
+    seconds = {"a0": 1e7, "a1": 1e308, "a2": 10**400, "a3": 2.0}
+    done = [acts.ended(f"p-{claim.attempt_id}", attempt_id=claim.attempt_id) for claim in claims]
+    facts = [fact._replace(prediction=fact.prediction._replace(metrics={"predict_time": seconds[fact.attempt_id]}))
+             for fact in done]
+    changes = [change for fact in facts[:2] for change in await acts.tell(fact)] + await acts.tell(*facts[2:])
+    assert [change.is_absurd for change in changes] == [True, True, True, False]
+    now = await acts.again(batch)
+    assert (now.state, now.spent_units, now.reserved_units) == (state, DOLLAR, 3 * DOLLAR)
+    assert ("row 0 cost more than $1,000,000.00, and only $1.00 were reserved" in (now.reason or "")) is is_capped
+    assert await asked(database, "SELECT state, charge_units, seconds FROM attempts ORDER BY id") == [
+        ("succeeded", None, 1e7), ("succeeded", None, 1e308), ("succeeded", None, None), ("succeeded", DOLLAR, 2.0)]
+
+
 @pytest.mark.parametrize("is_capped,reserve_units", [(False, DOLLAR), (True, 0)])
 async def test_no_alarm(acts: Any, is_capped: bool, reserve_units: int) -> None:
     """Without a cap nobody promised anything; and of what has no reservation nothing can be above it."""

@@ -18,6 +18,7 @@ from orchestrator.core.caps import (
     caps_of,
     day_of,
     held_text,
+    is_alarm,
     is_budget,
     is_spent,
     shared,
@@ -126,6 +127,14 @@ def test_an_alarm(charge: int, reserved: int, is_one: bool):
     if said:
         for words in ("budget: row 17 cost $0.06", "$0.05 were reserved", "per_row_usd", "the price", "the model", "run it"):
             assert words in said
+
+
+def test_an_alarm_of_what_nobody_believes():
+    """Its charge is unknown, and the cap may not hold all the same."""
+    said = alarm(17, charge_units=0, reserved_units=5 * CENT, is_absurd=True)
+    assert said is not None and "row 17 cost more than $1,000,000.00, and only $0.05 were reserved for it" in said
+    assert is_alarm(said) and not is_alarm(stopped(bound(Scope.BATCH, 1), reserve_units=CENT, day=DAY)) and not is_alarm(None)
+    assert alarm(17, charge_units=0, reserved_units=0, is_absurd=True) is None
 
 
 def test_a_day_is_utc():

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.cost import (
+    ABSURD,
     FREE,
-    MOST_UNITS,
     UNKNOWN,
     Price,
     Pricing,
@@ -33,6 +33,7 @@ FILM = Price("film@2026-01-01", "output second", Decimal("0.10"), failed="unknow
     Tier((("resolution", ("1080p",)), ("sound", ("true",))), Rate(Decimal("0.50"))),
     Tier((("resolution", ("1080p",)),), Rate(Decimal("0.30"))),
     Tier((("resolution", ("480p", "360p")),), Rate(Decimal("0.05")))), defaults=(("resolution", "720p"), ("sound", "false")))
+RUN_S = Price("tick@2026-01-01", "second", Decimal("0.5"))
 RUN = Price("coin@2026-01-01", "run", Decimal("0.0001"), failed="unknown")
 
 
@@ -130,11 +131,17 @@ def test_failed_runs_without_a_price():
 @pytest.mark.parametrize("price", [L40S, LLAMA, FILM])
 @pytest.mark.parametrize("metrics", [
     {}, {"predict_time": None}, {"predict_time": "3"}, {"predict_time": True, "token_input_count": True},
-    {"predict_time": -1.0, "video_output_duration_seconds": -1}, {"predict_time": 1e300, "input_token_count": 10**300,
-     "output_token_count": 1, "video_output_duration_seconds": 1e300}])
+    {"predict_time": -1.0, "video_output_duration_seconds": -1}])
 def test_missing_metrics_are_unknown_never_zero(price: Price, metrics: dict[str, Any]):
-    """Without a metric that can be one, a charge is None; nonsense that the ledger cannot hold is none either."""
+    """Without a metric that can be one, a charge is None."""
     assert charge(prediction(**metrics), price=price, outputs=1, given={}) == UNKNOWN
+
+
+@pytest.mark.parametrize("price", [L40S, LLAMA, FILM])
+def test_metrics_that_nobody_believes(price: Price):
+    """Of every kind."""
+    told = prediction(predict_time=1e300, input_token_count=10**300, output_token_count=1, video_output_duration_seconds=1e300)
+    assert charge(told, price=price, outputs=1, given={}) == ABSURD
 
 
 def test_an_estimate_is_called_one():
@@ -158,7 +165,7 @@ def test_units_and_usd_are_inverse(units: int):
     assert to_units(to_usd(units)) == units
 
 
-RATES = st.decimals(min_value=0, max_value=90, places=9)  # times the seconds below what the ledger can hold
+RATES = st.decimals(min_value=0, max_value=10, places=9)  # times the seconds no more than anybody believes
 SECONDS = st.floats(min_value=0, max_value=100_000, allow_nan=False).map(lambda x: round(x, 6))
 
 
@@ -190,11 +197,18 @@ def test_finer_than_a_unit_rounds_up():
     assert to_units(Decimal("0.0000000000001")) == 1
 
 
-def test_the_ledger_can_hold_every_charge():
-    """The dearest charge that is known fits the column, the next one is unknown."""
-    most = Price("x", "run", to_usd(MOST_UNITS))
-    assert charge(prediction(), price=most, outputs=0).usd == to_usd(MOST_UNITS)
-    assert charge(prediction(), price=Price("x", "run", to_usd(MOST_UNITS + 1)), outputs=0) == UNKNOWN
+@pytest.mark.parametrize("seconds", [2_000_001, 1e308, 10**400])
+def test_a_charge_that_nobody_believes(seconds: float):
+    """More than a job may say of money is unknown, and is said to be that: the ledger could not hold a few of them."""
+    half = Price("x", "second", Decimal("0.5"))
+    assert charge(prediction(predict_time=2_000_000), price=half, outputs=0).usd == 1_000_000
+    assert charge(prediction(predict_time=seconds), price=half, outputs=0) == ABSURD
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan"), -1, True, "2", None])
+def test_what_is_no_number_of_seconds(seconds: Any):
+    """It is not told: unknown, and nothing to be said of it."""
+    assert charge(prediction(predict_time=seconds), price=RUN_S, outputs=0) == UNKNOWN
 
 
 def worst(price: Price | None, *, outputs: int | None = 1, seconds: str | None = None, cancel_after_s: float | None = None,

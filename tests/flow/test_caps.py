@@ -17,10 +17,12 @@ from orchestrator import wiring
 from orchestrator.core.caps import AccountBudget
 from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import BatchState
-from orchestrator.core.records import Batch
+from orchestrator.core.ports import ClaimTerms
+from orchestrator.core.records import Batch, Prediction
 from orchestrator.flow.collect import collect
 from orchestrator.flow.control import START_LIMIT, go_on, resume
 from orchestrator.flow.reconcile import sweep
+from orchestrator.flow.record import fact_of, record
 from orchestrator.flow.submit import submit
 from orchestrator.gateways.ledger import Database
 from orchestrator.gateways.testing import MemoryLimiter
@@ -130,6 +132,19 @@ async def test_a_row_dearer_than_reserved(stage: Stage, caplog: pytest.LogCaptur
     await settle(stage, batch, within_s=4)
     assert bought < len(stage.provider.purchases()) < 60
     assert (await stage.rooms.ledger.batch(batch.id) or batch).state is BatchState.PAUSED
+
+
+async def test_a_charge_that_nobody_believes_is_told(stage: Stage, caplog: pytest.LogCaptureFixture):
+    """Without a cap nothing stops; the log has the row."""
+    batch = await loaded(stage, ECHO + "price: { per_second_usd: 1000000 }\n", rows=2)
+    now = stage.rooms.clock.now()
+    await stage.rooms.ledger.claim(batch.pk, attempt_ids=["a0"], terms=ClaimTerms(now, now, now, "a:1", 0))
+    with caplog.at_level(logging.WARNING, logger="orchestrator.flow"):
+        await record(stage.rooms, [fact_of(Prediction("p0", "succeeded", output="x", metrics={"predict_time": 2.0}),
+                                           at=now, attempt_id="a0", via="list")])
+    assert f"batch {batch.id}: by its price row 0 cost more than $1,000,000, which nobody believes" in caplog.text
+    counts = await stage.rooms.ledger.counts(batch.pk)
+    assert (counts.spent_usd, counts.cost_unknown_items) == (0, 1)
 
 
 async def test_resume_leaves_a_cap_that_was_lowered_meanwhile(stage: Stage):

@@ -14,7 +14,7 @@ from orchestrator.core.caps import is_alarm
 from orchestrator.core.cost import asks_input
 from orchestrator.core.lifecycle import GONE_ATTEMPT, LIVE_BATCH, AttemptState, BatchState, Event, ItemState
 from orchestrator.core.ports import Decide
-from orchestrator.core.prediction import parse
+from orchestrator.core.prediction import parse, seconds_of
 from orchestrator.core.records import Change, ChargeLine, Fact, Prediction, Rules, Standing
 from orchestrator.core.retry import contest, event_of, misled, untold
 from orchestrator.gateways.ledger.bulk import among, write_many
@@ -307,14 +307,13 @@ def _plain(value: Decimal | None) -> str | None:
 
 def _prediction_values(prediction: Prediction, *, has_ended: bool) -> dict[str, Any]:
     """What the prediction has to tell, by column; what it leaves out stays as it was."""
-    seconds = prediction.metrics.get("predict_time")
     values = {
         "status": prediction.status, "model": clean(prediction.model), "version": clean(prediction.version),
         "provider_created_at": prediction.created_at, "completed_at": prediction.completed_at,
         "output_json": as_json(prediction.output) if has_ended or prediction.output is not None else None,
         "metrics_json": as_json(prediction.metrics) if prediction.metrics else None,
         "logs_tail": clean(prediction.logs_tail[-LOGS_KEPT:]) if prediction.logs_tail else None,
-        "seconds": float(seconds) if isinstance(seconds, int | float) else None}
+        "seconds": seconds_of(prediction.metrics)}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -367,7 +366,7 @@ def _alike(noted: Mapping[K, dict[str, Any]], was: Mapping[K, str]) -> Iterable[
 
 async def _write_batches(connection: AsyncConnection, scene: Scene) -> None:
     """In their order, each with its days, and only where something changes: everybody who claims waits for this row."""
-    for batch_pk in sorted(scene.money.keys() | scene.reopened):
+    for batch_pk in sorted(scene.money.keys() | scene.alarms.keys() | scene.reopened):
         if changed := {day: money for day, money in scene.money.get(batch_pk, {}).items() if any(money)}:
             await note_money(connection, batch_pk, changed)
         if batch_pk in scene.reopened:
