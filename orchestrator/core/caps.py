@@ -1,12 +1,13 @@
 """Caps on money: which there are, what they leave, and what is said where one binds or was not kept. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from enum import StrEnum
 
 from orchestrator.core.cost import to_units, to_usd, usd_text
-from orchestrator.core.job import Budget, Job, Money
+from orchestrator.core.job import MOST_USD, Budget, Job, Money
 
 BUDGET = "budget"  # how the reason of every wait and pause for money begins
 WAITING = f"{BUDGET}: waiting for running rows"
@@ -61,11 +62,12 @@ class Cap:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """How a cap stands. `waits`: something of its scope is out that may free money."""
+    """How a cap stands. `waits`: something of its scope is out that may free enough for a row."""
 
     cap: Cap
     spent_units: int
     reserved_units: int
+    out_units: int = 0  # of the reserved ones, those of what is out; not asked of a cap that does not bind
     waits: bool = False
 
     @property
@@ -78,6 +80,11 @@ class Bound:
         if reserve_units is None or self.left_units < 0:
             return 0
         return min(count, self.left_units // reserve_units) if reserve_units else count
+
+    def beside(self, out_units: int, *, reserve_units: int | None) -> "Bound":
+        """The same, told what is reserved for rows that are out: their ends can free no more than that."""
+        may_free = reserve_units is not None and out_units > 0 and self.left_units + out_units >= reserve_units
+        return replace(self, out_units=out_units, waits=may_free)
 
     @property
     def reason(self) -> str:
@@ -124,21 +131,30 @@ def stopped(bound: Bound, *, reserve_units: int | None, day: str) -> str:
         return (f"{BUDGET}: what one row may cost at worst is not known, so {setting} cannot be kept; what to add to the job is "
                 "said when you run it again")
     spent = f"{_usd(bound.spent_units)} of {_usd(cap.units)} are spent{_BY_WHOM[cap.scope].format(day=day)}"
-    if bound.reserved_units:
-        spent += f" and {_usd(bound.reserved_units)} are held for rows whose cost is not known"
+    held = {"reserved for rows that are out": bound.out_units,
+            "held for rows whose cost is not known": bound.reserved_units - bound.out_units}
+    spent += "".join(f" and {_usd(units)} are {what}" for what, units in held.items() if units > 0)
     next_row = f"{BUDGET}: {spent}, and the next row may need up to {_usd(reserve_units)}"
     if cap.scope.of_day and reserve_units <= cap.units:
         return f"{next_row}; it goes on after 00:00 UTC: run it again then, or raise {setting} first"
     return f"{next_row}; raise {setting} and run it again"
 
 
-def alarm(row: int, *, charge_units: int, reserved_units: int) -> str | None:
+def alarm(row: int, *, charge_units: int, reserved_units: int, is_absurd: bool = False) -> str | None:
     """Why a batch is paused of which a row cost more than was reserved for it: a cap is only as good as what is reserved. None:
-    it did not; nor does a row count of which nothing was reserved any more."""
-    if not 0 < reserved_units < charge_units:
+    it did not; nor does a row count of which nothing was reserved any more. `is_absurd`: by its price it cost more than a job may
+    say of money."""
+    units = to_units(Decimal(MOST_USD)) if is_absurd else charge_units
+    if not 0 < reserved_units < units:
         return None
-    return (f"{BUDGET}: row {row} cost {_usd(charge_units)}, and only {_usd(reserved_units)} were reserved for it, so the "
+    cost = f"{'more than ' if is_absurd else ''}{_usd(units)}"
+    return (f"{BUDGET}: row {row} cost {cost}, and only {_usd(reserved_units)} were reserved for it, so the "
             "cap may not hold; raise budget.per_row_usd, correct the price or look at the model, and run it again")
+
+
+def is_alarm(reason: str | None) -> bool:
+    """Whether a batch is paused by an `alarm`."""
+    return (reason or "").startswith(f"{BUDGET}: row ")
 
 
 def held_text(reserved_units: int, *, is_out: bool) -> str:

@@ -11,9 +11,8 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from orchestrator.core.job import MOST_USD
 from orchestrator.core.records import MILLION_MILLIONTHS, ChargeLine, Prediction
-
-MOST_UNITS = 2**63 - 1  # what a column of the ledger holds: nine million dollars
 
 
 class Rate(NamedTuple):
@@ -69,16 +68,22 @@ class Price:
 
     def dearest(self, known: Mapping[str, Any]) -> Rate | None:
         """The dearest rate of rows of which these inputs are known: constants, and defaults of what nothing feeds."""
+        rates = self._possible(known)
+        return max(rates or [tier.rate for tier in self.tiers], key=lambda rate: rate.usd, default=None)
+
+    def cheapest(self, known: Mapping[str, Any]) -> Rate | None:
+        """The cheapest, likewise; what a row costs of which nobody knows the rate is left out."""
+        return min(self._possible(known), key=lambda rate: rate.usd, default=None)
+
+    def _possible(self, known: Mapping[str, Any]) -> list[Rate]:
         said = {name: spelled(value) for name, value in known.items() if value is not None}
         rates: list[Rate] = []
         for tier in self.tiers:
             if tier.may_fit(said):
                 rates.append(tier.rate)
                 if tier.fits(said):
-                    break
-        else:
-            rates += [self.rate] if self.rate is not None else []
-        return max(rates or [tier.rate for tier in self.tiers], key=lambda rate: rate.usd, default=None)
+                    return rates
+        return rates if self.rate is None else [*rates, self.rate]
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON, money as text."""
@@ -128,28 +133,28 @@ class Pricing:
     most_seconds: Decimal | None = None  # of video that one output can last
     dearest_usd: Decimal | None = None  # of the rates that a row can have
     failed: str = "unknown"  # as of `Price`, for a model without one
+    least_usd: Decimal | None = None  # that a row which succeeds is known to cost; None: not known
 
     def to_json(self) -> str:
         """As JSON text."""
         return json.dumps({
             "price": self.price.to_json() if self.price else None, "most_outputs": self.most_outputs, "failed": self.failed,
-            "most_seconds": None if self.most_seconds is None else str(self.most_seconds),
-            "dearest_usd": None if self.dearest_usd is None else str(self.dearest_usd)})
+            "most_seconds": _text(self.most_seconds), "dearest_usd": _text(self.dearest_usd), "least_usd": _text(self.least_usd)})
 
     @staticmethod
     def from_json(text: str) -> "Pricing":
         """The inverse of `to_json`, also of what older versions wrote."""
         value = json.loads(text)
         price = Price.from_json(value["price"])
-        seconds, dearest = value.get("most_seconds"), value.get("dearest_usd")
-        only = None if price is None else price.usd
-        return Pricing(price, value["most_outputs"], None if seconds is None else Decimal(seconds),
-                       only if dearest is None else Decimal(dearest), value.get("failed", "unknown"))
+        dearest, only = _decimal(value.get("dearest_usd")), None if price is None else price.usd
+        return Pricing(price, value["most_outputs"], _decimal(value.get("most_seconds")), only if dearest is None else dearest,
+                       value.get("failed", "unknown"), _decimal(value.get("least_usd")))
 
     def worst_case_usd(self, *, cancel_after_s: float | None, per_row_usd: Decimal | None) -> Decimal | None:
-        """The most that one row can cost, or None where it is not finite: then a cap cannot be kept."""
+        """The most that one row can cost, or None where it is not finite: then a cap cannot be kept. Never less than what it is
+        known to cost at least: a batch that was loaded without a cap may meet one of the settings."""
         if per_row_usd is not None:
-            return per_row_usd
+            return per_row_usd if self.least_usd is None else max(per_row_usd, self.least_usd)
         if self.price is None or self.dearest_usd is None:
             return None
         most = self._most(self.price.unit, None if cancel_after_s is None else Decimal(str(cancel_after_s)))
@@ -161,6 +166,14 @@ class Pricing:
         if unit == "output second":
             return None if self.most_seconds is None or outputs is None else self.most_seconds * outputs
         return {"second": cancel_after_s, "output": outputs, "run": Decimal(1)}.get(unit)
+
+
+def _text(value: Decimal | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _decimal(text: str | None) -> Decimal | None:
+    return None if text is None else Decimal(text)
 
 
 @lru_cache(maxsize=64)
@@ -179,11 +192,13 @@ class Charge:
     usd: Decimal | None
     basis: str | None  # metrics, counted outputs, run, estimate; free, not bought
     line: ChargeLine | None = None
+    is_absurd: bool = False  # it was reckoned, and came to more than a job may say of money: nobody believes that
 
 
 FREE = Charge(Decimal(0), "free")
 NOT_BOUGHT = Charge(Decimal(0), "not bought")
 UNKNOWN = Charge(None, None)
+ABSURD = Charge(None, None, is_absurd=True)
 
 
 def to_units(usd: Decimal) -> int:
@@ -241,8 +256,8 @@ def _charge(price: Price, rate: Rate, used: _Used) -> Charge:
         rate_out = rate.usd if rate.usd_out is None else rate.usd_out
     line = ChargeLine(price.unit, used.quantity, rate.usd, price.id, used.quantity_out, rate_out)
     usd = of_line(line)
-    if to_units(usd) > MOST_UNITS:  # nonsense, which the ledger could not hold: the fact would be lost with it
-        return UNKNOWN
+    if usd > MOST_USD:  # a few of these are more than the ledger can hold: the facts would be lost with them
+        return ABSURD
     return Charge(usd, "estimate" if price.is_estimate else used.basis, line)
 
 

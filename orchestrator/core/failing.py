@@ -48,6 +48,14 @@ class Tally:
     out: int = 0  # rows that are in the air
 
 
+def still_known(tally: Tally) -> tuple[int, int, int]:
+    """What a person knew of, at most as much as stands: failed, refused, and of both those that share. Fewer can share than he
+    knew of, but what they leave may be no more tries than there are, or new ones would be let off for it."""
+    failed, refused = min(tally.known_failed, tally.failed), min(tally.known_refused, tally.refused)
+    tries = tally.failed + tally.refused - tally.shared
+    return failed, refused, max(min(tally.known_shared, tally.shared), failed + refused - tries)
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """From how many failures on a batch of some size stops; None: never for this."""

@@ -332,6 +332,6 @@ def _value(value: Any) -> object:
     """Comparable as JSON is meant: 7 is 7.0, and neither is true."""
     if isinstance(value, bool):
         return ("bool", value)
-    if isinstance(value, int | float):
-        return float(value)
+    if isinstance(value, int | float):  # an integer of others may be more than a float can hold
+        return float(value) if abs(value) < 2**64 else value
     return value if isinstance(value, str) else None

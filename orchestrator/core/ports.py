@@ -294,7 +294,7 @@ class ClaimTerms:
 class Claimable:
     """How many items may be claimed now. `reason` says what holds back the rest: `none due`, `in flight`, `start limit`,
     `in flight: this model`, `not running`, `amended` (the terms are out of date); of the caps on money (`core/caps.py`) `budget`,
-    `budget: job` and so on where nothing is out that could free any, else `budget: waiting for running rows …`; None when
+    `budget: job` and so on where nothing is out that could free enough, else `budget: waiting for running rows …`; None when
     nothing does."""
 
     count: int
@@ -407,6 +407,9 @@ class Ledger(Protocol):
         `estimate_json` the estimate stays as it is. `reserve_units`: a row's worst case from now on, in 10^-12 USD, where it is
         known; attempts of the batch that are alive, or ended at a cost nobody knows, and reserve less, reserve so much then."""
 
+    async def lift_limit(self, batch_pk: int, *, start_limit: int) -> None:
+        """The batch may start all of its rows, if this is still its start limit: a later run may have set another."""
+
     async def set_state(self, batch_pk: int, *, to: BatchState, allowed: frozenset[BatchState], reason: str | None,
                         now: datetime, wakes: Sequence[Wake] = ()) -> bool:
         """Move the batch if it stands in an allowed state, with wakes that follow from it; says whether it moved."""
@@ -417,7 +420,7 @@ class Ledger(Protocol):
         `told` in its documents; says whether it moved."""
 
     async def pause_for_budget(self, batch_pk: int, *, terms: ClaimTerms) -> bool:
-        """Pause the batch if not one more row can be afforded under a cap and nothing is out that could free money of it."""
+        """Pause the batch if not one more row can be afforded under a cap and nothing is out that could free enough of it."""
 
     async def tally(self, batch_pk: int, *, most: int) -> Tally:
         """How the rows fared that were sent to the provider; failures are counted up to `most` beyond the known ones."""

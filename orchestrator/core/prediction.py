@@ -1,6 +1,7 @@
 """The provider's account of one prediction: read alike from wherever it came, and what its failure means. Pure."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -40,6 +41,16 @@ def parse(payload: Mapping[str, Any]) -> Prediction:
         data_removed=payload.get("data_removed") is True,
         webhook=_text(payload, "webhook"),
     )
+
+
+def seconds_of(metrics: Mapping[str, Any]) -> float | None:
+    """Of predict_time; None where that is no number that a float can hold: a fact must not be lost for it."""
+    value = metrics.get("predict_time")
+    try:
+        seconds = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    return seconds if math.isfinite(seconds) else None
 
 
 def _clean(text: str) -> str:

@@ -1,14 +1,15 @@
 """What a row of a job costs and may cost at worst, settled before anything is bought, and what has to be said about it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
 from typing import Any
 
+from orchestrator.core.asked import asked_of
 from orchestrator.core.bounds import longest_output_s, most_outputs
 from orchestrator.core.caps import SETTING, AccountBudget, Cap, Scope, caps_of
-from orchestrator.core.cost import Price, Pricing
+from orchestrator.core.cost import Price, Pricing, usd_text
 from orchestrator.core.errors import BadInput
 from orchestrator.core.inputs import InputPlan, InputSchema
 from orchestrator.core.job import Budget, Job
@@ -46,7 +47,15 @@ def quote(book: Book, job: Job, *, model: Model, plan: InputPlan, on: date, plac
     dearest = None if price is None else price.dearest(known)
     pricing = Pricing(price, most_outputs(model.openapi_schema, known), longest_output_s(schema, known),
                       None if dearest is None else dearest.usd, seller.failed)
+    pricing = replace(pricing, least_usd=_least_usd(job, pricing, model=model, plan=plan, known=known))
     return Quote(model.name, seller, pricing, book.begins(model.name), on, unfit)
+
+
+def _least_usd(job: Job, pricing: Pricing, *, model: Model, plan: InputPlan, known: Mapping[str, Any]) -> Decimal | None:
+    """What every row that succeeds costs at least, as far as price and schema tell."""
+    rate = None if pricing.price is None else pricing.price.cheapest(known)
+    least = asked_of(job, pricing, schema=model.openapi_schema, plan=plan).least
+    return None if rate is None or least is None else rate.usd * least
 
 
 def _unfit(price: Price | None, schema: InputSchema) -> str:
@@ -84,6 +93,11 @@ def kept_caps(job: Job, quoted: Quote, account: AccountBudget) -> tuple[Cap, ...
     if caps and worst_case_usd(job, quoted.pricing) is None:
         raise BadInput(f"budget: what one row of {quoted.model} may cost at worst is not known, so {_named(caps)} cannot be kept"
                        f"{_why(quoted)}.\n{_lines_to_add(job.budget, quoted.pricing)}")
+    per_row_usd, least_usd = job.budget.per_row_usd if job.budget else None, quoted.pricing.least_usd
+    if caps and per_row_usd is not None and least_usd is not None and per_row_usd < least_usd:
+        raise BadInput(f"budget: per_row_usd sets {usd_text(per_row_usd)} aside for a row, and one of {quoted.model} costs at "
+                       f"least {usd_text(least_usd.normalize())} by its price, so {_named(caps)} cannot be kept.\n"
+                       f"{_lines_to_change(job, quoted.pricing, least_usd)}")
     return caps
 
 
@@ -108,10 +122,24 @@ def _why(quoted: Quote) -> str:
     return _MANY if is_short else _WHY.get(price.unit, "")
 
 
+_INSTEAD = "in place of the `budget:` that is there"
+
+
+def _budget_line(budget: Budget | None, per_row_usd: Decimal, note: str) -> str:
+    said = (budget.model_dump(exclude_none=True) if budget else {}) | {"per_row_usd": format(per_row_usd, "f")}
+    return f"budget: {{ {', '.join(f'{name}: {usd}' for name, usd in said.items())} }}   # {note}"
+
+
+def _lines_to_change(job: Job, pricing: Pricing, least_usd: Decimal) -> str:
+    worst = pricing.worst_case_usd(cancel_after_s=job.limits.cancel_after, per_row_usd=None)
+    note = "the least that it can be" if worst is None else "or leave per_row_usd out: as much is reserved then"
+    line = _budget_line(job.budget, (least_usd if worst is None else worst).normalize(), f"{_INSTEAD}; {note}")
+    return f"Write in the job\n{line}"
+
+
 def _lines_to_add(budget: Budget | None, pricing: Pricing) -> str:
-    said = (budget.model_dump(exclude_none=True) if budget else {}) | {"per_row_usd": "0.05"}
-    instead = "0.05 is an example" + ("; in place of the `budget:` that is there" if budget else "")
-    per_row = f"budget: {{ {', '.join(f'{name}: {usd}' for name, usd in said.items())} }}   # {instead}"
+    example = max(Decimal("0.05"), (pricing.least_usd or Decimal(0)).normalize())
+    per_row = _budget_line(budget, example, f"{example:f} is an example" + (f"; {_INSTEAD}" if budget else ""))
     deadline = "limits: { cancel_after: 5m }"
     if pricing.price is None:
         return (f"Add to the job either\n{per_row}\nor, where the price is per second,\n"

@@ -301,6 +301,7 @@ class Change(NamedTuple):
     deaths: int | None = None  # new value, where it changes
     charge_line: ChargeLine | None = None  # what the charge was reckoned from, where there was a price
     alarm: str | None = None  # why the batch is to be paused: more was charged than reserved, under a cap
+    is_absurd: bool = False  # its charge is unknown, as by its price it came to what nobody believes
 
     @property
     def releases(self) -> bool:

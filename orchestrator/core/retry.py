@@ -87,14 +87,16 @@ def _change(standing: Standing, fact: Fact, move: Move | None, *, policy: Policy
     wait_s = _wait_s(fact.event, failures=failures, first_s=policy.retry_first_s, jitter=jitter)
     cost = _charge(standing, fact, policy)
     units = None if cost is None or cost.usd is None else to_units(cost.usd)
+    is_absurd = cost is not None and cost.is_absurd
     return Change(
         standing, fact.event, move.attempt_to, move.item_to or standing.item_state, fact.at,
         due_at=None if wait_s is None else fact.at + timedelta(seconds=wait_s), failures=failures,
         error=fact.error, error_class=fact.error_class, prediction=fact.prediction,
         charge_units=units, charge_basis=None if cost is None else cost.basis, final_charge=cost is not None, via=fact.via,
         bound_by=fact.bound_by, deaths=deaths_after(standing, fact),
-        charge_line=None if cost is None else cost.line,
-        alarm=alarm(standing.row, charge_units=units or 0, reserved_units=standing.reserved_units) if policy.is_capped else None)
+        charge_line=None if cost is None else cost.line, is_absurd=is_absurd,
+        alarm=alarm(standing.row, charge_units=units or 0, reserved_units=standing.reserved_units,
+                    is_absurd=is_absurd) if policy.is_capped else None)
 
 
 STRONG = frozenset({"post", "url"})

@@ -41,7 +41,8 @@ async def resume(rooms: Rooms, batch: Batch) -> bool:
                        f"work for it, `orchestrator cancel {batch.id}` goes on with it")
     is_held = batch.state is BatchState.PAUSED and batch.reason == START_LIMIT
     if batch.start_limit is not None and (is_held or batch.state in _CANCELED):
-        await _lift_limit(rooms, batch)  # first: with the limit the report would pause it again
+        # First: with the limit the report would pause it again. Nothing else of it is as it was read, should it be run meanwhile.
+        await rooms.ledger.lift_limit(batch.pk, start_limit=batch.start_limit)
     if batch.state is BatchState.PAUSED or batch.state in _CANCELED:
         await rooms.ledger.know_failures(batch.pk)  # first, likewise
     return await go_on(rooms, batch)
@@ -63,12 +64,6 @@ async def _set(rooms: Rooms, batch: Batch, to: BatchState, *, allowed: frozenset
 
 async def _set_going(rooms: Rooms, batch: Batch, *, allowed: frozenset[BatchState]) -> bool:
     return await _set(rooms, batch, BatchState.RUNNING, allowed=allowed, wakes=_all_wakes(rooms, batch))
-
-
-async def _lift_limit(rooms: Rooms, batch: Batch) -> None:
-    """Nothing else of the batch is amended."""
-    await rooms.ledger.amend(batch.pk, in_flight=batch.in_flight, max_attempts=batch.max_attempts, cap_units=batch.cap_units,
-                             price_json=batch.price_json, start_limit=None, job_json=batch.job_json)
 
 
 async def cancel(rooms: Rooms, batch: Batch) -> None:

@@ -11,7 +11,7 @@ from orchestrator.core.caps import AccountBudget, caps_of
 from orchestrator.core.cost import Pricing
 from orchestrator.core.errors import Unreachable
 from orchestrator.core.inputs import shape_of
-from orchestrator.core.job import Job
+from orchestrator.core.job import MOST_USD, Job
 from orchestrator.core.lifecycle import ItemState
 from orchestrator.core.ports import Decide, Rooms
 from orchestrator.core.records import Change, Delivery, Fact, Prediction, Receipt, Rules, Standing, Wake
@@ -75,9 +75,13 @@ def _policy(rules: Rules, retry_first_s: float, account: AccountBudget) -> Polic
     )
 
 
-def _warn(changes: Iterable[Change]) -> None:
-    """Of what cost more than was reserved for it; one row of each batch will do."""
-    alarms = {change.standing.rules.batch_id: change.alarm for change in reversed(list(changes)) if change.alarm is not None}
+def _warn(changes: Sequence[Change]) -> None:
+    """Of what cost more than was reserved for it, or than anybody believes; one row of each batch will do."""
+    absurd = {change.standing.rules.batch_id: change.standing.row for change in changes if change.is_absurd}
+    for batch_id, row in absurd.items():
+        log.warning("batch %s: by its price row %d cost more than $%s, which nobody believes: its cost is unknown; correct the "
+                    "price or look at what the model tells", batch_id, row, f"{MOST_USD:,}")
+    alarms = {change.standing.rules.batch_id: change.alarm for change in reversed(changes) if change.alarm is not None}
     for batch_id, alarm in alarms.items():
         log.warning("batch %s buys nothing more: %s", batch_id, alarm)
 

@@ -139,6 +139,12 @@ async def test_every_cap_that_is_too_low(folder: Path):
                     "be enough for all rows: they are expected to cost $0.03"]
 
 
+async def test_less_set_aside_than_a_row_costs(folder: Path):
+    """`plan` refuses it as `run` does, with both figures."""
+    with pytest.raises(BadInput, match=r"sets \$0\.002 aside for a row, and one of .* costs at least \$0\.003 by its price"):
+        await planning.plan(job(folder, PRICED + "budget: { usd: 9, per_row_usd: 0.002 }\n"))
+
+
 async def test_under_a_deadline(folder: Path, past: Any):
     """The worst case is finite; a deadline that would have ended many rows is said, and that few in flight make it slower."""
     options = job(folder, BY_SECOND + "limits: { cancel_after: 5s, in_flight: 2 }\nbudget: { usd: 2.00 }\n", rows=100)

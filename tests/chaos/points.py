@@ -91,7 +91,7 @@ CONTROL = [
         ledger.cancel_pending:after predictions.cancel:before predictions.cancel:after predictions.cancel:after:3
         ledger.move(canceled):before ledger.move(canceled):after ledger.schedule(sweep):before"""),
     *_cases("resume", "command", """
-        ledger.amend:after ledger.set_state(paused):before ledger.set_state(paused):after sql.reopen_canceled:within
+        ledger.lift_limit:after ledger.set_state(paused):before ledger.set_state(paused):after sql.reopen_canceled:within
         ledger.reopen_canceled:after sql.steer:within:2 ledger.set_state(running):after"""),
     *_cases("retry", "command", """
         sql.rejoin:within ledger.rejoin:after sql.reopen_failed:within

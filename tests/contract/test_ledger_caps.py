@@ -13,7 +13,7 @@ from orchestrator.core.caps import Cap, Scope
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.ports import ClaimTerms
 from orchestrator.core.records import Batch, Claim
-from orchestrator.gateways.ledger import Database
+from orchestrator.gateways.ledger import Database, money
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 NEXT_DAY = NOW + timedelta(days=1)
@@ -162,9 +162,55 @@ async def test_what_is_out_elsewhere_frees_nothing(acts: Any) -> None:
     batch, other = await acts.loaded(4, "one"), await acts.loaded(4, "two", job="portraits")
     await acts.claim(other, 1, prefix="o", reserve_units=DOLLAR)
     await end(acts, await bought(acts, batch, 1, under(acts), prefix="a"))
-    for scope, reason in ((Scope.JOB, "budget: job"), (Scope.JOB_DAY, "budget: job and day"),
-                          (Scope.ACCOUNT, "budget: waiting for running rows of this account")):
-        assert (await acts.ledger.claimable(batch.pk, count=1, terms=under(acts, Cap(scope, DOLLAR)))).reason == reason
+    for scope, dollars, reason in ((Scope.JOB, 1, "budget: job"), (Scope.JOB_DAY, 1, "budget: job and day"),
+                                   (Scope.ACCOUNT, 1, "budget: account"),
+                                   (Scope.ACCOUNT, 2, "budget: waiting for running rows of this account")):
+        room = await acts.ledger.claimable(batch.pk, count=1, terms=under(acts, Cap(scope, dollars * DOLLAR)))
+        assert room.reason == reason
+
+
+@pytest.mark.parametrize("scope", [Scope.BATCH, Scope.JOB, Scope.ACCOUNT, Scope.ACCOUNT_DAY])
+@pytest.mark.parametrize("cents", [0, 1])
+async def test_what_is_out_may_free_too_little(acts: Any, scope: Scope, cents: int) -> None:
+    """Rows that reserve nothing, or a cent, go out and end for ever: a dearer row that no cap could bear even if all of them cost
+    nothing is no reason to wait, and the batch is paused, with what is out told apart from what is held."""
+    other = await acts.loaded(40, "other", cap_units=3 * DOLLAR)
+    dear = other if scope is Scope.BATCH else await acts.loaded(4, "dear")
+    caps = () if scope is Scope.BATCH else (Cap(scope, 3 * DOLLAR),)
+    await bought(acts, other, 10, under(acts, *caps, reserve_units=cents * DOLLAR // 100), prefix="c")
+    for dollars, waits in ((3, cents > 0), (5, False)):
+        terms = under(acts, *caps, reserve_units=dollars * DOLLAR)
+        room = await acts.ledger.claimable(dear.pk, count=1, terms=terms)
+        assert (room.count, (room.reason or "").startswith("budget: waiting")) == (int(dollars == 3 and not cents), waits)
+    assert await acts.ledger.pause_for_budget(dear.pk, terms=terms)
+    out = " and $0.10 are reserved for rows that are out" if cents else ""
+    assert f"{out}, and the next row may need up to $5.00" in ((await acts.again(dear)).reason or "")
+
+
+async def test_what_is_out_is_looked_for_by_its_index(acts: Any, database: Database) -> None:
+    """Of twenty thousand attempts those that are alive are read, whatever the scope of the cap."""
+    batch = await acts.loaded(4, cap_units=DOLLAR)
+    await acts.claim(batch, 2, reserve_units=DOLLAR)
+    caps = [Cap(scope, DOLLAR) for scope in Scope]
+    dead = ("INSERT INTO attempts (id, item_pk, batch_pk, account, n, state, owner, lease_until, target_key, input_hash, "
+            "created_at, post_by_at, answered_at, reserved_units, charge_units) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL "
+            "SELECT i + 1 FROM n WHERE i < 20000) SELECT 'x' || i, 1, batch_pk, account, i, 'succeeded', owner, lease_until, "
+            "target_key, input_hash, created_at, post_by_at, created_at, 0, 0 FROM n, attempts WHERE id = 'a0'")
+
+    async def plans(connection: Any) -> list[str]:
+        explain = "EXPLAIN" if connection.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
+        row = (await connection.execute(text("SELECT * FROM batches"))).one()
+        asking = [money._sums(row, caps[1:], now=NOW, asks_out=True), *(money._out(row, cap, now=NOW) for cap in caps)]
+        written = [query.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True}) for query in asking]
+        return [str((await connection.execute(text(f"{explain} {query}"))).all()) for query in written]
+
+    async def insert(connection: Any) -> None:
+        await connection.execute(text(dead))
+
+    await database.write(insert)
+    for told in await database.read(plans):
+        assert "ix_attempts_alive" in told and "ix_attempts_answered" not in told, told
+        assert "SCAN attempts" not in told and "Seq Scan on attempts" not in told, told
 
 
 async def test_the_cap_that_outlasts_the_day_is_told(acts: Any) -> None:
@@ -227,6 +273,46 @@ async def test_a_charge_above_its_reservation(acts: Any) -> None:
     await acts.ledger.set_state(batch.pk, to=BatchState.RUNNING, allowed=frozenset(BatchState), reason=None, now=NOW)
     await end(acts, await bought(acts, batch, 1, under(acts), prefix="c"), seconds=3)
     assert "row 3 cost $1.50" in ((await acts.again(batch)).reason or "")
+
+
+async def test_an_alarm_of_a_batch_that_is_paused_already(acts: Any) -> None:
+    """Whoever resumes it reads why he should not: it takes the place of another reason, but not of the alarm before it. A batch
+    that is being canceled stays so."""
+    batch = await acts.loaded(8, cap_units=100 * DOLLAR)
+    acts.policy = replace(acts.policy, is_capped=True)
+    claims = await bought(acts, batch, 3, under(acts), prefix="a")
+
+    async def state(to: BatchState, reason: str) -> None:
+        await acts.ledger.set_state(batch.pk, to=to, allowed=frozenset(BatchState), reason=reason, now=NOW)
+
+    await state(BatchState.PAUSED, "paused by an operator")
+    for claim in claims[:2]:
+        await end(acts, [claim], seconds=3)
+        now = await acts.again(batch)
+        assert now.state is BatchState.PAUSED and now.reason.startswith("budget: row 0 cost $1.50, and only $1.00 were reserved")
+    await state(BatchState.CANCELING, "canceled by an operator")
+    await end(acts, claims[2:], seconds=3)
+    assert (await acts.again(batch)).state is BatchState.CANCELING
+
+
+@pytest.mark.parametrize("is_capped,state", [(False, BatchState.RUNNING), (True, BatchState.PAUSED)])
+async def test_charges_that_nobody_believes(acts: Any, database: Database, is_capped: bool, state: BatchState) -> None:
+    """Seconds in the wrong unit, or more than a float can hold: each fact is recorded, its cost unknown and still reserved, the
+    sums hold; and under a cap it pauses the batch."""
+    batch = await acts.loaded(8)
+    acts.policy = replace(acts.policy, is_capped=is_capped)
+    claims = await bought(acts, batch, 4, under(acts), prefix="a")
+    seconds = {"a0": 1e7, "a1": 1e308, "a2": 10**400, "a3": 2.0}
+    done = [acts.ended(f"p-{claim.attempt_id}", attempt_id=claim.attempt_id) for claim in claims]
+    facts = [fact._replace(prediction=fact.prediction._replace(metrics={"predict_time": seconds[fact.attempt_id]}))
+             for fact in done]
+    changes = [change for fact in facts[:2] for change in await acts.tell(fact)] + await acts.tell(*facts[2:])
+    assert [change.is_absurd for change in changes] == [True, True, True, False]
+    now = await acts.again(batch)
+    assert (now.state, now.spent_units, now.reserved_units) == (state, DOLLAR, 3 * DOLLAR)
+    assert ("row 0 cost more than $1,000,000.00, and only $1.00 were reserved" in (now.reason or "")) is is_capped
+    assert await asked(database, "SELECT state, charge_units, seconds FROM attempts ORDER BY id") == [
+        ("succeeded", None, 1e7), ("succeeded", None, 1e308), ("succeeded", None, None), ("succeeded", DOLLAR, 2.0)]
 
 
 @pytest.mark.parametrize("is_capped,reserve_units", [(False, DOLLAR), (True, 0)])

@@ -1,6 +1,7 @@
 """How the rows of a batch fared, as both engines count it, and the pause that is decided under the batch's lock."""
 
 import asyncio
+from datetime import timedelta
 
 from orchestrator.core.failing import Cause, Tally
 from orchestrator.core.lifecycle import BatchState, Event
@@ -54,6 +55,42 @@ async def test_what_a_person_knows_of(acts: Acts):
     await acts.ledger.reopen_failed(batch.pk, classes=frozenset())
     await acts.ledger.know_failures(batch.pk)
     assert await acts.ledger.tally(batch.pk, most=1) == Tally(0, 0, 1, known_refused=1)
+
+
+async def test_what_is_no_failure_any_more_is_not_known(acts: Acts):
+    """Rows that are bought again as they expired, and one that turns up after it was given up: known is at most what stands, and
+    each new failure counts."""
+    batch = await acts.loaded(8)
+    await acts.claim(batch, 5)
+    await acts.tell(*(acts.ended(f"p{n}", attempt_id=f"a{n}") for n in range(3)))
+    await acts.tell(*(acts.said(Event.UNCOLLECTABLE, f"a{n}", error="404", error_class="expired") for n in range(3)))
+    await acts.tell(acts.said(Event.ANSWER_LOST, "a3"), acts.said(Event.GIVEN_UP, "a3", error_class="unsure"))
+    await acts.tell(acts.said(Event.REFUSED, "a4", error="no such ratio", error_class="invalid_input"))
+    await acts.ledger.know_failures(batch.pk)
+    assert await acts.ledger.tally(batch.pk, most=9) == Tally(0, 4, 1, known_failed=4, known_refused=1)
+    assert await acts.ledger.reopen_expired(batch.pk) == 3
+    assert await acts.ledger.tally(batch.pk, most=9) == Tally(0, 1, 1, known_failed=1, known_refused=1)
+    await acts.tell(acts.answered("a3", "p3")._replace(bound_by="url"))
+    assert await acts.ledger.tally(batch.pk, most=9) == Tally(0, 0, 1, known_refused=1)
+    await acts.claim(batch, 2, prefix="b", now=NOW + timedelta(minutes=1))
+    await failed(acts, 2, prefix="b")
+    assert await acts.ledger.tally(batch.pk, most=9) == Tally(0, 2, 1, known_refused=1)
+
+
+async def test_twins_of_what_is_no_failure_any_more(acts: Acts):
+    """They leave with the row that is bought for them: of what stands and was known not one try is new."""
+    batch, _ = await acts.ledger.open_batch(acts.new("twins", job_json='{"retry": {}}'))
+    texts = "aaab"
+    await acts.ledger.add_chunk(batch.pk, NewChunk(0, [
+        NewItem(n, f"r{n}", f'{{"text":"{letter}"}}', f"hash-{letter}", shares=True) for n, letter in enumerate(texts)], b"blob"))
+    await acts.ledger.seal(batch.pk, total=4, source_schema_json="{}", now=NOW)
+    await acts.claim(batch, 2)
+    await acts.tell(acts.ended("p0", attempt_id="a0"), acts.ended("p1", "failed", attempt_id="a1", output=None, error="broken"))
+    await acts.tell(acts.said(Event.UNCOLLECTABLE, "a0", error="404", error_class="expired"))
+    await acts.ledger.know_failures(batch.pk)
+    assert await acts.ledger.tally(batch.pk, most=9) == Tally(0, 4, 0, known_failed=4, shared=2, known_shared=2)
+    assert await acts.ledger.reopen_expired(batch.pk) == 1
+    assert await acts.ledger.tally(batch.pk, most=9) == Tally(0, 1, 0, known_failed=1)
 
 
 async def test_the_pause_is_decided_once_and_under_the_lock(acts: Acts):

@@ -1,6 +1,7 @@
 """A batch is opened once, filled in whole chunks, and only then runs."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -101,6 +102,15 @@ async def test_amended(acts: Any) -> None:
                             job_json='{"x":1}')
     now = await acts.again(batch)
     assert (now.in_flight, now.max_attempts, now.cap_units, now.start_limit, now.job_json) == (5, 9, None, 1, '{"x":1}')
+
+
+async def test_a_start_limit_is_lifted(acts: Any) -> None:
+    """Only the one that was read, and nothing else of the batch is touched."""
+    batch = await acts.loaded(4, cap_units=7, start_limit=2)
+    await acts.ledger.lift_limit(batch.pk, start_limit=3)
+    assert await acts.again(batch) == batch
+    await acts.ledger.lift_limit(batch.pk, start_limit=2)
+    assert await acts.again(batch) == replace(batch, start_limit=None)
 
 
 @pytest.mark.parametrize("end", [BatchState.FINISHED, BatchState.CANCELED])

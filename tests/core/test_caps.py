@@ -18,6 +18,7 @@ from orchestrator.core.caps import (
     caps_of,
     day_of,
     held_text,
+    is_alarm,
     is_budget,
     is_spent,
     shared,
@@ -35,7 +36,7 @@ def job(**budget: Any) -> Job:
 
 
 def bound(scope: Scope, cap: int, *, spent: int = 0, reserved: int = 0, waits: bool = False) -> Bound:
-    return Bound(Cap(scope, cap * CENT), spent * CENT, reserved * CENT, waits)
+    return Bound(Cap(scope, cap * CENT), spent * CENT, reserved * CENT, waits=waits)
 
 
 def test_every_cap_there_is():
@@ -60,6 +61,15 @@ def test_what_a_cap_leaves(cap: int, spent: int, reserved: int, row: int, count:
 def test_nothing_without_a_worst_case():
     """Where nobody knows what a row may cost, no cap lets one be bought."""
     assert bound(Scope.BATCH, 100).affordable(count=3, reserve_units=None) == 0
+
+
+@pytest.mark.parametrize("spent,reserved,out,row,waits", [
+    (1, 2, 2, 2, True), (1, 2, 2, 3, False), (0, 3, 1, 2, False), (0, 3, 0, 1, False), (4, 2, 3, 0, True), (4, 2, 4, 1, True),
+    (4, 2, 2, 1, False), (4, 0, 0, 0, False), (0, 0, 0, 1, False), (0, 2, 2, None, False)])
+def test_what_may_be_freed(spent: int, reserved: int, out: int, row: int | None, waits: bool) -> None:
+    """A cap of three waits for rows that are out only where the next row would fit if all of them cost nothing."""
+    stands = bound(Scope.ACCOUNT, 3, spent=spent, reserved=reserved)
+    assert stands.beside(out * CENT, reserve_units=None if row is None else row * CENT).waits is waits
 
 
 @pytest.mark.parametrize("scope", list(Scope))
@@ -99,6 +109,9 @@ def test_what_is_held_is_told():
     """Money that is neither spent nor free; and of a day's cap that bears not even one row, that no day lifts it."""
     held = stopped(bound(Scope.BATCH, 100, spent=10, reserved=90), reserve_units=5 * CENT, day=DAY)
     assert "$0.10 of $1.00 are spent and $0.90 are held for rows whose cost is not known, and the next row" in held
+    out = bound(Scope.BATCH, 100, spent=10, reserved=90).beside(60 * CENT, reserve_units=80 * CENT)
+    assert ("$0.10 of $1.00 are spent and $0.60 are reserved for rows that are out and $0.30 are held for rows whose cost is not "
+            "known, and the next row") in stopped(out, reserve_units=80 * CENT, day=DAY)
     never = stopped(bound(Scope.JOB_DAY, 4), reserve_units=5 * CENT, day=DAY)
     assert "00:00" not in never and never.endswith("raise budget.job_per_day_usd in the job and run it again")
     assert [held_text(90 * CENT, is_out=is_out) for is_out in (True, False)] == [
@@ -114,6 +127,14 @@ def test_an_alarm(charge: int, reserved: int, is_one: bool):
     if said:
         for words in ("budget: row 17 cost $0.06", "$0.05 were reserved", "per_row_usd", "the price", "the model", "run it"):
             assert words in said
+
+
+def test_an_alarm_of_what_nobody_believes():
+    """Its charge is unknown, and the cap may not hold all the same."""
+    said = alarm(17, charge_units=0, reserved_units=5 * CENT, is_absurd=True)
+    assert said is not None and "row 17 cost more than $1,000,000.00, and only $0.05 were reserved for it" in said
+    assert is_alarm(said) and not is_alarm(stopped(bound(Scope.BATCH, 1), reserve_units=CENT, day=DAY)) and not is_alarm(None)
+    assert alarm(17, charge_units=0, reserved_units=0, is_absurd=True) is None
 
 
 def test_a_day_is_utc():

@@ -1,6 +1,7 @@
 """Charges and worst cases: to the last digit where they can be known, None where they cannot."""
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -10,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.cost import (
+    ABSURD,
     FREE,
-    MOST_UNITS,
     UNKNOWN,
     Price,
     Pricing,
@@ -32,6 +33,7 @@ FILM = Price("film@2026-01-01", "output second", Decimal("0.10"), failed="unknow
     Tier((("resolution", ("1080p",)), ("sound", ("true",))), Rate(Decimal("0.50"))),
     Tier((("resolution", ("1080p",)),), Rate(Decimal("0.30"))),
     Tier((("resolution", ("480p", "360p")),), Rate(Decimal("0.05")))), defaults=(("resolution", "720p"), ("sound", "false")))
+RUN_S = Price("tick@2026-01-01", "second", Decimal("0.5"))
 RUN = Price("coin@2026-01-01", "run", Decimal("0.0001"), failed="unknown")
 
 
@@ -129,11 +131,17 @@ def test_failed_runs_without_a_price():
 @pytest.mark.parametrize("price", [L40S, LLAMA, FILM])
 @pytest.mark.parametrize("metrics", [
     {}, {"predict_time": None}, {"predict_time": "3"}, {"predict_time": True, "token_input_count": True},
-    {"predict_time": -1.0, "video_output_duration_seconds": -1}, {"predict_time": 1e300, "input_token_count": 10**300,
-     "output_token_count": 1, "video_output_duration_seconds": 1e300}])
+    {"predict_time": -1.0, "video_output_duration_seconds": -1}])
 def test_missing_metrics_are_unknown_never_zero(price: Price, metrics: dict[str, Any]):
-    """Without a metric that can be one, a charge is None; nonsense that the ledger cannot hold is none either."""
+    """Without a metric that can be one, a charge is None."""
     assert charge(prediction(**metrics), price=price, outputs=1, given={}) == UNKNOWN
+
+
+@pytest.mark.parametrize("price", [L40S, LLAMA, FILM])
+def test_metrics_that_nobody_believes(price: Price):
+    """Of every kind."""
+    told = prediction(predict_time=1e300, input_token_count=10**300, output_token_count=1, video_output_duration_seconds=1e300)
+    assert charge(told, price=price, outputs=1, given={}) == ABSURD
 
 
 def test_an_estimate_is_called_one():
@@ -157,7 +165,7 @@ def test_units_and_usd_are_inverse(units: int):
     assert to_units(to_usd(units)) == units
 
 
-RATES = st.decimals(min_value=0, max_value=90, places=9)  # times the seconds below what the ledger can hold
+RATES = st.decimals(min_value=0, max_value=10, places=9)  # times the seconds no more than anybody believes
 SECONDS = st.floats(min_value=0, max_value=100_000, allow_nan=False).map(lambda x: round(x, 6))
 
 
@@ -189,11 +197,18 @@ def test_finer_than_a_unit_rounds_up():
     assert to_units(Decimal("0.0000000000001")) == 1
 
 
-def test_the_ledger_can_hold_every_charge():
-    """The dearest charge that is known fits the column, the next one is unknown."""
-    most = Price("x", "run", to_usd(MOST_UNITS))
-    assert charge(prediction(), price=most, outputs=0).usd == to_usd(MOST_UNITS)
-    assert charge(prediction(), price=Price("x", "run", to_usd(MOST_UNITS + 1)), outputs=0) == UNKNOWN
+@pytest.mark.parametrize("seconds", [2_000_001, 1e308, 10**400])
+def test_a_charge_that_nobody_believes(seconds: float):
+    """More than a job may say of money is unknown, and is said to be that: the ledger could not hold a few of them."""
+    half = Price("x", "second", Decimal("0.5"))
+    assert charge(prediction(predict_time=2_000_000), price=half, outputs=0).usd == 1_000_000
+    assert charge(prediction(predict_time=seconds), price=half, outputs=0) == ABSURD
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan"), -1, True, "2", None])
+def test_what_is_no_number_of_seconds(seconds: Any):
+    """It is not told: unknown, and nothing to be said of it."""
+    assert charge(prediction(predict_time=seconds), price=RUN_S, outputs=0) == UNKNOWN
 
 
 def worst(price: Price | None, *, outputs: int | None = 1, seconds: str | None = None, cancel_after_s: float | None = None,
@@ -227,14 +242,33 @@ def test_the_dearest_tier_that_is_possible(known: dict[str, Any], usd: str):
     assert worst(FILM, seconds="1", known=known) == Decimal(usd)
 
 
+@pytest.mark.parametrize("known,usd", [
+    ({}, "0.05"), ({"resolution": "1080p"}, "0.30"), ({"resolution": "1080p", "sound": True}, "0.50"),
+    ({"resolution": "4k"}, "0.10")])
+def test_the_cheapest_tier_that_is_possible(known: dict[str, Any], usd: str):
+    """Likewise, of the rates that are known."""
+    cheapest, tiers_only = FILM.cheapest(known), replace(FILM, usd=None)
+    assert cheapest is not None and cheapest.usd == Decimal(usd)
+    assert tiers_only.cheapest({"resolution": "4k"}) is None
+    assert tiers_only.cheapest({}) == Rate(Decimal("0.05"))
+
+
+def test_no_less_is_reserved_than_a_row_is_known_to_cost():
+    """`per_row_usd` cannot lower it: a batch loaded without a cap may meet one later."""
+    pricing = Pricing(RUN, 1, None, Decimal("0.003"), least_usd=Decimal("0.003"))
+    assert Pricing.from_json(pricing.to_json()) == pricing
+    for per_row, worst_usd in (("0.002", "0.003"), ("0.004", "0.004")):
+        assert pricing.worst_case_usd(cancel_after_s=None, per_row_usd=Decimal(per_row)) == Decimal(worst_usd)
+
+
 @given(st.fixed_dictionaries({}, optional={"resolution": st.sampled_from(["360p", "480p", "720p", "1080p", "4k"]),
                                            "sound": st.booleans()}), st.sets(st.sampled_from(["resolution", "sound"])))
 def test_no_row_costs_more_than_its_worst_case(row: dict[str, Any], fed: set[str]):
-    """Whatever a column may feed, the rate of a row is never above the dearest that was reserved."""
+    """Whatever a column may feed, the rate of a row is never above the dearest that was reserved, nor below the cheapest."""
     full = dict(FILM.defaults) | row
     known = {name: value for name, value in full.items() if name not in fed}
-    rate, dearest = FILM.rate_of(row), FILM.dearest(known)
-    assert rate is not None and dearest is not None and rate.usd <= dearest.usd
+    rate, cheapest, dearest = FILM.rate_of(row), FILM.cheapest(known), FILM.dearest(known)
+    assert rate is not None and cheapest is not None and dearest is not None and cheapest.usd <= rate.usd <= dearest.usd
 
 
 @pytest.mark.parametrize("value,text", [(True, "true"), (8, "8"), (8.0, "8"), (2.5, "2.5"), ("8", "8"), ("True", "True")])

@@ -1,10 +1,13 @@
 """When failures stop a batch: the rule, without a ledger."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from orchestrator.core.failing import FAILING, Bounds, Cause, Tally, bounds, reason, verdict
+from orchestrator.core.failing import FAILING, Bounds, Cause, Tally, bounds, reason, still_known, verdict
 from orchestrator.core.job import Retry
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.records import Batch, Target
@@ -61,6 +64,23 @@ def test_not_one_has_succeeded(tally: Tally, stops: bool):
 def test_more_than_is_tolerated(tally: Tally, stops: bool):
     """A share needs a sample, refused inputs do not stop the others, and what is known counts no more."""
     assert (verdict(tally, SHARE) is not None) is stops
+
+
+THREE = st.tuples(*(st.integers(0, 6),) * 3)
+
+
+@given(THREE, THREE)
+def test_what_stands_no_more_is_no_leave_for_others(stands: tuple[int, int, int], knew: tuple[int, int, int]):
+    """However rows came and went, and with whatever twins: the next failure counts, and what stands alone stops nothing."""
+    (failed, refused, shared), (known_failed, known_refused, known_shared) = stands, knew
+    tally = Tally(0, failed, refused, known_failed, known_refused, min(shared, failed + refused),
+                  min(known_shared, known_failed + known_refused))
+    now = replace(tally, **dict(zip(("known_failed", "known_refused", "known_shared"), still_known(tally), strict=True)))
+    assert all(a <= b for a, b in ((now.known_failed, failed), (now.known_refused, refused), (now.known_shared, now.shared)))
+    after = replace(now, failed=failed + 1)
+    assert verdict(after, Bounds(1, None, 0)) is not None and verdict(after, Bounds(None, 1, 0)) is not None
+    if tally.known_failed >= failed and tally.known_refused >= refused:
+        assert verdict(now, Bounds(1, 1, 0)) is None
 
 
 def test_a_count_needs_no_sample():

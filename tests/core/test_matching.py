@@ -272,3 +272,9 @@ def test_doubts_are_what_a_get_could_clear_up():
     assert [p.id for p in doubts([attempt()], listing, tempo=TEMPO)] == ["p1", "removed", "p3"]
     assert [p.id for p in doubts([gone()], listing, tempo=TEMPO)] == ["p1", "removed", "p3"]
     assert doubts([attempt(state="open")], listing, tempo=TEMPO) == []
+
+
+def test_an_input_of_others_that_no_float_can_hold():
+    """It is a difference like any other, and ends no look at the list."""
+    other = seen("p1")._replace(input={"prompt": 10**400})
+    assert judge([attempt()], [other, late_canary()], owned={"canary"}, after_s=500).absent_once == ["a1"]

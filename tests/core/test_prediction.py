@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core.prediction import LOGS_TAIL_BYTES, TERMINAL, classify, parse
+from orchestrator.core.prediction import LOGS_TAIL_BYTES, TERMINAL, classify, parse, seconds_of
 from orchestrator.core.records import Prediction
 
 ID = "hdwst0bb05rgp0cf0p29mzk2am"
@@ -91,6 +91,13 @@ def test_texts_are_fit_for_a_database() -> None:
     """NUL and lone surrogates, legal in JSON, are replaced."""
     got = read(logs="a\0b", error=json.loads('"\\ud800x"'))
     assert (got.logs_tail, got.error) == ("a\N{REPLACEMENT CHARACTER}b", "?x")
+
+
+@pytest.mark.parametrize(("told", "seconds"), [
+    (2, 2.0), (1.5, 1.5), (10**400, None), (float("inf"), None), (float("nan"), None), (True, None), ("2", None), (None, None)])
+def test_seconds(told: Any, seconds: float | None) -> None:
+    """What no float can hold is not told."""
+    assert seconds_of({"predict_time": told}) == seconds
 
 
 def test_removed_data_is_said() -> None:

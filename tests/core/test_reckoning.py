@@ -48,7 +48,7 @@ def files(output: Any) -> int:
     return len(output)
 
 
-AMOUNT = st.decimals(0, 1000, places=9, allow_nan=False)
+AMOUNT = st.decimals(0, 700, places=9, allow_nan=False)
 
 
 @given(AMOUNT, AMOUNT, st.none() | AMOUNT, st.none() | AMOUNT, st.integers(-5, 5))

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from orchestrator import wiring
+from orchestrator.core.caps import AccountBudget
 from orchestrator.core.errors import BadInput
 from orchestrator.core.pricebook import read_book
 from orchestrator.core.prices import Book
@@ -310,6 +311,44 @@ async def test_under_a_cap_the_lines_to_add(market: Stage, model: str, more: str
         taken = await prepared(market, model, rows, more=("" if "price:" in added else more) + budget + added + "\n",
                                book=Book(BOOK.layers[1:]))
         assert taken.cap_units == 1_500_000_000_000
+
+
+@pytest.mark.parametrize("model,row,more,least,worst", [
+    ("simulator/echo", {}, "price: { per_run_usd: 0.003 }\n", "0.003", "0.003"),
+    ("black-forest-labs/flux-schnell", {"num_outputs": 4}, "", "0.003", "0.012"),  # a column: one at least, four at most
+    ("simulator/portrait", {"num_outputs": 2, "quality": "high"}, "", "0.011", "0.668"),  # the cheapest tier, and the dearest
+    ("simulator/film", {"resolution": "480p"}, "", "0.25", "0.75"),
+])
+async def test_less_set_aside_than_a_row_costs(market: Stage, model: str, row: dict[str, Any], more: str, least: str, worst: str):
+    """Under any cap it is refused with both figures, and the line that is named is enough; at the least, and without a cap, it
+    is taken."""
+    rows = [{"prompt": "a"} | row]
+
+    async def asked(budget: str) -> Prepared:
+        return await prepared(market, model, rows, more=f"{more}budget: {budget}\n")
+
+    with pytest.raises(BadInput) as caught:
+        await asked("{ job_usd: 9, per_row_usd: 0.0001 }")
+    said, _, change = str(caught.value).partition("\nWrite in the job\nbudget: ")
+    assert said == (f"budget: per_row_usd sets $0.0001 aside for a row, and one of {model} costs at least ${least} by its price, "
+                    "so a cap cannot be kept.")
+    assert change == (f"{{ job_usd: 9, per_row_usd: {worst} }}   # in place of the `budget:` that is there; or leave per_row_usd "
+                      "out: as much is reserved then")
+    for budget in (change.partition("   #")[0], f"{{ job_usd: 9, per_row_usd: {least} }}", "{ per_row_usd: 0.0001 }"):
+        assert (await asked(budget)).pricing.least_usd == Decimal(least)
+    market.rooms = replace(market.rooms, budget=AccountBudget(account_usd=Decimal(9)))
+    with pytest.raises(BadInput, match=r"so a cap \(account_usd under \[budget\] in the settings\) cannot be kept"):
+        await asked("{ per_row_usd: 0.0001 }")
+
+
+@pytest.mark.parametrize("model,price", [
+    ("simulator/shapes", "per_output_usd: 0.01"), ("stability-ai/sdxl", "hardware: gpu-l40s"),
+    ("simulator/echo", "per_input_token_usd: 0.001")])
+async def test_what_is_not_known_is_no_least(market: Stage, model: str, price: str):
+    """Seconds, tokens, and lists without a bound: a job says what it will bear, and the first row that is dearer stops it."""
+    rows = [{"prompt": "a"} | ({"shape": "list"} if model == "simulator/shapes" else {})]
+    found = await prepared(market, model, rows, more=f"price: {{ {price} }}\nbudget: {{ usd: 9, per_row_usd: 0.0001 }}\n")
+    assert not found.pricing.least_usd
 
 
 async def test_deployments_say_that_they_have_no_price(market: Stage):

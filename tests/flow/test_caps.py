@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -16,10 +17,12 @@ from orchestrator import wiring
 from orchestrator.core.caps import AccountBudget
 from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import BatchState
-from orchestrator.core.records import Batch
+from orchestrator.core.ports import ClaimTerms
+from orchestrator.core.records import Batch, Prediction
 from orchestrator.flow.collect import collect
-from orchestrator.flow.control import go_on, resume
+from orchestrator.flow.control import START_LIMIT, go_on, resume
 from orchestrator.flow.reconcile import sweep
+from orchestrator.flow.record import fact_of, record
 from orchestrator.flow.submit import submit
 from orchestrator.gateways.ledger import Database
 from orchestrator.gateways.testing import MemoryLimiter
@@ -32,6 +35,7 @@ from tests.flow.test_money import ECHO, loaded
 from tests.flow.test_stations import Flaky, settle
 
 PRICED = ECHO + "price: { per_run_usd: 0.003 }\n"
+DEAR = ECHO + "price: { per_second_usd: 1 }\nbudget: { usd: 100, per_row_usd: 0.002 }\n"  # how many seconds nobody knows before
 DOLLAR = 10**12
 
 
@@ -113,13 +117,13 @@ async def test_rows_of_unknown_cost(stage: Stage):
 
 async def test_a_row_dearer_than_reserved(stage: Stage, caplog: pytest.LogCaptureFixture):
     """It pauses its batch and is written to the log; `resume` goes on, until the next one."""
-    batch = await loaded(stage, PRICED + "budget: { usd: 1.00, per_row_usd: 0.002 }\n", rows=60)
+    batch = await loaded(stage, DEAR, rows=60)
     stage.rooms = replace(stage.rooms, tempo=replace(QUICK, submit_chunk=2, submit_concurrency=2, slice_s=0.2))
     with caplog.at_level(logging.WARNING, logger="orchestrator.flow"):
         await settle(stage, batch, within_s=4)
     paused = await stage.rooms.ledger.batch(batch.id)
     assert paused is not None and paused.state is BatchState.PAUSED
-    assert "cost $0.003, and only $0.002 were reserved for it" in (paused.reason or "")
+    assert re.search(r"cost \$\d\S+, and only \$0\.002 were reserved for it", paused.reason or "")
     assert f"batch {batch.id} buys nothing more: budget: row " in caplog.text
     bought = len(stage.provider.purchases())
     assert 0 < bought < 60
@@ -128,6 +132,44 @@ async def test_a_row_dearer_than_reserved(stage: Stage, caplog: pytest.LogCaptur
     await settle(stage, batch, within_s=4)
     assert bought < len(stage.provider.purchases()) < 60
     assert (await stage.rooms.ledger.batch(batch.id) or batch).state is BatchState.PAUSED
+
+
+async def test_a_charge_that_nobody_believes_is_told(stage: Stage, caplog: pytest.LogCaptureFixture):
+    """Without a cap nothing stops; the log has the row."""
+    batch = await loaded(stage, ECHO + "price: { per_second_usd: 1000000 }\n", rows=2)
+    now = stage.rooms.clock.now()
+    await stage.rooms.ledger.claim(batch.pk, attempt_ids=["a0"], terms=ClaimTerms(now, now, now, "a:1", 0))
+    with caplog.at_level(logging.WARNING, logger="orchestrator.flow"):
+        await record(stage.rooms, [fact_of(Prediction("p0", "succeeded", output="x", metrics={"predict_time": 2.0}),
+                                           at=now, attempt_id="a0", via="list")])
+    assert f"batch {batch.id}: by its price row 0 cost more than $1,000,000, which nobody believes" in caplog.text
+    counts = await stage.rooms.ledger.counts(batch.pk)
+    assert (counts.spent_usd, counts.cost_unknown_items) == (0, 1)
+
+
+async def test_resume_leaves_a_cap_that_was_lowered_meanwhile(stage: Stage):
+    """`resume` has read a batch that stopped at --limit; before it goes on, another run lowers the cap: that holds."""
+    batch = await loaded(stage, PRICED + "budget: { usd: 1.00 }\n", rows=9)
+    ledger, now = stage.rooms.ledger, stage.rooms.clock.now()
+    await ledger.amend(batch.pk, in_flight=batch.in_flight, max_attempts=3, cap_units=batch.cap_units,
+                       price_json=batch.price_json, start_limit=1, job_json=batch.job_json)
+    await ledger.set_state(batch.pk, to=BatchState.PAUSED, allowed=frozenset(BatchState), reason=START_LIMIT, now=now)
+    read = await ledger.batch(batch.id)
+    lowered = await loaded(stage, PRICED + "budget: { usd: 0.006 }\n", rows=9)
+    assert read is not None and await resume(stage.rooms, read)
+    paused = await bought_by_many(stage, batch)
+    assert (paused.cap_units, paused.job_json, paused.start_limit) == (6 * DOLLAR // 1000, lowered.job_json, None)
+    assert len(stage.provider.purchases()) == 2
+
+
+async def test_a_cap_that_comes_with_the_settings(stage: Stage):
+    """A job that sets too little aside for a row may be loaded without a cap; under one that comes later, what a row is known to
+    cost is reserved."""
+    batch = await loaded(stage, PRICED + "budget: { per_row_usd: 0.001 }\n", rows=20)
+    stage.rooms = replace(stage.rooms, budget=AccountBudget(account_usd=Decimal("0.01")))
+    paused = await bought_by_many(stage, batch)
+    assert (paused.state, len(stage.provider.purchases())) == (BatchState.PAUSED, 3)
+    assert "$0.009 of $0.01 are spent by all batches of this account" in (paused.reason or "")
 
 
 async def test_an_account_and_its_day(stage: Stage):

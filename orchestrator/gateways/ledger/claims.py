@@ -18,7 +18,7 @@ from orchestrator.core.records import Batch, Claim
 from orchestrator.gateways.ledger.backlog import backlog, behind_since
 from orchestrator.gateways.ledger.bulk import write_many
 from orchestrator.gateways.ledger.loading import batch_of, set_state
-from orchestrator.gateways.ledger.money import bounds, hold_terms, note_days, queue
+from orchestrator.gateways.ledger.money import bounds, hold_terms, note_days, out_units, queue
 from orchestrator.gateways.ledger.session import is_postgresql
 from orchestrator.gateways.ledger.tables import FRESH_AT, PENDING, alive, attempts, batches, items
 
@@ -134,16 +134,18 @@ async def _room(connection: AsyncConnection, batch: Row[Any], *, count: int, ter
 
 
 async def _binding(connection: AsyncConnection, batch: Row[Any], *, count: int, terms: ClaimTerms) -> list[Bound]:
-    """The caps on money that leave less than is wanted; whether rows are out is asked of these alone."""
+    """The caps on money that leave less than is wanted; what is reserved for rows that are out is asked of these alone."""
     def binds(bound: Bound) -> bool:
         return bound.affordable(count=count, reserve_units=terms.reserve_units) < count
 
     found = []
     if batch.cap_units is not None:
         own = Bound(Cap(Scope.BATCH, batch.cap_units), batch.spent_units, batch.reserved_units)
-        found += [replace(own, waits=await _alive(connection, batch.pk) > 0)] if binds(own) else []
+        if binds(own):
+            out = await out_units(connection, batch, own.cap, now=terms.now)
+            found.append(own.beside(out, reserve_units=terms.reserve_units))
     tight = [bound.cap for bound in await bounds(connection, batch, terms.caps, now=terms.now) if binds(bound)]
-    again = await bounds(connection, batch, tight, now=terms.now, asks_alive=True)
+    again = await bounds(connection, batch, tight, now=terms.now, asks_out=True, reserve_units=terms.reserve_units)
     return found + [bound for bound in again if binds(bound)]
 
 

@@ -10,6 +10,7 @@ from orchestrator.core.lifecycle import RETRY, AttemptState, BatchState, ItemSta
 from orchestrator.core.poison import SUSPECT
 from orchestrator.core.records import ToCollect
 from orchestrator.gateways.ledger.bulk import write_many
+from orchestrator.gateways.ledger.failing import lower_known
 from orchestrator.gateways.ledger.sharing import ROWS
 from orchestrator.gateways.ledger.tables import AGAIN_AT, COLLECTING, attempts, batches, items
 from orchestrator.gateways.ledger.text import clean
@@ -122,4 +123,6 @@ async def reopen_expired(connection: AsyncConnection, batch_pk: int) -> int:
     moved = await connection.execute(
         update(items).where(items.c.pk.in_(some), items.c.state == ItemState.FAILED.value)
         .values(state=RETRY.item_to.value, due_at=AGAIN_AT, tries=0, error=None, error_class=None))
+    if moved.rowcount:
+        await lower_known(connection, batch_pk)
     return moved.rowcount

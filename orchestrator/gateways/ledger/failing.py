@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from orchestrator.core.failing import SAMPLE, Cause, Tally
+from orchestrator.core.failing import SAMPLE, Cause, Tally, still_known
 from orchestrator.core.lifecycle import IN_AIR_ITEM, BatchState, ItemState
 from orchestrator.core.records import Batch
 from orchestrator.gateways.ledger.loading import batch_of, set_state
@@ -18,6 +18,7 @@ from orchestrator.gateways.ledger.tables import UNPRICED, attempts, batches, ite
 _KNOWN = (batches.c.known_failed, batches.c.known_refused, batches.c.known_shared)
 _WORKED = [ItemState.SUCCEEDED.value, ItemState.COLLECTING.value]
 _OUT = [state.value for state in IN_AIR_ITEM]
+_ALL = 2**62
 _BOUGHT_NOTHING = and_(items.c.error_class == "invalid_input", attempts.c.prediction_id.is_(None))
 
 
@@ -87,6 +88,16 @@ async def _out(connection: AsyncConnection, batch_pk: int) -> int:
     """Rows in the air."""
     return int((await connection.execute(select(func.count()).select_from(items).where(
         items.c.batch_pk == batch_pk, items.c.state.in_(_OUT)))).scalar_one())
+
+
+async def lower_known(connection: AsyncConnection, batch_pk: int) -> None:
+    """After rows of it were reopened: what a person knew of and is no failure any more is no leave for as many new ones. The lock
+    lets those be who only keep the batch from ending: two that reopen rows of it would wait for each other."""
+    known = select(*_KNOWN).where(batches.c.pk == batch_pk).with_for_update(key_share=True)
+    if any((await connection.execute(known)).one()):
+        failed, refused, shared = still_known(await tally(connection, batch_pk, most=_ALL))
+        await connection.execute(update(batches).where(batches.c.pk == batch_pk).values(
+            known_failed=failed, known_refused=refused, known_shared=shared))
 
 
 async def know(connection: AsyncConnection, batch_pk: int) -> None:

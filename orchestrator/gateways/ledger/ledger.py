@@ -135,6 +135,10 @@ class SqlLedger:
                              price_json=price_json, start_limit=start_limit, job_json=job_json, output_to=output_to,
                              estimate_json=estimate_json, reserve_units=reserve_units)
 
+    async def lift_limit(self, batch_pk: int, *, start_limit: int) -> None:
+        """As the port says."""
+        await self._db.write(loading.lift_limit, batch_pk, start_limit=start_limit)
+
     async def set_state(self, batch_pk: int, *, to: BatchState, allowed: frozenset[BatchState], reason: str | None,
                         now: datetime, wakes: Sequence[Wake] = ()) -> bool:
         """As the port says."""

@@ -207,6 +207,12 @@ async def attend(connection: AsyncConnection, batch_pk: int, *, attended: bool) 
     await connection.execute(update(batches).where(batches.c.pk == batch_pk).values(attended=attended))
 
 
+async def lift_limit(connection: AsyncConnection, batch_pk: int, *, start_limit: int) -> None:
+    """No start limit any more, if it is still this one."""
+    await connection.execute(update(batches).where(batches.c.pk == batch_pk, batches.c.start_limit == start_limit)
+                             .values(start_limit=None))
+
+
 async def note_reason(connection: AsyncConnection, batch_pk: int, reason: str | None) -> None:
     """Why the batch waits. Only of a running one: a pause has its own reason, which says how it ends."""
     await connection.execute(update(batches).where(

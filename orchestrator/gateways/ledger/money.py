@@ -17,7 +17,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
-    exists,
     func,
     or_,
     select,
@@ -29,7 +28,7 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from orchestrator.core.caps import Bound, Cap, day_of
+from orchestrator.core.caps import Bound, Cap, Scope, day_of
 from orchestrator.gateways.ledger.bulk import among
 from orchestrator.gateways.ledger.session import is_postgresql
 from orchestrator.gateways.ledger.tables import ALIVE, UNPRICED, alive, attempts, batch_days, batches
@@ -178,25 +177,29 @@ _RAISE_THESE = {dialect: update(attempts).where(among(attempts.c.id, "these", di
 
 
 async def bounds(connection: AsyncConnection, batch: Row[Any], caps: Sequence[Cap], *, now: datetime,
-                 asks_alive: bool = False) -> list[Bound]:
-    """How these caps stand for a batch. `asks_alive`: tell of each whether something of its scope is out, at the same instant."""
+                 asks_out: bool = False, reserve_units: int | None = None) -> list[Bound]:
+    """How these caps stand for a batch. `asks_out`: tell of each what is reserved for attempts of its scope that are out, at the
+    same instant, and whether their ends may free the `reserve_units` of a row."""
     if not caps:
         return []
-    rows = (await connection.execute(_sums(batch, caps, now=now, asks_alive=asks_alive))).all()
+    rows = (await connection.execute(_sums(batch, caps, now=now, asks_out=asks_out))).all()
     found = []
     for cap in caps:
         of_it = [row for row in rows if (row.own or not cap.scope.of_job) and (row.today or not cap.scope.of_day)]
-        waits = asks_alive and any(getattr(row, f"alive_{cap.scope.name}") for row in rows)
-        found.append(Bound(cap, sum(row.spent for row in of_it), sum(row.reserved for row in of_it), waits))
+        bound = Bound(cap, sum(row.spent for row in of_it), sum(row.reserved for row in of_it))
+        if asks_out:
+            out_units = max((getattr(row, f"out_{cap.scope.name}") for row in rows), default=0)  # alike in all
+            bound = bound.beside(out_units, reserve_units=reserve_units)
+        found.append(bound)
     return found
 
 
-def _sums(batch: Row[Any], caps: Sequence[Cap], *, now: datetime, asks_alive: bool) -> Select[Any]:
+def _sums(batch: Row[Any], caps: Sequence[Cap], *, now: datetime, asks_out: bool) -> Select[Any]:
     """From the days alone: a batch's own row is read past its model's schema, of a hundred kilobytes, to get at its money."""
     is_own, is_today = _OTHERS.c.job == batch.job, batch_days.c.day == day_of(now)
     sums = [cast(func.sum(column), BigInteger).label(name) for column, name in (
         (batch_days.c.spent_units, "spent"), (batch_days.c.reserved_units, "reserved"))]
-    out = [_out(batch, cap, now=now).label(f"alive_{cap.scope.name}") for cap in caps if asks_alive]
+    out = [_out(batch, cap, now=now).scalar_subquery().label(f"out_{cap.scope.name}") for cap in caps if asks_out]
     some = (select(is_own.label("own"), is_today.label("today"), *sums, *out)
             .join(_OTHERS, _OTHERS.c.pk == batch_days.c.batch_pk).where(_OTHERS.c.account == batch.account))
     some = some.where(is_own) if all(cap.scope.of_job for cap in caps) else some
@@ -204,11 +207,21 @@ def _sums(batch: Row[Any], caps: Sequence[Cap], *, now: datetime, asks_alive: bo
     return some.group_by(text("own"), text("today"))
 
 
-def _out(batch: Row[Any], cap: Cap, *, now: datetime) -> ColumnElement[bool]:
-    """Whether an attempt of a cap's scope is alive, or may be."""
-    some = exists().where(attempts.c.account == batch.account, alive("attempts"), attempts.c.batch_pk == batches.c.pk)
+async def out_units(connection: AsyncConnection, batch: Row[Any], cap: Cap, *, now: datetime) -> int:
+    """What is reserved for attempts of a cap's scope that are out."""
+    return int((await connection.execute(_out(batch, cap, now=now))).scalar_one())
+
+
+def _out(batch: Row[Any], cap: Cap, *, now: datetime) -> Select[Any]:
+    """What attempts of a cap's scope reserve that are alive, or may be. By the index of such: the sum with 0 keeps both databases
+    from that of a batch's attempts, by which they would walk through all of them."""
+    reserved = cast(func.coalesce(func.sum(attempts.c.reserved_units), 0), BigInteger)
+    some = select(reserved).where(attempts.c.account == batch.account, alive("attempts"))
+    if cap.scope is Scope.BATCH:
+        some = some.where(attempts.c.batch_pk + 0 == batch.pk)
     if cap.scope.of_job:
-        some = some.where(batches.c.job == batch.job)
+        of_job = select(batches.c.pk).where(batches.c.account == batch.account, batches.c.job == batch.job)
+        some = some.where((attempts.c.batch_pk + 0).in_(of_job))
     if cap.scope.of_day:
         some = some.where(attempts.c.created_at >= now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0))
     return some

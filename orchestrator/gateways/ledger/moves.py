@@ -10,13 +10,15 @@ from typing import Any, TypeVar
 from sqlalchemy import Delete, Row, Select, and_, bindparam, delete, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from orchestrator.core.caps import is_alarm
 from orchestrator.core.cost import asks_input
 from orchestrator.core.lifecycle import GONE_ATTEMPT, LIVE_BATCH, AttemptState, BatchState, Event, ItemState
 from orchestrator.core.ports import Decide
-from orchestrator.core.prediction import parse
+from orchestrator.core.prediction import parse, seconds_of
 from orchestrator.core.records import Change, ChargeLine, Fact, Prediction, Rules, Standing
 from orchestrator.core.retry import contest, event_of, misled, untold
 from orchestrator.gateways.ledger.bulk import among, write_many
+from orchestrator.gateways.ledger.failing import lower_known
 from orchestrator.gateways.ledger.loading import set_state
 from orchestrator.gateways.ledger.money import note_money, utc_day
 from orchestrator.gateways.ledger.steering import schedule
@@ -38,6 +40,7 @@ class Scene:
     item_values: dict[int, dict[str, Any]] = field(default_factory=dict)
     money: dict[int, dict[str, tuple[int, int]]] = field(default_factory=dict)  # batch -> day -> more reserved, more spent
     alarms: dict[int, Change] = field(default_factory=dict)  # batch -> the first for which it is to be paused
+    reopened: set[int] = field(default_factory=set)  # batches of which a failed row is none any more
     evicted: list[str] = field(default_factory=list)
 
 
@@ -57,7 +60,7 @@ async def play(connection: AsyncConnection, scene: Scene, facts: Sequence[Fact],
         await connection.execute(_EVICT, [{"key": attempt_id} for attempt_id in sorted(scene.evicted)])
     await _write_attempts(connection, scene, before=before)
     await _write_items(connection, scene, before=before)
-    await _write_money(connection, scene)
+    await _write_batches(connection, scene)
     for wake in untold(changes):  # here, as nobody looks at an ended batch again should this process die now
         await schedule(connection, [wake], now=facts[0].at)
     return changes
@@ -241,6 +244,8 @@ def _note(scene: Scene, change: Change, *, prediction_id: str | None) -> None:
     moves_item = takes_over or (standing.is_current and change.item_to is not standing.item_state)
     if moves_item:
         scene.item_values.setdefault(standing.item_pk, {}).update(_item_values(change))
+        if standing.item_state is ItemState.FAILED:
+            scene.reopened.add(standing.batch_pk)
     if takes_over:
         scene.item_values[standing.item_pk]["attempt_id"] = attempt_id
     if change.releases:
@@ -302,14 +307,13 @@ def _plain(value: Decimal | None) -> str | None:
 
 def _prediction_values(prediction: Prediction, *, has_ended: bool) -> dict[str, Any]:
     """What the prediction has to tell, by column; what it leaves out stays as it was."""
-    seconds = prediction.metrics.get("predict_time")
     values = {
         "status": prediction.status, "model": clean(prediction.model), "version": clean(prediction.version),
         "provider_created_at": prediction.created_at, "completed_at": prediction.completed_at,
         "output_json": as_json(prediction.output) if has_ended or prediction.output is not None else None,
         "metrics_json": as_json(prediction.metrics) if prediction.metrics else None,
         "logs_tail": clean(prediction.logs_tail[-LOGS_KEPT:]) if prediction.logs_tail else None,
-        "seconds": float(seconds) if isinstance(seconds, int | float) else None}
+        "seconds": seconds_of(prediction.metrics)}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -360,11 +364,22 @@ def _alike(noted: Mapping[K, dict[str, Any]], was: Mapping[K, str]) -> Iterable[
     return groups.values()
 
 
-async def _write_money(connection: AsyncConnection, scene: Scene) -> None:
-    """In the order of batches, each with its days, and only where something changes: everybody who claims waits for this row."""
-    for batch_pk, days in sorted(scene.money.items()):
-        if changed := {day: money for day, money in days.items() if any(money)}:
+async def _write_batches(connection: AsyncConnection, scene: Scene) -> None:
+    """In their order, each with its days, and only where something changes: everybody who claims waits for this row."""
+    for batch_pk in sorted(scene.money.keys() | scene.alarms.keys() | scene.reopened):
+        if changed := {day: money for day, money in scene.money.get(batch_pk, {}).items() if any(money)}:
             await note_money(connection, batch_pk, changed)
+        if batch_pk in scene.reopened:
+            await lower_known(connection, batch_pk)
         if (alarming := scene.alarms.get(batch_pk)) is not None:
-            await set_state(connection, batch_pk, to=BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}),
-                            reason=alarming.alarm, now=alarming.at)
+            await _pause_for(connection, batch_pk, alarming)
+
+
+async def _pause_for(connection: AsyncConnection, batch_pk: int, alarming: Change) -> None:
+    """Also where it is paused for something else: whoever resumes it has to know. The first of several alarms stands."""
+    reason = (await connection.execute(select(batches.c.reason).where(batches.c.pk == batch_pk))).scalar_one()
+    if not is_alarm(reason):
+        await set_state(connection, batch_pk, to=BatchState.PAUSED, allowed=_CAN_GO_ON, reason=alarming.alarm, now=alarming.at)
+
+
+_CAN_GO_ON = frozenset({BatchState.RUNNING, BatchState.PAUSED})
