@@ -1,10 +1,9 @@
 """What reading every row of a source found, and whether the job runs such rows. Pure."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from orchestrator.core.cost import Rate
+from orchestrator.core.asked import AskedRows
 from orchestrator.core.duplicates import Equals
 from orchestrator.core.errors import BadInput, BadRows, RowProblem
 from orchestrator.core.job import Duplicates, Job
@@ -27,7 +26,7 @@ class Examined:
     first_seedless: tuple[str, str] | None = None  # the first of those, and the row that it equals
     first_earlier: tuple[str, str] | None = None  # one that equals a row of an earlier batch; only `load` looks for these
     equals: Equals = field(default_factory=Equals)
-    rates: Counter[Rate | None] = field(default_factory=Counter)  # of rows to be bought, where the price has tiers
+    asked: AskedRows | None = None  # by the rows to be bought; None: all ask for the same
 
     @property
     def good(self) -> int:

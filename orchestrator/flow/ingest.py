@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from orchestrator.core import examined as examining
-from orchestrator.core.asked import asked_of, mean_rate
+from orchestrator.core.asked import AskedRows, asked_of, mean_rate
 from orchestrator.core.caps import AccountBudget, Cap, Scope
 from orchestrator.core.cost import Pricing, to_units
 from orchestrator.core.duplicates import held
@@ -123,7 +123,7 @@ async def _target(rooms: Rooms, job: Job) -> tuple[Target, Model]:
 
 async def check(rooms: Rooms, prepared: Prepared) -> Examined:
     """Read and check every row, keeping nothing."""
-    examined = Examined()
+    examined = _to_examine(prepared)
     async for _ in _chunks(rooms, prepared, examined, keep_from=None):
         pass
     return examined
@@ -214,7 +214,7 @@ def _same_content(batch: Batch, prepared: Prepared) -> None:
 
 async def _fill(rooms: Rooms, prepared: Prepared, batch: Batch) -> None:
     """All rows into the ledger, or none: where they are refused, the batch is forgotten again."""
-    examined = Examined()
+    examined = _to_examine(prepared)
     present = await rooms.ledger.loaded_rows(batch.pk)
     async for chunk in _chunks(rooms, prepared, examined, keep_from=present):
         if refusal(prepared, examined) is None and (ready := await _shared(rooms, prepared, batch, chunk, examined)) is not None:
@@ -237,11 +237,21 @@ def estimate_of(prepared: Prepared, examined: Examined, past: History | None, *,
     return estimate(_terms(prepared, examined), past, rows=to_buy(prepared.order.job, examined, limit=limit))
 
 
+def _to_examine(prepared: Prepared) -> Examined:
+    """Nothing read yet."""
+    return Examined(asked=AskedRows.of(prepared.order.job, prepared.pricing, schema=prepared.model.openapi_schema,
+                                       plan=prepared.plan))
+
+
 def _terms(prepared: Prepared, examined: Examined) -> Terms:
     job, pricing, price = prepared.order.job, prepared.pricing, prepared.pricing.price
-    rate = mean_rate(examined.rates) if price is not None and price.tiers else None if price is None else price.rate
+    told = None if examined.asked is None else examined.asked.told()
+    rate = None if price is None else price.rate
+    if price is not None and price.tiers:
+        rate = None if told is None else mean_rate(told.rates)
     asked = asked_of(job, pricing, schema=prepared.model.openapi_schema, plan=prepared.plan)
-    return Terms(price, rate, asked, worst_case_usd(job, pricing, is_capped=bool(prepared.caps)))
+    worst = worst_case_usd(job, pricing, is_capped=bool(prepared.caps))
+    return Terms(price, rate, asked, worst, told if told is not None and told.rows else None)
 
 
 async def _shared(rooms: Rooms, prepared: Prepared, batch: Batch, chunk: NewChunk, examined: Examined) -> NewChunk | None:
@@ -296,7 +306,7 @@ def _item(prepared: Prepared, row: Row, examined: Examined) -> NewItem:
     text = canonical(value)
     input_hash = hash_text(text)
     is_equal = examined.note_good(row, input_hash, is_seedless=prepared.takes_seed and SEED not in value)
-    price, shares = prepared.pricing.price, prepared.order.job.duplicates is not None
-    if price is not None and price.tiers and not (is_equal and shares):
-        examined.rates[price.rate_of(value)] += 1
+    shares = prepared.order.job.duplicates is not None
+    if examined.asked is not None and not (is_equal and shares):
+        examined.asked.add(value)
     return NewItem(row.index, row_id, text, input_hash, shares=shares)
