@@ -112,10 +112,12 @@ def _by_past(terms: Terms, past: History | None, *, rows: int) -> tuple[Figure, 
         return None
     mean = sum(costs, NOTHING) / len(costs)
     low = min(mean, _of(paid, TENTH) * len(paid) / len(lows))
-    low, mean, high = (usd.quantize(EXACT) for usd in (low, mean, max(mean, _of(dear, NINE_TENTHS))))
+    high, is_asked = max(mean, _of(dear, NINE_TENTHS)), to_pay[0][1] is not None
+    if not is_asked:
+        low, mean, high = (usd.quantize(EXACT) for usd in (low, mean, high))
     unknown = past.rows - len(costs)
     of = f"{len(costs):,} rows bought before" + (f" (of {unknown:,} more the cost is not known)" if unknown else "")
-    if to_pay[0][1] is not None:
+    if is_asked:
         asked = f"as asked for, and as {of} ended"
         return Figure(low, asked), Figure(mean, asked), Figure(high, asked)
     return (Figure(low, f"the cheapest tenth of {of}"), Figure(mean, f"the mean of {of}"),
