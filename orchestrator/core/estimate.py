@@ -93,7 +93,7 @@ def estimate(terms: Terms, past: History | None, *, rows: int) -> Estimate:
     found = Estimate(rows, low, expected, high, terms.worst_usd)
     if high.usd is not None or terms.worst_usd is None or found.above_worst_usd is not None:
         return found
-    return replace(found, high=Figure(terms.worst_usd, "the worst case, which is reserved"))
+    return replace(found, high=Figure(terms.worst_usd, "the worst case"))
 
 
 def _by_past(terms: Terms, past: History | None, *, rows: int) -> tuple[Figure, Figure, Figure] | None:
@@ -118,10 +118,15 @@ def _by_past(terms: Terms, past: History | None, *, rows: int) -> tuple[Figure, 
     unknown = past.rows - len(costs)
     of = f"{len(costs):,} rows bought before" + (f" (of {unknown:,} more the cost is not known)" if unknown else "")
     if is_asked:
-        asked = f"as asked for, and as {of} ended"
-        return Figure(low, asked), Figure(mean, asked), Figure(high, asked)
+        least, average, most = _WORDS[low != high and len(each) > 1]
+        return (Figure(low, f"{least}, and as {of} ended"), Figure(mean, f"{average}, and as {of} ended"),
+                Figure(high, f"{most}, and as {of} ended"))
     return (Figure(low, f"the cheapest tenth of {of}"), Figure(mean, f"the mean of {of}"),
             Figure(high, f"the dearest tenth of {of}"))
+
+
+_OF_LEAST, _OF_MOST = "if all were as the row that asks for least", "if all were as the row that asks for most"
+_WORDS = {False: ("as asked for",) * 3, True: (_OF_LEAST, "as asked for on the average of all rows", _OF_MOST)}
 
 
 def _to_pay(terms: Terms, rate: Rate, *, rows: int) -> list[tuple[Rate, Decimal | None]]:
@@ -130,7 +135,8 @@ def _to_pay(terms: Terms, rate: Rate, *, rows: int) -> list[tuple[Rate, Decimal 
     told = terms.by_rows
     if told is None or told.mean_usd.fixed is None:
         return [(rate, terms.asked.fixed)]
-    return [(Rate(usd), ONE) for usd in _spread(told, rows=rows) if usd is not None]
+    usd = _spread(told, rows=rows)
+    return [(Rate(one), ONE) for one in (usd if rows != told.rows else usd[:1]) if one is not None]
 
 
 def _spread(told: Told, *, rows: int) -> Amount:
@@ -152,9 +158,9 @@ def _by_rows(terms: Terms, *, rows: int) -> tuple[Figure, Figure, Figure] | None
         how = f"by the price: {counted}, as asked for"
         return Figure(usd.least, how), Figure(usd.usual, how), Figure(usd.most, how)
     if told.mean_usd.fixed is not None:
-        return (Figure(usd.least, "if all were as the row that asks for least"),
+        return (Figure(usd.least, _OF_LEAST),
                 Figure(usd.usual, f"by the price: {counted} of all {told.rows:,} rows"),
-                Figure(usd.most, "if all were as the row that asks for most"))
+                Figure(usd.most, _OF_MOST))
     return (_known(usd.least, price.unit, f"the fewest {price.unit}s that rows and schema allow"),
             _known(usd.usual, price.unit, f"the model's default where a row does not say: {counted}"),
             _known(usd.most, price.unit, f"the most {price.unit}s that rows and schema allow"))

@@ -29,7 +29,7 @@ from orchestrator.core.ports import Model, Rooms
 from orchestrator.core.prices import Book
 from orchestrator.core.quote import kept_caps, quote, remarks, worst_case_usd
 from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Row, RowChunk, SourceFile, Target
-from orchestrator.core.runkey import hash_text, run_key
+from orchestrator.core.runkey import FRESH_KEY_CHARACTERS, hash_text, run_key
 from orchestrator.core.schedule import date_of
 from orchestrator.core.template import output_folder
 from orchestrator.flow.asking import paced
@@ -93,7 +93,7 @@ async def prepare(rooms: Rooms, order: Order, *, book: Book | None = None) -> Pr
     key = order.run_key or run_key(job_name=order.name, target_as_written=job.target_as_written(),
                                    input_mapping=job.input, source_hashes=[f.sha256 for f in files])
     if order.fresh:
-        key = f"{key}-{rooms.clock.token()[:8]}"
+        key = f"{key}-{rooms.clock.token()[:FRESH_KEY_CHARACTERS]}"
     quoted = quote(book or Book(), job, model=model, plan=plan, on=rooms.clock.now().date(), places=order.places)
     return Prepared(order, account, target, model, paths, files, columns, plan, quoted.pricing, key,
                     kept_caps(job, quoted, rooms.budget), remarks(job, quoted), book or Book(), SEED in schema.fields)
@@ -271,7 +271,7 @@ async def _shared(rooms: Rooms, prepared: Prepared, batch: Batch, chunk: NewChun
 
 def refusal(prepared: Prepared, examined: Examined) -> BadInput | None:
     """Why these rows are not run as the job has it; None: they are."""
-    return examining.refusal(prepared.order.job, prepared.model.name, examined, places=prepared.order.places)
+    return examining.refusal(prepared.order.job, prepared.target.name, examined, places=prepared.order.places)
 
 
 async def _chunks(rooms: Rooms, prepared: Prepared, examined: Examined, *, keep_from: int | None) -> AsyncIterator[NewChunk]:

@@ -221,7 +221,8 @@ def test_some_of_the_rows():
     assert usd(some) == ("0.003", "0.009", "0.012")
     assert some.expected.how == "by the price: 3 outputs a row on the average of all 4 rows"
     past = history_of([ran(n, unit="output", quantity=D(9)) for n in range(4)])
-    assert usd(estimate(Terms(OUTPUT, OUTPUT.rate, Amount(), by_rows=asked_for), past, rows=2)) == ("0.003", "0.009", "0.012")
+    learned = estimate(Terms(OUTPUT, OUTPUT.rate, Amount(), by_rows=asked_for), past, rows=2)
+    assert usd(learned) == ("0.003", "0.009", "0.012") and "on the average of all rows" in learned.expected.how
     alike = estimate(Terms(OUTPUT, OUTPUT.rate, Amount(), by_rows=told(OUTPUT, [{"num_outputs": 4}] * 9, **N)), None, rows=2)
     assert (usd(alike), alike.high.how) == (("0.012",) * 3, "if all were as the row that asks for most")
 

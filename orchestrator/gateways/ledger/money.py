@@ -4,7 +4,7 @@ A batch's row is always locked before its days, so whoever writes both in that o
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -134,7 +134,14 @@ _SHORT = {dialect: _raised(dialect) for dialect in ("sqlite", "postgresql")}
 _RAISE = update(attempts).where(_short()).values(reserved_units=_UNITS)
 
 
-async def bounds(connection: AsyncConnection, batch: Row[Any], caps: Sequence[Cap], *, now: datetime,
+class Whose(NamedTuple):
+    """Of a batch, or of one that may be opened: what caps go by."""
+
+    account: str
+    job: str
+
+
+async def bounds(connection: AsyncConnection, batch: Row[Any] | Whose, caps: Sequence[Cap], *, now: datetime,
                  asks_alive: bool = False) -> list[Bound]:
     """How these caps stand for a batch. `asks_alive`: tell of each whether something of its scope is out, at the same instant."""
     if not caps:
@@ -148,7 +155,7 @@ async def bounds(connection: AsyncConnection, batch: Row[Any], caps: Sequence[Ca
     return found
 
 
-def _sums(batch: Row[Any], caps: Sequence[Cap], *, now: datetime, asks_alive: bool) -> Select[Any]:
+def _sums(batch: Any, caps: Sequence[Cap], *, now: datetime, asks_alive: bool) -> Select[Any]:
     """From the days alone: a batch's own row is read past its model's schema, of a hundred kilobytes, to get at its money."""
     is_own, is_today = _OTHERS.c.job == batch.job, batch_days.c.day == day_of(now)
     sums = [cast(func.sum(column), BigInteger).label(name) for column, name in (
@@ -161,7 +168,7 @@ def _sums(batch: Row[Any], caps: Sequence[Cap], *, now: datetime, asks_alive: bo
     return some.group_by(text("own"), text("today"))
 
 
-def _out(batch: Row[Any], cap: Cap, *, now: datetime) -> ColumnElement[bool]:
+def _out(batch: Row[Any] | Whose, cap: Cap, *, now: datetime) -> ColumnElement[bool]:
     """Whether an attempt of a cap's scope is alive, or may be."""
     some = exists().where(attempts.c.account == batch.account, alive("attempts"), attempts.c.batch_pk == batches.c.pk)
     if cap.scope.of_job:
