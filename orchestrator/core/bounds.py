@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from orchestrator.core.openapi import FieldSpec, InputSchema, OutputShape
 
 _COUNTERS = ("num_outputs", "num_images", "number_of_images", "n_images", "max_images", "num_samples", "batch_size", "n")
+_LENGTH = "duration"
+_TOO_MUCH = 10**9  # of files or of seconds: no model means it, and nobody could pay for it
 
 
 class _Number(NamedTuple):
@@ -25,7 +28,7 @@ def most_outputs(openapi_schema: Mapping[str, Any], known: Mapping[str, Any] | N
     alike for every row: constants, and the model's defaults of those that nothing feeds) asks for in the input that counts
     outputs, else the most that this input allows, else the list's `maxItems`.
     """
-    return _outputs(openapi_schema, known or {}).most
+    return Asks.of(openapi_schema).files(known or {}).most
 
 
 def asked_outputs(openapi_schema: Mapping[str, Any], constants: Mapping[str, Any],
@@ -33,17 +36,41 @@ def asked_outputs(openapi_schema: Mapping[str, Any], constants: Mapping[str, Any
     """The fewest files that one prediction is asked for, the usual number, and the most; None where the schema does not say.
 
     All the same where the input that counts outputs is among `constants`, or is not `fed` and has a default."""
-    fields = InputSchema.from_openapi(openapi_schema).fields
-    return _outputs(openapi_schema, {name: spec.default for name, spec in fields.items() if name not in fed} | dict(constants))
+    asks = Asks.of(openapi_schema)
+    return asks.files({name: value for name, value in asks.defaults.items() if name not in fed} | dict(constants))
 
 
-def _outputs(openapi_schema: Mapping[str, Any], known: Mapping[str, Any]) -> _Number:
-    shape = OutputShape.from_openapi(openapi_schema)
-    members = _in_a_list(InputSchema.from_openapi(openapi_schema), known)
-    most = shape.most_files(members.most)
-    if not shape.is_list:
-        return _Number(1, 1, 1) if most == 1 else _Number(None, None, most)
-    return _Number(shape.list_bounds[0] if members.least is None else members.least, members.usual, most)
+@dataclass(frozen=True, slots=True)
+class Asks:
+    """What a model's schema says of files and lengths, read once for many rows."""
+
+    inputs: InputSchema
+    defaults: Mapping[str, Any]
+    _shape: OutputShape
+
+    @classmethod
+    def of(cls, openapi_schema: Mapping[str, Any]) -> Self:
+        """Read the document."""
+        inputs = InputSchema.from_openapi(openapi_schema)
+        return cls(inputs, {name: spec.default for name, spec in inputs.fields.items()}, OutputShape.from_openapi(openapi_schema))
+
+    def files(self, known: Mapping[str, Any]) -> "_Number":
+        """How many files, where these inputs are known."""
+        members = _in_a_list(self.inputs, known)
+        most = self._shape.most_files(members.most)
+        if not self._shape.is_list:
+            return _Number(1, 1, 1) if most == 1 else _Number(None, None, most)
+        return _Number(self._shape.list_bounds[0] if members.least is None else members.least, members.usual, most)
+
+    def of_row(self, given: Mapping[str, Any], *, lasting: bool) -> list[tuple[Decimal | None, ...]]:
+        """The fewest, the usual number and the most files of a row of this input; `lasting`: and the seconds of each."""
+        files = tuple(None if number is None else Decimal(number) for number in self.files({**self.defaults, **given}))
+        return [files, asked_length_s(self.inputs, given, ())] if lasting else [files]
+
+
+def counting(schema: InputSchema, *, lasting: bool) -> list[str]:
+    """The inputs that say how many files a row gives; `lasting`: and how long they last."""
+    return [name for name in _COUNTERS if name in schema.fields] + ([_LENGTH] if lasting and _LENGTH in schema.fields else [])
 
 
 def _in_a_list(schema: InputSchema, known: Mapping[str, Any]) -> _Number:
@@ -85,17 +112,17 @@ def _fewest(spec: FieldSpec) -> int:
 
 def _whole(value: Any) -> int | None:
     """More than none; a model may mean something else by 0 or -1."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _TOO_MUCH else None
 
 
 def asked_length_s(schema: InputSchema, constants: Mapping[str, Any],
                    fed: Sequence[str]) -> tuple[Decimal | None, Decimal | None, Decimal | None]:
     """The same of the seconds that one output is asked to last, by the input `duration`."""
-    spec = schema.fields.get("duration")
+    spec = schema.fields.get(_LENGTH)
     if spec is None:
         return None, None, None
-    usual = _seconds(constants.get("duration", spec.default))
-    if usual is not None and ("duration" in constants or "duration" not in fed):
+    usual = _seconds(constants.get(_LENGTH, spec.default))
+    if usual is not None and (_LENGTH in constants or _LENGTH not in fed):
         return usual, usual, usual
     values = spec.enum if spec.enum is not None else (spec.minimum,)
     least = min((one for value in values if (one := _seconds(value)) is not None), default=None)
@@ -106,14 +133,14 @@ def longest_output_s(schema: InputSchema, known: Mapping[str, Any]) -> Decimal |
     """The most seconds that one output can last, for the worst case of prices per second of video: what `known` (as of
     `most_outputs`) says of the input `duration`, else the greatest of its values, else its maximum; None where the schema does
     not bound it, or one of its values is no number of seconds (`auto`)."""
-    spec = schema.fields.get("duration")
+    spec = schema.fields.get(_LENGTH)
     if spec is None:
         return None
-    asked = _seconds(known.get("duration"))
+    asked = _seconds(known.get(_LENGTH))
     if asked is not None:
         return asked
     longest = _longest(spec)
-    by_default = None if "duration" in known else _seconds(spec.default)
+    by_default = None if _LENGTH in known else _seconds(spec.default)
     return longest if longest is None or by_default is None else max(longest, by_default)
 
 
@@ -133,4 +160,4 @@ def _seconds(value: Any) -> Decimal | None:
         number = Decimal(str(value))
     except InvalidOperation:
         return None
-    return number if number.is_finite() and number > 0 else None
+    return number if number.is_finite() and 0 < number < _TOO_MUCH else None

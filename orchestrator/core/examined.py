@@ -1,11 +1,10 @@
 """What reading every row of a source found, and whether the job runs such rows. Pure."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.core.cost import Rate
+from orchestrator.core.asked import AskedRows
 from orchestrator.core.duplicates import Equals
 from orchestrator.core.errors import BadInput, BadRows, RowProblem
 from orchestrator.core.job import Duplicates, Job
@@ -30,7 +29,7 @@ class Examined:
     missing_seed: str = SEED  # what the model calls the seed that the first of these lacks
     first_earlier: tuple[str, str] | None = None  # one that equals a row of an earlier batch; only `load` looks for these
     equals: Equals = field(default_factory=Equals)
-    rates: Counter[Rate | None] = field(default_factory=Counter)  # of rows to be bought, where the price has tiers
+    asked: AskedRows | None = None  # by the rows to be bought; None: all ask for the same
 
     @property
     def good(self) -> int:

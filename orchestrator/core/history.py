@@ -24,7 +24,7 @@ class PastAttempt(NamedTuple):
     seconds: Decimal | None = None  # of predict_time
     took_s: float | None = None  # from its creation to its end
     files: int = 0  # at home
-    bytes: int = 0
+    bytes: int | None = 0  # of these; None: not known, as its files did not come home, or not yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class History:
 
     @property
     def bytes_per_row(self) -> int | None:
-        """What a row that succeeded brought home on the average; None where none has."""
-        each = [one.bytes for one in self.attempts if one.status == "succeeded"]
+        """What a row whose files came home brought on the average; None where there is none."""
+        each = [one.bytes for one in self.attempts if one.status == "succeeded" and one.bytes is not None]
         return math.ceil(sum(each) / len(each)) if each else None
 
     def took_s(self, share: float) -> float | None:

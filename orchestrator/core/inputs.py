@@ -50,7 +50,12 @@ class InputPlan:
     @property
     def fed(self) -> tuple[str, ...]:
         """Names of the inputs that get a value, in the order of the mapping, constants first."""
-        return (*self.constants, *(step.name for step in self._steps))
+        return (*self.constants, *self.varying)
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """Names of the inputs that rows may give different values."""
+        return tuple(step.name for step in self._steps)
 
     def build(self, cells: Mapping[str, Any], *, index: int) -> tuple[dict[str, Any] | None, list[RowProblem]]:
         """The input of one row, or None and everything that is wrong with the row (`line` is left to the caller).

@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
-from orchestrator.core.caps import NO_BUDGET, AccountBudget, Cap
+from orchestrator.core.caps import NO_BUDGET, AccountBudget, Bound, Cap
 from orchestrator.core.failing import Tally
 from orchestrator.core.history import PastAttempt
 from orchestrator.core.homeward import Backlog
@@ -344,6 +344,29 @@ class OpenWindow:
     median_s: float | None  # median provider time of this account's latest ended attempts
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A batch that there is already. `never_started`: rows of it; None: not counted, as it is still being loaded."""
+
+    id: str
+    run_key: str
+    state: BatchState
+    reason: str | None
+    started: int
+    never_started: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """What the ledger has already of an order that is not placed yet.
+
+    `fresh`: the newest batch that `--fresh` began with the same rows. `bounds`: how the caps stand; None: not known."""
+
+    batch: Begun | None
+    fresh: Begun | None
+    bounds: tuple[Bound, ...] | None
+
+
 class Ledger(Protocol):
     """All of SQL. Each method is one transaction; none holds one across the network."""
 
@@ -365,6 +388,11 @@ class Ledger(Protocol):
     async def left(self, run_key: str, *, limit: int | None) -> int | None:
         """Rows of the batch of this run key that were never started and would be now, with no more than `limit` started in all;
         None: there is no such batch, or it is not loaded."""
+
+    async def met(self, run_key: str, *, account: str, job: str, caps: Sequence[Cap], reserve_units: int | None,
+                  now: datetime) -> Met:
+        """The batch of this run key, one that `--fresh` made of the same rows, and how these caps stand for a row of them that
+        reserves so much (None: not known), on the day of `now`. One read."""
 
     async def loaded_rows(self, batch_pk: int) -> int:
         """Rows already in, from an interrupted load: whole chunks, in order."""

@@ -7,6 +7,7 @@ from typing import Any
 from orchestrator.core.canonical import canonical
 
 KEY_CHARACTERS = 32
+FRESH_KEY_CHARACTERS = 8  # behind a key and a dash: drawn anew for each batch that `--fresh` begins
 
 
 def hash_text(text: str) -> str:

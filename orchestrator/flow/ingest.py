@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from orchestrator.core import examined as examining
-from orchestrator.core.asked import asked_of, mean_rate
+from orchestrator.core.asked import AskedRows, asked_of, mean_rate
 from orchestrator.core.caps import AccountBudget, Cap, Scope
 from orchestrator.core.cost import Pricing, to_units
 from orchestrator.core.duplicates import held
@@ -29,7 +29,7 @@ from orchestrator.core.ports import Model, Rooms
 from orchestrator.core.prices import Book
 from orchestrator.core.quote import kept_caps, quote, remarks, worst_case_usd
 from orchestrator.core.records import Batch, NewBatch, NewChunk, NewItem, Row, RowChunk, SourceFile, Target
-from orchestrator.core.runkey import hash_text, run_key
+from orchestrator.core.runkey import FRESH_KEY_CHARACTERS, hash_text, run_key
 from orchestrator.core.schedule import date_of
 from orchestrator.core.template import output_folder
 from orchestrator.flow.asking import paced
@@ -94,7 +94,7 @@ async def prepare(rooms: Rooms, order: Order, *, book: Book | None = None) -> Pr
     key = order.run_key or run_key(job_name=order.name, target_as_written=job.target_as_written(),
                                    input_mapping=job.input, source_hashes=[f.sha256 for f in files])
     if order.fresh:
-        key = f"{key}-{rooms.clock.token()[:8]}"
+        key = f"{key}-{rooms.clock.token()[:FRESH_KEY_CHARACTERS]}"
     quoted = quote(book or Book(), job, model=model, plan=plan, on=rooms.clock.now().date(), places=order.places)
     return Prepared(order, account, target, model, paths, files, columns, plan, quoted.pricing, key,
                     kept_caps(job, quoted, rooms.budget), remarks(job, quoted), book or Book(), seeds_of(schema))
@@ -124,7 +124,7 @@ async def _target(rooms: Rooms, job: Job) -> tuple[Target, Model]:
 
 async def check(rooms: Rooms, prepared: Prepared) -> Examined:
     """Read and check every row, keeping nothing."""
-    examined = Examined()
+    examined = _to_examine(prepared)
     async for _ in _chunks(rooms, prepared, examined, keep_from=None):
         pass
     return examined
@@ -217,7 +217,7 @@ def _same_content(batch: Batch, prepared: Prepared) -> None:
 
 async def _fill(rooms: Rooms, prepared: Prepared, batch: Batch) -> None:
     """All rows into the ledger, or none: where they are refused, the batch is forgotten again."""
-    examined = Examined()
+    examined = _to_examine(prepared)
     present = await rooms.ledger.loaded_rows(batch.pk)
     async for chunk in _chunks(rooms, prepared, examined, keep_from=present):
         if refusal(prepared, examined) is None and (ready := await _shared(rooms, prepared, batch, chunk, examined)) is not None:
@@ -240,11 +240,21 @@ def estimate_of(prepared: Prepared, examined: Examined, past: History | None, *,
     return estimate(_terms(prepared, examined), past, rows=to_buy(prepared.order.job, examined, limit=limit))
 
 
+def _to_examine(prepared: Prepared) -> Examined:
+    """Nothing read yet."""
+    return Examined(asked=AskedRows.of(prepared.order.job, prepared.pricing, schema=prepared.model.openapi_schema,
+                                       plan=prepared.plan))
+
+
 def _terms(prepared: Prepared, examined: Examined) -> Terms:
     job, pricing, price = prepared.order.job, prepared.pricing, prepared.pricing.price
-    rate = mean_rate(examined.rates) if price is not None and price.tiers else None if price is None else price.rate
+    told = None if examined.asked is None else examined.asked.told()
+    rate = None if price is None else price.rate
+    if price is not None and price.tiers:
+        rate = None if told is None else mean_rate(told.rates)
     asked = asked_of(job, pricing, schema=prepared.model.openapi_schema, plan=prepared.plan)
-    return Terms(price, rate, asked, worst_case_usd(job, pricing, is_capped=bool(prepared.caps)))
+    worst = worst_case_usd(job, pricing, is_capped=bool(prepared.caps))
+    return Terms(price, rate, asked, worst, told if told is not None and told.rows else None)
 
 
 async def _shared(rooms: Rooms, prepared: Prepared, batch: Batch, chunk: NewChunk, examined: Examined) -> NewChunk | None:
@@ -266,7 +276,7 @@ async def _shared(rooms: Rooms, prepared: Prepared, batch: Batch, chunk: NewChun
 
 def refusal(prepared: Prepared, examined: Examined) -> BadInput | None:
     """Why these rows are not run as the job has it; None: they are."""
-    return examining.refusal(prepared.order.job, prepared.model.name, examined, places=prepared.order.places)
+    return examining.refusal(prepared.order.job, prepared.target.name, examined, places=prepared.order.places)
 
 
 async def _chunks(rooms: Rooms, prepared: Prepared, examined: Examined, *, keep_from: int | None) -> AsyncIterator[NewChunk]:
@@ -301,7 +311,7 @@ def _item(prepared: Prepared, row: Row, examined: Examined) -> NewItem:
     text = canonical(value)
     input_hash = hash_text(text)
     is_equal = examined.note_good(row, input_hash, missing_seed=missing_seed(prepared.seeds, value))
-    price, shares = prepared.pricing.price, prepared.order.job.duplicates is not None
-    if price is not None and price.tiers and not (is_equal and shares):
-        examined.rates[price.rate_of(value)] += 1
+    shares = prepared.order.job.duplicates is not None
+    if examined.asked is not None and not (is_equal and shares):
+        examined.asked.add(value)
     return NewItem(row.index, row_id, text, input_hash, shares=shares)

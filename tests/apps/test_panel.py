@@ -109,6 +109,14 @@ def test_money_about(usd: str, text: str):
     assert about_text(Decimal(usd)) == text
 
 
+@pytest.mark.parametrize("usd,beside,text", [
+    ("0.1462", "0.14625", "$0.146"), ("0.14625", "0.14625", "$0.14625"), ("0.146249", "0.14625", "$0.146"),
+    ("0.1459", "0.14595", "$0.1459"), ("12.004", "12", "$12.004"), ("11.999", "12", "$11.999"), ("12", "12", "$12.00")])
+def test_beside_its_bound_no_figure_seems_larger(usd: str, beside: str, text: str):
+    """Nor equal, where it is not; what is equal looks so."""
+    assert about_text(Decimal(usd), beside=Decimal(beside)) == text
+
+
 @pytest.mark.parametrize("number,text", [(0, "0 B"), (999, "999 B"), (1200, "1.2 kB"), (34_000, "34 kB"), (2_600_000, "2.6 MB"),
                                          (82 * 10**9, "82 GB"), (3 * 10**12, "3.0 TB")])
 def test_bytes(number: int, text: str):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import pytest
 
 from orchestrator import wiring
-from orchestrator.apps.cli import planning, run
+from orchestrator.apps.cli import foresight, planning, run
+from orchestrator.apps.cli.ending import Exit
 from orchestrator.apps.cli.foresight import question
 from orchestrator.apps.cli.options import RunOptions, order_of
 from orchestrator.core.cost import Price
 from orchestrator.core.errors import BadInput
 from orchestrator.core.estimate import Estimate, Figure
+from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.records import OutputName, StoredOutput, Target
 from orchestrator.core.retry import Policy
 from orchestrator.flow.ingest import load, prepare
@@ -127,7 +130,7 @@ async def test_by_what_such_rows_came_to(folder: Path, past: Any):
                   "          expected      $5.50  the mean of 10 rows bought before",
                   "          at most   not known  nothing bounds what a row may cost",
                   "1 of all equals an earlier one: `duplicates: once` saves about $0.055", "half took 6.0 s before",
-                  "deadline  none is set; `cancel_after: 30s`, 3 times as long as the slowest, reserves $0.30 a row",
+                  "deadline  none is set; `cancel_after: 30s`, 3 times as long as the slowest, at most $0.30 a row",
                   "storage   about 100 MB; ", "uses      5.50 seconds a prediction, on the average"):
         assert words in text, f"{words}\n{text}"
 
@@ -135,8 +138,141 @@ async def test_by_what_such_rows_came_to(folder: Path, past: Any):
 async def test_every_cap_that_is_too_low(folder: Path):
     """Also those that other batches share, each by its name."""
     told = (await planning.plan(job(folder, PRICED + "budget: { usd: 9, job_per_day_usd: 0.02 }\n"))).document["warnings"]
-    assert told == ["the budget of $0.02 (budget.job_per_day_usd in the job; what else was bought under it counts too) will not "
-                    "be enough for all rows: they are expected to cost $0.03"]
+    assert told == ["the budget of $0.02 (budget.job_per_day_usd in the job) will not be enough for all rows: they are expected "
+                    "to cost $0.03; it buys about 6 rows"]
+
+
+async def test_what_caps_have_spent(folder: Path):
+    """By this batch, and by whoever shares a cap: what is spent and reserved, what is left, and about how many rows that buys."""
+    def capped(usd: str) -> RunOptions:
+        return job(folder, PRICED + f"budget: {{ {usd} }}\n")
+
+    account, target = await target_of(folder, capped("usd: 1"))
+    async with wiring.ledger(wiring.read_settings(folder / ".orchestrator")) as ledger:
+        acts = Acts(ledger)
+        acts.policy = Policy(3, 2.0, canceling=False, price=Price("r", "run", Decimal("0.003")), count_files=lambda _: 1)
+        batch = await acts.loaded(10, "before", job="shots", account=account, target=target)
+        today = wiring.clock().now()
+        await acts.claim(batch, 4, reserve_units=3 * 10**9, now=today)
+        for n in range(3):
+            await acts.tell(acts.answered(f"a{n}", f"p{n}"), acts.ended(f"p{n}"))
+    for usd, words, left in (
+            ("job_usd: 0.02", "; $0.009 of it are spent and $0.003 are reserved, and what is left, $0.008, buys about 2 rows",
+             "0.008"),
+            ("job_per_day_usd: 0.02", " are reserved today (UTC), and what is left, $0.008, buys about 2 rows", "0.008"),
+            ("job_usd: 0.014", ", and what is left, $0.002, buys about 0 rows", "0.002")):
+        done = await planning.plan(capped(usd))
+        assert (done.code, done.document["caps"][0]["left_usd"]) == (Exit.DONE, left)
+        assert any(words in line for line in done.lines), (words, done.lines)
+    async with wiring.ledger(wiring.read_settings(folder / ".orchestrator")) as ledger:
+        acts = Acts(ledger)
+        acts.policy = Policy(3, 2.0, canceling=False, price=Price("r", "run", Decimal("0.003")), count_files=lambda _: 1)
+        await acts.tell(acts.answered("a3", "p3"), acts.ended("p3"))
+    done = await planning.plan(capped("job_usd: 0.014"))
+    assert done.code is Exit.BUDGET and "nothing can be bought: raise budget.job_usd in the job" in done.lines[-1]
+    assert any("$0.012 of $0.014 are spent by all batches of this job, and the next row may need up to $0.003" in line
+               for line in done.lines)
+    assert (await planning.plan(capped("usd: 0.05"))).document["warnings"] == []
+
+
+async def test_a_cap_that_buys_no_row(folder: Path):
+    """One remedy, in the note and in the last line, and the exit code of a bad job."""
+    done = await planning.plan(job(folder, PRICED + "budget: { usd: 0.001 }\n"))
+    assert done.code is Exit.BAD_INPUT
+    (note,) = done.document["warnings"]
+    assert note.startswith("the budget of $0.001 is less than one row may cost at worst, $0.003: raise budget.usd in the job, or")
+    assert done.lines[-1] == "Nothing was spent, and nothing can be bought: raise budget.usd in the job, and run it again."
+
+
+async def test_nothing_is_reserved_without_a_cap(folder: Path):
+    """What a row may cost at most is told, and that it is reserved only where it is."""
+    assert any(line.endswith("$0.03  $0.003 a row") for line in (await planning.plan(job(folder, PRICED))).lines)
+    capped = await planning.plan(job(folder, PRICED + "budget: { usd: 5 }\n"))
+    assert any(line.endswith("$0.03  $0.003 a row is reserved") for line in capped.lines)
+
+
+async def test_a_deployment_has_one_name(folder: Path):
+    """That of the deployment, as everywhere else."""
+    options = job(folder, model="x/y")
+    text = (folder / "jobs" / "shots.yaml").read_text().replace("model: x/y", "deployment: acme/flux")
+    (folder / "jobs" / "shots.yaml").write_text(text)
+    done = await planning.plan(options)
+    assert done.lines[0].startswith("shots: 10 rows for acme/flux, ") and done.document["model"] == "acme/flux"
+
+
+async def test_a_batch_of_the_same_rows_that_fresh_began(folder: Path):
+    """Who goes on without --fresh buys all rows again, and is told how not to; who asks for another one, or names his key, is
+    not."""
+    options = job(folder, PRICED)
+    async with wiring.rooms(wiring.read_settings(order_of(options)[1])) as rooms:
+        prepared = await prepare(rooms, order_of(replace(options, fresh=True))[0])
+        batch, _ = await load(rooms, prepared)
+        newest, _ = await load(rooms, await prepare(rooms, order_of(replace(options, fresh=True))[0]))
+        note = (f"batch {newest.id} (--fresh, running) is of the same rows, and this one buys all of them again; to go on with "
+                f"that one: orchestrator run shots --run-key {newest.run_key} --limit 2")
+        limited = replace(options, limit=2)
+        assert note in (await planning.plan(limited)).document["warnings"]
+        assert await foresight.bought_fresh(rooms, await prepare(rooms, order_of(limited)[0]), limited) == note
+        for other in (replace(options, fresh=True), replace(options, run_key=batch.run_key.partition("-")[0]),
+                      replace(options, run_key=batch.run_key)):
+            assert "is of the same rows" not in "\n".join((await planning.plan(other)).lines)
+        await load(rooms, await prepare(rooms, order_of(options)[0]))
+        assert "is of the same rows" not in "\n".join((await planning.plan(options)).lines)
+
+
+@pytest.mark.parametrize("state,reason,words,last", [
+    (BatchState.CANCELED, None, "`run` buys nothing of it, `orchestrator resume ID` goes", ". To go on: orchestrator resume"),
+    (BatchState.PAUSED, "too many rows failed: x", "`orchestrator resume ID` buys the rest", ". To go on: orchestrator resume"),
+    (BatchState.PAUSED, "start limit", "`run` goes on with it", ". To go on: orchestrator run shots"),
+    (BatchState.FINISHED, None, "has finished; `run` buys nothing more", "nothing is left to buy"),
+])
+async def test_how_a_batch_stands(folder: Path, state: BatchState, reason: str | None, words: str, last: str):
+    """What `run` would do with the batch that there is, and what has to be typed where it would do nothing."""
+    options = job(folder, PRICED)
+    async with wiring.rooms(wiring.read_settings(order_of(options)[1])) as rooms:
+        batch, _ = await load(rooms, await prepare(rooms, order_of(options)[0]))
+        if state is BatchState.FINISHED:
+            await Acts(rooms.ledger).claim(batch, 10)
+        await rooms.ledger.set_state(batch.pk, to=state, allowed=frozenset(BatchState), reason=reason, now=NOW)
+    done = await planning.plan(options)
+    assert words.replace("ID", batch.id) in "\n".join(done.lines) and last in done.lines[-1]
+
+
+async def test_a_limit_that_is_reached(folder: Path):
+    """Nothing is bought, though rows are left."""
+    options = job(folder, PRICED)
+    async with wiring.rooms(wiring.read_settings(order_of(options)[1])) as rooms:
+        batch, _ = await load(rooms, await prepare(rooms, order_of(options)[0]))
+        await Acts(rooms.ledger).claim(batch, 5)
+    done = await planning.plan(replace(options, limit=5))
+    assert done.document["rows_to_buy"] == 0 and done.lines[-1] == "Nothing was spent, and nothing is left to buy."
+    assert "5 of its rows were started, no fewer than --limit says" in "\n".join(done.lines)
+
+
+async def test_files_that_could_not_be_fetched(folder: Path, past: Any):
+    """Where such rows brought nothing home since their downloads failed, nobody knows what they need."""
+    options = job(folder, BY_SECOND)
+    account, target = await target_of(folder, options)
+    async with wiring.ledger(wiring.read_settings(folder / ".orchestrator")) as ledger:
+        acts = Acts(ledger)
+        batch = await acts.loaded(2, "before", account=account, target=target)
+        await acts.claim(batch, 2)
+        for n in range(2):
+            await acts.tell(acts.answered(f"a{n}", f"p{n}"), acts.ended(f"p{n}"))
+            await acts.tell(acts.said(Event.UNCOLLECTABLE, f"a{n}", error="refused", error_class="expired"))
+    done = await planning.plan(options)
+    assert done.document["storage_bytes"] is None
+    assert any("storage   not known, as no such row has brought its files home; " in line for line in done.lines)
+
+
+async def test_no_is_no_error(folder: Path, past: Any, monkeypatch: pytest.MonkeyPatch):
+    """Who is asked and says no has spent nothing; nobody to ask is another thing."""
+    options = job(folder, BY_SECOND, rows=100)
+    await past(options)
+    monkeypatch.setattr(run, "ask", lambda question: False)
+    monkeypatch.setenv("ORCHESTRATOR_ASK_ABOVE_USD", "1")
+    ended = await run.run(options)
+    assert (ended.code, ended.lines) == (Exit.BAD_INPUT, ("Nothing was spent.",))
 
 
 async def test_less_set_aside_than_a_row_costs(folder: Path):

@@ -64,16 +64,22 @@ async def test_what_tells_nothing_is_left_out(acts: Acts):
 
 
 async def test_files_at_home(acts: Acts):
-    """How many an attempt brought, and their bytes."""
-    batch = await bought(acts, 2)
-    (item, *_) = await acts.ledger.to_collect(batch.pk, count=2, now=NOW, lease_until=NOW + timedelta(seconds=60))
+    """How many an attempt brought, and their bytes: not known of one whose files are not home yet, or could not be fetched."""
+    batch = await bought(acts, 3)
+    (item, *_) = await acts.ledger.to_collect(batch.pk, count=1, now=NOW, lease_until=NOW + timedelta(seconds=60))
     for n, size in enumerate((1000, 24)):
         await acts.ledger.grant_names([OutputName(item.item_pk, batch.pk, item.attempt_id, 0, n, f"f{n}")])
         await acts.ledger.store_outputs([StoredOutput(item.item_pk, n, f"f{n}.png", size, "0" * 64, "image/png", "https://x", NOW,
                                                       item.attempt_id)])
     found = {one.item: (one.files, one.bytes) for one in await acts.ledger.past("acme", TARGET)}
     assert found.pop(item.item_pk) == (2, 1024)
-    assert list(found.values()) == [(0, 0)]
+    assert list(found.values()) == [(0, None), (0, None)]
+    late = NOW + timedelta(seconds=90)
+    for claim, event in zip(await acts.ledger.to_collect(batch.pk, count=3, now=late, lease_until=late),
+                            (Event.COLLECTED, Event.COLLECTED, Event.UNCOLLECTABLE), strict=True):
+        await acts.tell(acts.said(event, claim.attempt_id))
+    assert sorted((one.files, one.bytes) for one in await acts.ledger.past("acme", TARGET) if one.bytes is not None) == [
+        (0, 0), (2, 1024)]
 
 
 async def test_it_stays_small(acts: Acts, monkeypatch: pytest.MonkeyPatch):

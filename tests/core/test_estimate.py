@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.asked import Amount, asked_of, mean_rate
+from orchestrator.core.asked import Amount, AskedRows, Told, asked_of, mean_rate
 from orchestrator.core.bounds import most_outputs
-from orchestrator.core.cost import Price, Pricing, Rate
+from orchestrator.core.cost import Price, Pricing, Rate, Tier
 from orchestrator.core.deadline import duration_text, proposed_s
 from orchestrator.core.estimate import TRY_FIRST, Estimate, Terms, estimate
 from orchestrator.core.history import PastAttempt, history_of
@@ -170,12 +170,97 @@ def test_a_number_that_is_fixed_is_not_taken_from_the_past():
 
 
 def test_films_last_about_as_long_as_was_asked_for():
-    """Before any was bought what is asked for counts, and is called so; then what came."""
+    """What is asked for counts, before any was bought and after longer and shorter ones were; where no length is asked for, what
+    came then does."""
     asked = Amount(D(4), D(4), D(4))
     before = estimate(terms(FILM, asked), None, rows=1)
     assert (usd(before), before.expected.how) == (("0.2", "0.2", "0.2"), "by the price: 4 output seconds a row, as asked for")
-    came = history_of([ran(n, unit="output second", quantity=D(seconds)) for n, seconds in enumerate(("3.5", "3.9", "4.0"))])
-    assert usd(estimate(terms(FILM, asked), came, rows=1)) == ("0.175", "0.19", "0.2")
+    came = history_of([ran(n, unit="output second", quantity=D(seconds)) for n, seconds in enumerate(("3.5", "3.9", "10.0"))])
+    after = estimate(terms(FILM, asked, worst="0.2"), came, rows=1)
+    assert (usd(after), after.above_worst_usd) == (("0.2", "0.2", "0.2"), None)
+    assert after.expected.how == "as asked for, and as 3 rows bought before ended"
+    assert usd(estimate(terms(FILM), came, rows=1)) == ("0.175", "0.29", "0.5")
+
+
+def told(price: Price, rows: list[dict[str, Any]], document: dict[str, Any] = MANY, **given: Any) -> Told:
+    """What rows of a job with these inputs ask for."""
+    job = Job.model_validate({"model": "a/b", "source": {"path": "rows.csv"}, "input": given})
+    plan = plan_inputs(given, columns=["c", "d"], schema=InputSchema.from_openapi(document))
+    asked_rows = AskedRows.of(job, Pricing(price, 4), schema=document, plan=plan)
+    assert asked_rows is not None
+    for row in rows:
+        asked_rows.add(row)
+    return asked_rows.told()
+
+
+N, SECONDS = {"num_outputs": "{{ c }}"}, {"duration": "{{ d }}"}
+TIERED = Price("t", "output second", D("0.10"), tiers=(Tier((("duration", ("8",)),), Rate(D("0.05"))),), failed="unknown")
+
+
+@pytest.mark.parametrize("price,given,rows,usd_in_all", [
+    (OUTPUT, N, [{"num_outputs": 4}] * 3, "0.036"),
+    (OUTPUT, N, [{"num_outputs": 4}, {"num_outputs": 1}, {}], "0.021"),  # an empty cell leaves it to the default of two
+    (FILM, N | SECONDS, [{"num_outputs": 1, "duration": 8}, {"num_outputs": 2, "duration": 4}], "0.8"),
+    (FILM, N | {"duration": 8}, [{"num_outputs": 1, "duration": 8}] * 7, "2.8"),
+    (TIERED, SECONDS | {"num_outputs": 1}, [{"num_outputs": 1, "duration": 8}, {"num_outputs": 1, "duration": 4}, {}], "1.4"),
+])
+def test_rows_that_say_how_much_they_ask_for(price: Price, given: dict[str, Any], rows: list[dict[str, Any]], usd_in_all: str):
+    """Low, expected and high are what the rows come to, to the last digit, each at its own rate."""
+    asked_for = told(price, rows, **given)
+    found = estimate(Terms(price, price.rate, Amount(D(1), D(2), D(4)), by_rows=asked_for), None, rows=len(rows))
+    assert {found.in_all(figure.usd) for figure in (found.low, found.expected, found.high)} == {D(usd_in_all)}
+    half = [ran(n, unit=price.unit, quantity=D(9)) for n in range(4)] + [ran(n, status="aborted") for n in range(4, 8)]
+    learned = estimate(Terms(price, price.rate, Amount(), by_rows=asked_for), history_of(half), rows=len(rows))
+    assert (learned.in_all(learned.expected.usd), learned.in_all(learned.high.usd)) == (D(usd_in_all) / 2, D(usd_in_all))
+
+
+def test_some_of_the_rows():
+    """Which ones are bought is not known: the mean is called so, low and high are of the rows that ask for least and most."""
+    asked_for = told(OUTPUT, [{"num_outputs": n} for n in (1, 4, 4, 3)], **N)
+    some = estimate(Terms(OUTPUT, OUTPUT.rate, Amount(), by_rows=asked_for), None, rows=2)
+    assert usd(some) == ("0.003", "0.009", "0.012")
+    assert some.expected.how == "by the price: 3 outputs a row on the average of all 4 rows"
+    past = history_of([ran(n, unit="output", quantity=D(9)) for n in range(4)])
+    learned = estimate(Terms(OUTPUT, OUTPUT.rate, Amount(), by_rows=asked_for), past, rows=2)
+    assert usd(learned) == ("0.003", "0.009", "0.012") and "on the average of all rows" in learned.expected.how
+    alike = estimate(Terms(OUTPUT, OUTPUT.rate, Amount(), by_rows=told(OUTPUT, [{"num_outputs": 4}] * 9, **N)), None, rows=2)
+    assert (usd(alike), alike.high.how) == (("0.012",) * 3, "if all were as the row that asks for most")
+
+
+def test_rows_that_leave_it_open():
+    """A cell that says no number leaves the bounds of the schema to its row, and only to that; what came then counts later."""
+    words = schema({"duration": {"enum": ["auto", 4, 8], "default": "auto"}}, URI)
+    asked_for = told(FILM, [{"duration": 8}, {"duration": 8}, {"duration": "auto"}], words, **SECONDS)
+    found = estimate(Terms(FILM, FILM.rate, Amount(), D("0.6"), asked_for), None, rows=3)
+    assert (found.in_all(found.low.usd), found.expected.usd, found.high.usd) == (D("1.0"), None, D("0.6"))
+    assert found.expected.how.endswith(TRY_FIRST)
+    came = history_of([ran(n, unit="output second", quantity=D(6)) for n in range(4)])
+    assert usd(estimate(Terms(FILM, FILM.rate, Amount(), by_rows=asked_for), came, rows=3)) == ("0.3", "0.3", "0.3")
+    open_list = schema({"num_outputs": {"type": "integer", "minimum": 2, "maximum": 4}}, FILES)
+    bounded = estimate(Terms(OUTPUT, OUTPUT.rate, Amount(), by_rows=told(OUTPUT, [{}, {"num_outputs": 3}], open_list, **N)),
+                       None, rows=2)
+    in_all = [bounded.in_all(figure.usd) for figure in (bounded.low, bounded.expected, bounded.high)]
+    assert in_all == [D("0.015"), None, D("0.021")]
+
+
+def test_many_rows_each_of_its_own():
+    """A few numbers are kept, however many lengths there are; a mean that ends nowhere adds up to what the rows cost; nonsense
+    bounds nothing."""
+    any_length = schema({"duration": {"type": "number"}}, URI)
+    rows = [{"duration": n / 1000} for n in range(1, 3334)]
+    asked_for = told(FILM, rows, any_length, **SECONDS)
+    assert asked_for.usd == Amount(*[D("0.05") * 3333 * 3334 / 2000] * 3)
+    found = estimate(Terms(FILM, FILM.rate, Amount(), by_rows=asked_for), None, rows=3333)
+    assert found.in_all(found.expected.usd) == asked_for.usd.usual
+    assert told(FILM, [{"duration": "1e999999"}, {"duration": [1]}], any_length, **SECONDS).usd == Amount()
+
+
+def test_rows_that_all_ask_for_the_same():
+    """Nothing is counted of them."""
+    job = Job.model_validate({"model": "a/b", "source": {"path": "rows.csv"}, "input": N})
+    plan = plan_inputs(N, columns=["c"], schema=InputSchema.from_openapi(MANY))
+    for price in (None, RUN, SECOND, TOKEN):
+        assert AskedRows.of(job, Pricing(price, 4), schema=MANY, plan=plan) is None
 
 
 def test_what_a_deadline_ended_is_billed_until_then():

@@ -13,7 +13,7 @@ from orchestrator import wiring
 from orchestrator.apps.cli.closing import ThisRun, close, still_out
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.follow import Follower
-from orchestrator.apps.cli.foresight import Storage, foresee, no_rows, question, storage_of
+from orchestrator.apps.cli.foresight import Storage, bought_fresh, foresee, no_rows, question, storage_of
 from orchestrator.apps.cli.options import RunOptions, order_of
 from orchestrator.apps.cli.panel import screen
 from orchestrator.apps.cli.speech import ask, say
@@ -53,7 +53,10 @@ async def run(options: RunOptions) -> Ending:
         await _can_start(rooms, settings, served=served, detach=options.detach)
         prepared = await prepare(rooms, replace(order, attended=not served), book=wiring.price_book(settings))
         await check_folder(rooms, prepared)
-        await _consent(rooms, prepared, options, ask_above_usd=settings.ask_above_usd)
+        if (note := await bought_fresh(rooms, prepared, options)) is not None:
+            say(f"note: {note}")
+        if not await _consent(rooms, prepared, options, ask_above_usd=settings.ask_above_usd):
+            return Ending(Exit.BAD_INPUT, {"run_key": prepared.run_key}, ("Nothing was spent.",))
         alone = alone and hold.alone and not await anybody_lives(rooms)  # asked again: consent can take a person minutes
         if alone:
             await _bury_the_dead(rooms)
@@ -126,23 +129,24 @@ async def _detached(this: ThisRun, batch: Batch) -> Ending:
                        lines=[f"left to the roles at work here; follow it with: orchestrator watch {batch.id}"])
 
 
-async def _consent(rooms: Rooms, prepared: Prepared, options: RunOptions, *, ask_above_usd: float) -> None:
+async def _consent(rooms: Rooms, prepared: Prepared, options: RunOptions, *, ask_above_usd: float) -> bool:
     """Above the threshold, by the worst case or, where there is none, by the past: a budget of the job's own, a terminal's yes,
-    or --yes."""
+    or --yes. Raises BadInput where there is none of these, and nobody can be asked."""
     has_budget = any(cap.scope in (Scope.BATCH, Scope.JOB) for cap in prepared.caps)
     left = await rooms.ledger.left(prepared.run_key, limit=options.limit)
     if options.yes or has_budget or left == 0:
-        return
+        return True
     examined = await check(rooms, prepared)  # of a batch that was begun, a yes to three rows is none to the rest of them
-    found = await foresee(rooms, prepared, examined, limit=options.limit, is_new=False)
+    found = await foresee(rooms, prepared, examined, options=options, is_new=False)
     at_stake_usd, words = question(prepared, found.estimate)
     if at_stake_usd is None or at_stake_usd <= ask_above_usd:
-        return
+        return True
     if (refused := refusal(prepared, examined)) is not None:  # before anybody is asked for what cannot be run
         raise refused
-    if not ask(f"{words} Buy them?"):
+    if (said := ask(f"{words} Buy them?")) is None:
         raise BadInput(f"{words} Nothing was spent. Say yes to it with budget.usd in the job, with --yes, or on a "
                        f"terminal; ask_above_usd in config/orchestrator.toml sets the threshold (${ask_above_usd:g}).")
+    return said
 
 
 async def _bury_the_dead(rooms: Rooms) -> None:

@@ -25,10 +25,10 @@ def document(value: Any) -> None:
     answer(json.dumps(value, ensure_ascii=False, default=str))
 
 
-def ask(question: str) -> bool:
-    """A yes or no on a terminal; elsewhere no."""
+def ask(question: str) -> bool | None:
+    """A yes or no on a terminal; None: nobody is there to say it."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
+        return None
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)  # noqa: T201
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 

@@ -8,10 +8,10 @@ from sqlalchemy import Row, Select, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.history import PastAttempt
-from orchestrator.core.lifecycle import AttemptState
+from orchestrator.core.lifecycle import AttemptState, ItemState
 from orchestrator.core.records import Target
 from orchestrator.gateways.ledger.session import revision
-from orchestrator.gateways.ledger.tables import COMPLETED, HEAD, attempts, batches, outputs
+from orchestrator.gateways.ledger.tables import COMPLETED, HEAD, attempts, batches, items, outputs
 
 MOST = 1000  # attempts that are looked at
 MOST_BATCHES = 20
@@ -28,7 +28,8 @@ async def newest(connection: AsyncConnection, account: str, target: Target) -> l
         rows = [row for row in await connection.execute(last(batch_pk, MOST - len(found)))
                 if row.state in _ENDED and row.surplus_at is None]
         files = await _files(connection, [row.item_pk for row in rows])
-        found += [_past(row, files.get(row.id, (0, 0))) for row in rows]
+        failed, done = await _endings(connection, [row.item_pk for row in rows])
+        found += [_past(row, files.get(row.id, (0, 0 if row.id in done else None)), is_home=row.id not in failed) for row in rows]
         if len(found) >= MOST:
             break
     return found
@@ -59,12 +60,24 @@ async def _files(connection: AsyncConnection, item_pks: list[int]) -> dict[str, 
     return {row.attempt_id: (int(row.files), int(row.bytes or 0)) for row in rows}
 
 
-def _past(row: Row[Any], files: tuple[int, int]) -> PastAttempt:
+async def _endings(connection: AsyncConnection, item_pks: list[int]) -> tuple[set[str], set[str]]:
+    """The attempts by which these items failed, and those by which they are done. A download that was refused or failed for good
+    fails its row."""
+    rows = (await connection.execute(select(items.c.attempt_id, items.c.state).where(
+        items.c.pk.in_(item_pks), items.c.attempt_id.is_not(None)))).all()
+    failed, done = ({row.attempt_id for row in rows if row.state == state.value}
+                    for state in (ItemState.FAILED, ItemState.SUCCEEDED))
+    return failed, done
+
+
+def _past(row: Row[Any], files: tuple[int, int | None], *, is_home: bool) -> PastAttempt:
+    """Of a row that failed with a part of its files at home their bytes tell nothing."""
+    count, size = files
     known = row.provider_created_at is not None and row.completed_at is not None
     return PastAttempt(
         row.item_pk, row.status, row.charge_unit, _decimal(row.charge_quantity), _decimal(row.charge_quantity_out),
         None if row.seconds is None else Decimal(str(row.seconds)),
-        (row.completed_at - row.provider_created_at).total_seconds() if known else None, *files)
+        (row.completed_at - row.provider_created_at).total_seconds() if known else None, count, size if is_home else None)
 
 
 def _decimal(stored: str | None) -> Decimal | None:

@@ -5,11 +5,12 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from orchestrator.core.caps import Cap
 from orchestrator.core.cost import to_usd
 from orchestrator.core.failing import Cause, Tally
 from orchestrator.core.history import PastAttempt
 from orchestrator.core.lifecycle import BatchState, ItemState
-from orchestrator.core.ports import Claimable, ClaimTerms, Decide, KeptDelivery, OpenAttempt, OpenWindow
+from orchestrator.core.ports import Claimable, ClaimTerms, Decide, KeptDelivery, Met, OpenAttempt, OpenWindow
 from orchestrator.core.reckoning import Booked
 from orchestrator.core.records import (
     Batch,
@@ -38,6 +39,7 @@ from orchestrator.gateways.ledger import (
     claims,
     collecting,
     failing,
+    foreseeing,
     history,
     loading,
     money,
@@ -95,6 +97,12 @@ class SqlLedger:
     async def left(self, run_key: str, *, limit: int | None) -> int | None:
         """As the port says."""
         return await self._db.read(loading.left, run_key, limit=limit)
+
+    async def met(self, run_key: str, *, account: str, job: str, caps: Sequence[Cap], reserve_units: int | None,
+                  now: datetime) -> Met:
+        """As the port says."""
+        return await self._db.read(foreseeing.met, run_key, account=account, job=job, caps=caps, reserve_units=reserve_units,
+                                   now=now)
 
     async def loaded_rows(self, batch_pk: int) -> int:
         """As the port says."""

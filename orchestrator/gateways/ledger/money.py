@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -137,6 +137,13 @@ _SHORT = {dialect: _raised(dialect) for dialect in ("sqlite", "postgresql")}
 _RAISE = update(attempts).where(_short()).values(reserved_units=_UNITS)
 
 
+class Whose(NamedTuple):
+    """Of a batch, or of one that may be opened: what caps go by."""
+
+    account: str
+    job: str
+
+
 AT_ONCE = 1000  # attempts in one transaction of `reserve_some`: some 20 ms of an idle core
 
 
@@ -176,7 +183,7 @@ _RAISE_THESE = {dialect: update(attempts).where(among(attempts.c.id, "these", di
                 for dialect in ("sqlite", "postgresql")}
 
 
-async def bounds(connection: AsyncConnection, batch: Row[Any], caps: Sequence[Cap], *, now: datetime,
+async def bounds(connection: AsyncConnection, batch: Row[Any] | Whose, caps: Sequence[Cap], *, now: datetime,
                  asks_out: bool = False, reserve_units: int | None = None) -> list[Bound]:
     """How these caps stand for a batch. `asks_out`: tell of each what is reserved for attempts of its scope that are out, at the
     same instant, and whether their ends may free the `reserve_units` of a row."""
@@ -194,7 +201,7 @@ async def bounds(connection: AsyncConnection, batch: Row[Any], caps: Sequence[Ca
     return found
 
 
-def _sums(batch: Row[Any], caps: Sequence[Cap], *, now: datetime, asks_out: bool) -> Select[Any]:
+def _sums(batch: Any, caps: Sequence[Cap], *, now: datetime, asks_out: bool) -> Select[Any]:
     """From the days alone: a batch's own row is read past its model's schema, of a hundred kilobytes, to get at its money."""
     is_own, is_today = _OTHERS.c.job == batch.job, batch_days.c.day == day_of(now)
     sums = [cast(func.sum(column), BigInteger).label(name) for column, name in (
