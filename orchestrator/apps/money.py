@@ -1,14 +1,14 @@
 """How money is shown to people."""
 
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 
 from orchestrator.core.cost import usd_text
 
 
 def about_text(usd: Decimal) -> str:
-    """Of an estimate cents, or of less than a dollar three digits: `$12.35`, `$0.0123`."""
+    """Of an estimate cents, or of less than a dollar three digits: `$12.35`, `$0.0123`. Halves are rounded up, as on a bill."""
     digits = 2 if usd >= 1 else 2 - (usd.adjusted() if usd else 0)
-    return usd_text(usd.quantize(Decimal(1).scaleb(-digits)).normalize())
+    return usd_text(usd.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP).normalize())
 
 
 def spread_text(low: Decimal | None, usd: Decimal | None, high: Decimal | None) -> str:
@@ -16,3 +16,25 @@ def spread_text(low: Decimal | None, usd: Decimal | None, high: Decimal | None) 
     if usd is None:
         return "–"
     return about_text(usd) + ("" if low is None or high is None or low == high else f" ({about_text(low)} to {about_text(high)})")
+
+
+def more_text(usd: Decimal | None, *, is_about: bool = False) -> str:
+    """A difference, with its sign: `+$0.50`, `-$1.00`; a dash where there is none, or nobody knows."""
+    if not usd:
+        return "–"
+    return f"{'-' if usd < 0 else '+'}{about_text(abs(usd)) if is_about else usd_text(abs(usd).normalize())}"
+
+
+def rows_text(number: int) -> str:
+    """`1 row`, `1,234 rows`."""
+    return "1 row" if number == 1 else f"{number:,} rows"
+
+
+def spent_text(usd: Decimal, *, unknown_rows: int) -> str:
+    """What was spent, and that of some rows nobody knows it: `$0.60 + 30 rows of unknown cost`. Unknown is never zero."""
+    return usd_text(usd) + (f" + {rows_text(unknown_rows)} of unknown cost" if unknown_rows else "")
+
+
+def sum_text(usd: Decimal, *, unknown_rows: int) -> str:
+    """A sum in a column beside one of rows of unknown cost: where nothing of it is known, that is said, and no zero."""
+    return "unknown" if unknown_rows and not usd else usd_text(usd)

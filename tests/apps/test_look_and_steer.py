@@ -70,7 +70,7 @@ async def test_what_is_reserved_is_told_where_a_cap_is(acts: Acts, tmp_path: Pat
     acts.policy = replace(acts.policy, price=None)
     await acts.tell(acts.ended("p0", attempt_id="a0"), acts.ended("p1", attempt_id="a1"))
     told = await look.status("b")
-    assert "  spent    $0.00 and 2 rows of unknown cost, $0.20 held for rows whose cost is not known" in told.lines
+    assert "  spent    $0.00 + 2 rows of unknown cost, $0.20 held for rows whose cost is not known" in told.lines
     assert told.document["reserved_usd"] == "0.2"
 
 

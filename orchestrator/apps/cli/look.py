@@ -11,9 +11,10 @@ from orchestrator import wiring
 from orchestrator.apps.cli import schedules
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.follow import Follower
-from orchestrator.apps.cli.panel import rows_text, screen
+from orchestrator.apps.cli.panel import screen
 from orchestrator.apps.foretelling import ahead, ahead_lines, projected
 from orchestrator.apps.hints import again, failed_lines, failures, why
+from orchestrator.apps.money import spent_text
 from orchestrator.core.caps import caps_of, held_text
 from orchestrator.core.cost import to_units, to_usd, usd_text
 from orchestrator.core.errors import BadInput, OrchestratorError
@@ -92,7 +93,7 @@ async def status(name: str | None) -> Ending:
         if idle and await is_anybody_at_work(ledger, settings):
             idle = {}
     lines = [f"{d['batch']:<40} {d['state']:<9} {d['items']['succeeded']:>7,} of {d['items']['total']:>7,} done, "
-             f"{d['items']['failed']:,} failed{expired.get(d['batch'], '')}  {usd_text(Decimal(d['cost_usd']))}"
+             f"{d['items']['failed']:,} failed{expired.get(d['batch'], '')}  {_spent(d)}"
              f"{'  ' if d['reason'] else ''}{d['reason'] or ''}{idle.get(d['batch'], '')}"
              for d in documents] or ["no batches yet"]
     return Ending(Exit.DONE, {"batches": documents}, tuple(lines))
@@ -137,12 +138,16 @@ def _held(batch: Batch, counts: Counts, settings: Settings) -> str:
     return held_text(to_units(counts.reserved_usd), is_out=counts.is_out) if is_capped else ""
 
 
+def _spent(document: dict[str, Any]) -> str:
+    """What is told of a batch's money in the summary."""
+    return spent_text(Decimal(document["cost_usd"]), unknown_rows=document["cost_unknown_items"])
+
+
 def _lines(document: dict[str, Any], *, held: str, is_idle: bool) -> list[str]:
     parts = ", ".join(f"{n:,} {name}" for name, n in document["by_state"].items() if n)
     lines = [f"{document['batch']} ({document['job']}, {document['model']}): {document['state']}"
              + (f", {document['reason']}" if document["reason"] else "") + (", nobody at work" if is_idle else ""),
-             f"  rows     {parts or 'none'}", f"  spent    {usd_text(Decimal(document['cost_usd']))}"
-             + (f" and {rows_text(document['cost_unknown_items'])} of unknown cost" if document["cost_unknown_items"] else "")
+             f"  rows     {parts or 'none'}", f"  spent    {_spent(document)}"
              + (f", {held}" if held else "")]
     lines += [f"  {label:<8} {told}" for label, told in ahead_lines(document)]
     return [*lines, f"  output   {document['output']}", *failed_lines(document["failures"])]

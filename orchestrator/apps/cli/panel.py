@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.apps.cli.follow import Look
-from orchestrator.apps.money import about_text
+from orchestrator.apps.money import about_text, rows_text
 from orchestrator.core.caps import held_text
 from orchestrator.core.cost import to_units, to_usd, usd_text
 from orchestrator.core.lifecycle import ItemState
@@ -33,11 +33,6 @@ def clock_text(seconds: float | None) -> str:
     minutes, second = divmod(int(seconds + 0.5), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-def rows_text(number: int) -> str:
-    """`1 row`, `1,234 rows`."""
-    return "1 row" if number == 1 else f"{number:,} rows"
 
 
 def bytes_text(number: int) -> str:
