@@ -30,9 +30,11 @@ def rows_text(number: int) -> str:
     return "1 row" if number == 1 else f"{number:,} rows"
 
 
-def spent_text(usd: Decimal, *, unknown_rows: int) -> str:
-    """What was spent, and that of some rows nobody knows it: `$0.60 + 30 rows of unknown cost`. Unknown is never zero."""
-    return usd_text(usd) + (f" + {rows_text(unknown_rows)} of unknown cost" if unknown_rows else "")
+def spent_text(usd: Decimal, *, unknown_rows: int, estimated_usd: Decimal = Decimal(0)) -> str:
+    """What was spent, and that of some rows nobody knows it: `$0.60 + 30 rows of unknown cost`. Unknown is never zero. And how
+    much of it is only an estimate."""
+    estimated = f", of it {usd_text(estimated_usd)} estimated" if estimated_usd else ""
+    return usd_text(usd) + (f" + {rows_text(unknown_rows)} of unknown cost" if unknown_rows else "") + estimated
 
 
 def sum_text(usd: Decimal, *, unknown_rows: int) -> str:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from orchestrator.apps.cli import costs, look, steer
+from orchestrator.apps.money import about_text, more_text
 from orchestrator.core.errors import BadInput
 from orchestrator.core.estimate import Estimate, Figure
 from orchestrator.core.lifecycle import BatchState, Event
@@ -133,3 +134,61 @@ async def test_what_a_batch_will_have_cost(acts: Acts, tmp_path: Path):
     assert shown.lines[1].split()[4:9] == ["$3.00", "($2.00", "to", "$4.00)", "-$2.00"]
     assert "estimated" not in (await costs.costs("b", by="day", to=None)).lines[0]
     assert (await look.status("b")).document["projected_usd"] is None
+
+
+async def test_unknown_is_never_zero(acts: Acts, tmp_path: Path):
+    """Neither in the list of batches, nor in a column of sums; the document has the two numbers side by side."""
+    batch = await shots(acts, tmp_path)
+    acts.policy = replace(acts.policy, price=None)
+    await acts.claim(batch, 2)
+    await acts.tell(acts.ended("p0", attempt_id="a0"), acts.ended("p1", attempt_id="a1"))
+    listed = await look.status(None)
+    assert "0 failed  $0.00 + 2 rows of unknown cost  nobody" in listed.lines[0]
+    assert (listed.document["batches"][0]["cost_usd"], listed.document["batches"][0]["cost_unknown_items"]) == ("0", 2)
+    shown = (await costs.costs(None, by="job", to=None)).lines
+    assert shown[0].split() == ["job", "bought", "rows", "predictions", "spent", "failed", "canceled", "surplus", "unknown"]
+    assert shown[1].split() == ["shots", "2", "2", "unknown", "–", "–", "–", "2", "rows"]
+    assert shown[-1] == "what 2 rows cost is not known, and not in these sums"
+
+
+async def test_as_much_as_was_expected(acts: Acts, tmp_path: Path):
+    """A difference of nothing is a dash on screen, and a plain 0 in the document."""
+    batch, figure = await shots(acts, tmp_path), Figure(Decimal("0.500"), "")
+    estimate = json.dumps(Estimate(2, figure, figure, figure, None).to_json())
+    await acts.ledger.amend(batch.pk, in_flight=2, max_attempts=3, cap_units=None, price_json="null", start_limit=None,
+                            job_json=batch.job_json, estimate_json=estimate)
+    await acts.claim(batch, 2)
+    await acts.tell(acts.ended("p0", attempt_id="a0", seconds=1.0), acts.ended("p1", attempt_id="a1", seconds=1.0))
+    now = datetime.now(UTC)
+    await acts.ledger.set_state(batch.pk, to=BatchState.FINISHED, allowed=frozenset(BatchState), reason=None, now=now)
+    shown = await costs.costs("b", by="batch", to=None)
+    assert shown.document["costs"][0]["difference_usd"] == "0"
+    assert shown.lines[1].split()[4:6] == ["$1.00", "–"]
+
+
+@pytest.mark.parametrize(("usd", "about", "more"), [
+    ("2.325", "$2.33", "+$2.33"), ("13.825", "$13.83", "+$13.83"), ("0", "$0.00", "–"), ("-0.01235", None, "-$0.0124"),
+    ("0.000", "$0.00", "–")])
+def test_one_way_to_round(usd: str, about: str | None, more: str):
+    """Halves up, in every figure that is told in short, and no sign before nothing."""
+    assert about is None or about_text(Decimal(usd)) == about
+    assert more_text(Decimal(usd), is_about=True) == more
+    assert more_text(None) == "–"
+
+
+async def test_charges_that_are_only_estimates(acts: Acts, tmp_path: Path):
+    """Of a deployment: how much of the sum, and which rows."""
+    batch = await shots(acts, tmp_path)
+    assert acts.policy.price is not None
+    await acts.claim(batch, 2)
+    await acts.tell(acts.ended("p0", attempt_id="a0", seconds=2.0))
+    acts.policy = replace(acts.policy, price=replace(acts.policy.price, is_estimate=True))
+    await acts.tell(acts.ended("p1", attempt_id="a1", seconds=1.0))
+    shown = await costs.costs("b", by="batch", to=None)
+    assert (shown.document["total"]["estimated_usd"], shown.document["total"]["spent_usd"]) == ("0.5", "1.5")
+    assert shown.lines[-1].startswith("$0.50 of it is estimated: ")
+    told = await look.status("b")
+    assert "  spent    $1.50, of it $0.50 estimated" in told.lines and told.document["estimated_usd"] == "0.5"
+    rows = await look.items("b", state=None, limit=9)
+    assert [row["cost_is_estimate"] for row in rows.document["items"]] == [False, True]
+    assert [line.split()[4:] for line in rows.lines] == [["$1"], ["$0.5", "(estimated)"]]

@@ -10,8 +10,7 @@ from orchestrator.apps.cli.options import RunOptions
 from orchestrator.apps.cli.panel import clock_text
 from orchestrator.apps.cli.speech import say
 from orchestrator.apps.hints import failed_lines, failures
-from orchestrator.apps.money import about_text
-from orchestrator.core.cost import usd_text
+from orchestrator.apps.money import about_text, spent_text
 from orchestrator.core.estimate import Estimate
 from orchestrator.core.failing import FAILING
 from orchestrator.core.lifecycle import LIVE_BATCH, BatchState, ItemState
@@ -42,8 +41,8 @@ async def close(run: ThisRun, batch: Batch, counts: Counts, *, code: Exit, lines
     document = summary(batch, counts, results=results if written else None, now=run.rooms.clock.now(), state=batch.state)
     document["elapsed_s"] = round(run.rooms.clock.boottime() - run.began_s, 3)
     items = document["items"]
-    unknown = f" and {counts.cost_unknown_items:,} of unknown cost" if counts.cost_unknown_items else ""
-    spent = f"{usd_text(counts.spent_usd)}{unknown}{_expected(batch)}"
+    estimated_usd = await wiring.views(run.rooms).estimated_usd(batch.pk)
+    spent = spent_text(counts.spent_usd, unknown_rows=counts.cost_unknown_items, estimated_usd=estimated_usd) + _expected(batch)
     told = [f"{batch.id}: {items['succeeded']:,} of {items['total']:,} rows succeeded, {items['failed']:,} failed, "
             f"{items['canceled']:,} canceled, {items['pending']:,} pending; {spent}; {clock_text(document['elapsed_s'])}"]
     if items["failed"]:

@@ -67,7 +67,9 @@ async def status(name: str | None) -> Ending:
             document = summary(batch, counts, results=results if exists(results) else None, now=wiring.clock().now(),
                                state=batch.state)
             document |= {"reason": why(batch), "by_state": {s.value: n for s, n in counts.by_state.items()},
-                         "reserved_usd": format(counts.reserved_usd, "f"), "output": batch.output_to, "model": batch.target.name}
+                         "reserved_usd": format(counts.reserved_usd, "f"),
+                         "estimated_usd": format(await ledger.estimated_usd(batch.pk), "f"),
+                         "output": batch.output_to, "model": batch.target.name}
             document |= await ahead(ledger, batch, counts, now=wiring.clock().now())
             document["ended_via"] = await ledger.endings(batch.pk)
             document["failures"] = await failures(ledger, batch)
@@ -139,8 +141,9 @@ def _held(batch: Batch, counts: Counts, settings: Settings) -> str:
 
 
 def _spent(document: dict[str, Any]) -> str:
-    """What is told of a batch's money in the summary."""
-    return spent_text(Decimal(document["cost_usd"]), unknown_rows=document["cost_unknown_items"])
+    """What is told of a batch's money; how much of it is an estimate only where that was asked for."""
+    estimated_usd = Decimal(document.get("estimated_usd", 0))
+    return spent_text(Decimal(document["cost_usd"]), unknown_rows=document["cost_unknown_items"], estimated_usd=estimated_usd)
 
 
 def _lines(document: dict[str, Any], *, held: str, is_idle: bool) -> list[str]:
@@ -184,10 +187,10 @@ async def items(name: str, *, state: str | None, limit: int) -> Ending:
     has_more, rows = len(rows) > limit, rows[:limit]
     documents = [{"index": r.index, "id": r.row_id, "state": r.state.value, "prediction_id": r.prediction_id, "error": r.error,
                   "error_class": r.error_class, "attempts": r.attempts, "seconds": r.seconds,
-                  "cost_usd": None if r.charge_units is None else format(to_usd(r.charge_units), "f"), "shares_row": r.shares_row,
-                  "shares_batch": r.shares_batch} for r in rows]
+                  "cost_usd": None if r.charge_units is None else format(to_usd(r.charge_units), "f"),
+                  "cost_is_estimate": r.is_estimate, "shares_row": r.shares_row, "shares_batch": r.shares_batch} for r in rows]
     lines = [f"{d['index']:>7}  {d['id']:<20} {d['state']:<10} {d['prediction_id'] or '–':<27}"
-             + (f" ${d['cost_usd']}" if d["cost_usd"] else "")
+             + (f" ${d['cost_usd']}{' (estimated)' if d['cost_is_estimate'] else ''}" if d["cost_usd"] else "")
              + (f"  as row {d['shares_row']}" if d["shares_row"] is not None else "")
              + (f" of {d['shares_batch']}" if d["shares_batch"] else "")
              + (f"  {d['error_class']}: {d['error']}" if d["error"] else "")

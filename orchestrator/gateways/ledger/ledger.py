@@ -465,6 +465,10 @@ class SqlLedger:
         """As the port says."""
         return await self._db.read(spending.by_batch_and_day, account=account, first=first, last=last)
 
+    async def estimated_usd(self, batch_pk: int) -> Decimal:
+        """How much of what a batch has spent is only estimated."""
+        return to_usd(await self._db.read(spending.estimated_units, batch_pk))
+
     async def accounts(self) -> list[str]:
         """As the port says."""
         return await self._db.read(spending.accounts)

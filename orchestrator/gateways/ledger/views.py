@@ -48,6 +48,7 @@ class ItemView:
     due_at: datetime | None
     shares_row: int | None = None
     shares_batch: str | None = None
+    is_estimate: bool = False  # part of its charge is
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +134,23 @@ async def items_of(connection: AsyncConnection, batch_pk: int, *, state: ItemSta
     if state is not None:
         query = query.where(stands_in(state))
     rows = (await connection.execute(query.order_by(items.c.idx).limit(limit))).all()
-    charges = await _charges(connection, [row.pk for row in rows])
+    pks = [row.pk for row in rows]
+    charges, estimated = await _charges(connection, pks), await _estimated(connection, pks)
     earlier = {pk: batch_id for pk, (batch_id, _) in (await _earlier(connection, rows, batch_pk=batch_pk)).items()}
     return [ItemView(row.idx, row.row_id, ItemState(row.state), row.prediction_id, row.error, row.error_class,
                      _charge(row, charges), row.seconds, row.attempts,
                      row.due_at if row.state == ItemState.PENDING.value and row.due_at > FRESH_AT else None,
-                     row.origin_idx, earlier.get(row.origin_batch)) for row in rows]
+                     row.origin_idx, earlier.get(row.origin_batch), row.pk in estimated) for row in rows]
+
+
+async def _estimated(connection: AsyncConnection, item_pks: Sequence[int]) -> set[int]:
+    """The rows of which some charge is only an estimate."""
+    found: set[int] = set()
+    for start in range(0, len(item_pks), 1000):
+        rows = await connection.execute(select(attempts.c.item_pk).distinct().where(
+            attempts.c.item_pk.in_(item_pks[start:start + 1000]), attempts.c.charge_basis == "estimate"))
+        found |= set(rows.scalars())
+    return found
 
 
 async def _earlier(connection: AsyncConnection, rows: Sequence[Row[Any]], *, batch_pk: int) -> dict[int, tuple[str, str]]:
