@@ -40,3 +40,9 @@ def spent_text(usd: Decimal, *, unknown_rows: int, estimated_usd: Decimal = Deci
 def sum_text(usd: Decimal, *, unknown_rows: int) -> str:
     """A sum in a column beside one of rows of unknown cost: where nothing of it is known, that is said, and no zero."""
     return "unknown" if unknown_rows and not usd else usd_text(usd)
+
+
+def in_all_text(usd: Decimal, *, ends_at_usd: Decimal | None) -> str:
+    """What a batch will come to, `about $0.75`; and where a budget ends it before, that."""
+    about = f"about {about_text(usd)}"
+    return about if ends_at_usd is None or usd <= ends_at_usd else f"{about}, but the budget ends it at {usd_text(ends_at_usd)}"

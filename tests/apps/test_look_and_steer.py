@@ -192,3 +192,13 @@ async def test_charges_that_are_only_estimates(acts: Acts, tmp_path: Path):
     rows = await look.items("b", state=None, limit=9)
     assert [row["cost_is_estimate"] for row in rows.document["items"]] == [False, True]
     assert [line.split()[4:] for line in rows.lines] == [["$1"], ["$0.5", "(estimated)"]]
+
+
+async def test_what_a_budget_ends(acts: Acts, tmp_path: Path):
+    """`status` tells no total beyond the batch's own cap."""
+    batch = await shots(acts, tmp_path)
+    await acts.claim(batch, 1)
+    await acts.tell(acts.ended("p0", attempt_id="a0", seconds=2.0))
+    await acts.ledger.amend(batch.pk, in_flight=2, max_attempts=3, cap_units=15 * 10**11, price_json="null", start_limit=None,
+                            job_json=batch.job_json)
+    assert "  in all   about $2.00, but the budget ends it at $1.50" in (await look.status("b")).lines

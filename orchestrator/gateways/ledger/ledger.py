@@ -5,6 +5,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from orchestrator.core.caps import Bound, Cap
 from orchestrator.core.cost import to_usd
 from orchestrator.core.failing import Cause, Tally
 from orchestrator.core.history import PastAttempt
@@ -503,6 +504,10 @@ class SqlLedger:
     async def recent_rate(self, batch_pk: int, *, since: datetime) -> int:
         """Predictions created since then."""
         return await self._db.read(views.recent_rate, batch_pk, since=since)
+
+    async def caps_standing(self, batch_pk: int, caps: Sequence[Cap], *, now: datetime) -> list[Bound]:
+        """What is spent and reserved under each of these caps, the batch's own first."""
+        return await self._db.read(views.caps_standing, batch_pk, caps, now=now) if caps else []
 
     async def waiting(self, batch_pk: int, *, now: datetime) -> views.WaitingView:
         """Rows that wait: due, not yet due, and the next due time."""

@@ -11,11 +11,14 @@ from typing import Any
 from sqlalchemy import Row, and_, case, exists, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from orchestrator.core.caps import Bound, Cap, Scope
+from orchestrator.core.caps import shared as shared_caps
 from orchestrator.core.cost import to_usd
 from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import FINAL_ITEM, IN_AIR_ITEM, AttemptState, ItemState
 from orchestrator.core.records import Batch, Counts, ItemResult, Surplus
 from orchestrator.gateways.ledger.loading import batch_of
+from orchestrator.gateways.ledger.money import bounds
 from orchestrator.gateways.ledger.sharing import IS_ORIGIN, ORIGIN, by_state, stands_in, told
 from orchestrator.gateways.ledger.tables import (
     FRESH_AT,
@@ -262,6 +265,14 @@ async def recent_rate(connection: AsyncConnection, batch_pk: int, *, since: date
     """Predictions of this batch that were created since then."""
     return int((await connection.execute(select(func.count()).select_from(attempts).where(
         attempts.c.batch_pk == batch_pk, attempts.c.answered_at > since))).scalar_one())
+
+
+async def caps_standing(connection: AsyncConnection, batch_pk: int, caps: Sequence[Cap], *, now: datetime) -> list[Bound]:
+    """How these caps stand: a batch's own by its row, those that batches share by all of these."""
+    money = select(batches.c.job, batches.c.account, batches.c.spent_units, batches.c.reserved_units)
+    row: Any = (await connection.execute(money.where(batches.c.pk == batch_pk))).one()
+    own = [Bound(cap, row.spent_units, row.reserved_units) for cap in caps if cap.scope is Scope.BATCH]
+    return own + await bounds(connection, row, shared_caps(caps), now=now)
 
 
 async def waiting(connection: AsyncConnection, batch_pk: int, *, now: datetime) -> WaitingView:
