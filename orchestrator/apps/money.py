@@ -2,6 +2,7 @@
 
 from decimal import ROUND_HALF_UP, Decimal
 
+from orchestrator.core.coming import Coming
 from orchestrator.core.cost import usd_text
 
 
@@ -46,3 +47,15 @@ def in_all_text(usd: Decimal, *, ends_at_usd: Decimal | None) -> str:
     """What a batch will come to, `about $0.75`; and where a budget ends it before, that."""
     about = f"about {about_text(usd)}"
     return about if ends_at_usd is None or usd <= ends_at_usd else f"{about}, but the budget ends it at {usd_text(ends_at_usd)}"
+
+
+def coming_text(found: Coming) -> str:
+    """`up to $0.144 more for 48 predictions that are out`; empty where none is."""
+    if not found.predictions:
+        return ""
+    out = "1 prediction that is out" if found.predictions == 1 else f"{found.predictions:,} predictions that are out"
+    if found.most_usd is not None:
+        return f"up to {usd_text(found.most_usd.normalize())} more for {out}"
+    if found.expected_usd is not None:
+        return f"about {about_text(found.expected_usd)} more for {out}"
+    return f"more for {out}, and nothing bounds how much"

@@ -15,6 +15,7 @@ from orchestrator.core.job import Budget, Job
 from orchestrator.core.nearest import did_you_mean
 from orchestrator.core.ports import Model
 from orchestrator.core.prices import Book, Seller, resolve
+from orchestrator.core.records import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,18 @@ def quote(book: Book, job: Job, *, model: Model, plan: InputPlan, on: date, plac
     pricing = Pricing(price, most_outputs(model.openapi_schema, known), longest_output_s(schema, known),
                       None if dearest is None else dearest.usd, seller.failed)
     return Quote(model.name, seller, pricing, book.begins(model.name), on, unfit)
+
+
+def pricing_now(book: Book, job: Job, *, schema: InputSchema, target: Target, kept: Pricing, on: date) -> Pricing:
+    """The price that a batch begun on that day would get if it were run again now; its bounds are not asked for. Whose model it
+    is was settled when it began. Raises BadInput where the job's own price cannot be used."""
+    is_billed = kept.failed == "billed"
+    seller = (Seller.DEPLOYMENT if target.endpoint == "deployments" else Seller.OFFICIAL if target.endpoint == "models"
+              else Seller.PRIVATE if is_billed else Seller.PUBLIC)
+    defaults = {name: spec.default for name, spec in schema.fields.items()}
+    given = job.price.model_dump(exclude_none=True) if job.price else None
+    price = resolve(book, model=target.name, seller=seller, given=given, on=on, defaults=defaults)
+    return Pricing(None if _unfit(price, schema) else price, None, failed=kept.failed)
 
 
 def _unfit(price: Price | None, schema: InputSchema) -> str:

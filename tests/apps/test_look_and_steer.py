@@ -10,12 +10,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from orchestrator.apps.cli import costs, look, steer
 from orchestrator.apps.money import about_text, more_text
+from orchestrator.core.cost import Price, Pricing
 from orchestrator.core.errors import BadInput
 from orchestrator.core.estimate import Estimate, Figure
 from orchestrator.core.lifecycle import BatchState, Event
@@ -202,3 +204,29 @@ async def test_what_a_budget_ends(acts: Acts, tmp_path: Path):
     await acts.ledger.amend(batch.pk, in_flight=2, max_attempts=3, cap_units=15 * 10**11, price_json="null", start_limit=None,
                             job_json=batch.job_json)
     assert "  in all   about $2.00, but the budget ends it at $1.50" in (await look.status("b")).lines
+
+
+@pytest.mark.parametrize(("more", "expected", "said"), [
+    ({"limits": {"cancel_after": "10s"}, "price": {"per_second_usd": "0.003"}}, None,
+     "up to $0.06 more for 2 predictions that are out"),
+    ({}, "0.5", "about $1.00 more for 2 predictions that are out"),
+    ({}, None, "more for 2 predictions that are out, and nothing bounds how much"),
+    ({"budget": {"per_row_usd": "0.05"}}, None, "more for 2 predictions that are out, and nothing bounds how much"),  # not capped
+    ({"budget": {"usd": 1, "per_row_usd": "0.05"}}, None, "up to $0.10 more for 2 predictions that are out"),
+])
+async def test_what_is_still_to_come(acts: Acts, tmp_path: Path, more: dict[str, Any], expected: str | None, said: str):
+    """Of what is out: at worst, else as expected, else that nobody can say; and no word of it once all have ended."""
+    batch, figure = await shots(acts, tmp_path), Figure(expected and Decimal(expected), "")
+    pricing = Pricing(Price("job", "second", Decimal("0.003")) if "price" in more else None, 1, None, Decimal("0.003"))
+    await acts.ledger.amend(batch.pk, in_flight=2, max_attempts=3, cap_units=None, price_json=pricing.to_json(), start_limit=None,
+                            job_json=json.dumps(json.loads(batch.job_json) | more),
+                            estimate_json=json.dumps(Estimate(2, figure, figure, figure, None).to_json()))
+    await acts.claim(batch, 2)
+    await acts.tell(acts.answered("a0", "p0"), acts.answered("a1", "p1"))
+    assert f"  to come  {said}" in (await look.status("b")).lines
+    for name in ("b", None):
+        shown = await costs.costs(name, by="batch", to=None)
+        assert (shown.lines[-1], shown.document["to_come"]["predictions"]) == (said, 2)
+    await acts.tell(acts.ended("p0"), acts.ended("p1"))
+    assert "to come" not in " ".join((await look.status("b")).lines)
+    assert (await costs.costs("b", by="batch", to=None)).document["to_come"]["predictions"] == 0

@@ -14,8 +14,9 @@ from orchestrator.apps.cli.follow import Follower
 from orchestrator.apps.cli.panel import screen
 from orchestrator.apps.foretelling import ahead, ahead_lines, projected
 from orchestrator.apps.hints import again, failed_lines, failures, why
-from orchestrator.apps.money import spent_text
+from orchestrator.apps.money import coming_text, spent_text
 from orchestrator.core.caps import caps_of, held_text
+from orchestrator.core.coming import coming
 from orchestrator.core.cost import to_units, to_usd, usd_text
 from orchestrator.core.errors import BadInput, OrchestratorError
 from orchestrator.core.failing import FAILING
@@ -76,10 +77,13 @@ async def status(name: str | None) -> Ending:
             beyond = await ledger.bought_beyond_need(batch.pk)
             document["surplus"] = {"predictions": beyond.predictions, "cost_usd": str(beyond.cost_usd),
                                    "cost_unknown": beyond.cost_unknown}
+            found = coming(batch, counts, settings.budget)
+            document["to_come"] = found.to_json()
             held = _held(batch, counts, settings)
             is_idle = batch.state in _MOVED_BY_WORKERS and not await is_anybody_at_work(ledger, settings)
             return Ending(Exit.DONE, document, (
                 *_lines(document, held=held, is_idle=is_idle), *_next(batch, is_idle=is_idle),
+                *(f"  to come  {line}" for line in [coming_text(found)] if line),
                 *(f"  shared   {line}" for line in shared_lines(counts)),
                 *(f"  expired  {line}" for line in expired_lines(batch, document["failures"])),
                 *(f"  surplus  {line}" for line in surplus_lines(beyond))))

@@ -11,7 +11,7 @@ from orchestrator.core.failing import Cause, Tally
 from orchestrator.core.history import PastAttempt
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Claimable, ClaimTerms, Decide, KeptDelivery, OpenAttempt, OpenWindow
-from orchestrator.core.reckoning import Booked
+from orchestrator.core.reckoning import Booked, Unpriced
 from orchestrator.core.records import (
     Batch,
     Change,
@@ -425,6 +425,13 @@ class SqlLedger:
         for first, end in await self._db.read(views.chunk_places, batch_pk):
             yield await self._db.read(verifying.booked_of_chunk, batch_pk, first=first, end=end)
 
+    async def unpriced(self, batch_pk: int) -> AsyncIterator[list[Unpriced]]:
+        """As the port says, a transaction for each thousand."""
+        after = (0, 0)
+        while some := await self._db.read(verifying.unpriced, batch_pk, after=after, limit=1000):
+            yield some
+            after = some[-1].item_pk, some[-1].n
+
     async def booked_of(self, prediction_ids: Sequence[str], *, with_input: bool = False) -> dict[str, Booked]:
         """As the port says."""
         return await self._db.read(verifying.booked_of, prediction_ids, with_input=with_input) if prediction_ids else {}
@@ -520,6 +527,10 @@ class SqlLedger:
     async def bought_beyond_need(self, batch_pk: int) -> Surplus:
         """Predictions of rows that had been bought again, or withdrawn, when these turned up."""
         return await self._db.read(views.bought_beyond_need, batch_pk)
+
+    async def ended_by_deadline(self, batch_pk: int) -> Surplus:
+        """Predictions that the provider ended at their deadline, and what they cost."""
+        return await self._db.read(views.ended_by_deadline, batch_pk)
 
     async def latencies(self, batch_pk: int) -> views.LatencyView | None:
         """Provider time of the latest ended predictions; None where none has ended."""

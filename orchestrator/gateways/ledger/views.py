@@ -330,10 +330,19 @@ async def canceled(connection: AsyncConnection, batch_pk: int) -> CanceledView:
 
 async def bought_beyond_need(connection: AsyncConnection, batch_pk: int) -> Surplus:
     """How many, what those of known price came to, and how many are of unknown price or not ended."""
+    return await _money_of(connection, attempts.c.batch_pk == batch_pk, text(f"attempts.{SURPLUS}"))
+
+
+async def ended_by_deadline(connection: AsyncConnection, batch_pk: int) -> Surplus:
+    """Predictions that the provider ended at their deadline, or before they began, likewise."""
+    return await _money_of(connection, attempts.c.batch_pk == batch_pk, attempts.c.state == AttemptState.ABORTED.value,
+                           attempts.c.surplus_at.is_(None))
+
+
+async def _money_of(connection: AsyncConnection, *some: Any) -> Surplus:
     row = (await connection.execute(
         select(func.count().label("many"), func.sum(attempts.c.charge_units).label("units"),
-               func.count(attempts.c.charge_units).label("priced"))
-        .where(attempts.c.batch_pk == batch_pk, text(f"attempts.{SURPLUS}")))).one()
+               func.count(attempts.c.charge_units).label("priced")).where(*some))).one()
     return Surplus(int(row.many), to_usd(int(row.units or 0)), int(row.many - row.priced))
 
 
