@@ -26,6 +26,7 @@ class Verdict(StrEnum):
     """How a model's two sums stand to each other."""
 
     AGREES = "agrees"  # to the cent, or as closely as the lines are rounded
+    UNKNOWN = "not known here"  # rows of it are of unknown cost: the ledger cannot say whether so much is right
     DIFFERS = "differs"
     NOT_BOUGHT = "not bought here"  # on the invoice only: somebody else's use of the account, or another ledger's
     NOT_BILLED = "not on the invoice"
@@ -64,7 +65,8 @@ class Pile:
     ledger_units: int = 0
     predictions: int = 0  # of the ledger
     unknown_rows: int = 0  # of the ledger, and not in its sum
-    unknown_usd: Decimal = Decimal(0)  # billed for predictions whose cost it does not know
+    expected_units: int = 0  # what some of these may have cost, by what was expected of such rows
+    expected_rows: int = 0  # of how many of them that is said
     is_bought: bool = False  # the ledger has something of it
 
     @property
@@ -77,12 +79,21 @@ class Pile:
         """Billed, less what the ledger has."""
         return self.billed_usd - self.ledger_usd
 
+    @property
+    def expected_usd(self) -> Decimal | None:
+        """What the rows of unknown cost may have cost; None: of one of them nobody can say."""
+        is_told = self.unknown_rows and self.expected_rows == self.unknown_rows
+        return to_usd(self.expected_units) if is_told else None
+
     def verdict(self, *, half: Decimal) -> Verdict:
-        """`half`: half of the last digit that amounts are written with."""
-        unexplained = abs(self.difference_usd - self.unknown_usd)
+        """`half`: half of the last digit that amounts are written with. By the two sums alone, so that it is the same however a
+        file breaks them down: rows of unknown cost may explain any excess, and never that too little was billed."""
         if not self.is_bought:
             return Verdict.NOT_BOUGHT
-        if unexplained < CENT or unexplained <= half * self.lines:
+        is_close = abs(self.difference_usd) < CENT or abs(self.difference_usd) <= half * self.lines
+        if self.unknown_rows and (self.difference_usd > 0 if not is_close else not self.lines):
+            return Verdict.UNKNOWN
+        if is_close:
             return Verdict.AGREES
         return Verdict.DIFFERS if self.lines else Verdict.NOT_BILLED
 
@@ -93,7 +104,8 @@ class Pile:
         self.ledger_units += other.ledger_units
         self.predictions += other.predictions
         self.unknown_rows += other.unknown_rows
-        self.unknown_usd += other.unknown_usd
+        self.expected_units += other.expected_units
+        self.expected_rows += other.expected_rows
         self.is_bought = self.is_bought or other.is_bought
 
 
@@ -198,7 +210,6 @@ class Beside:
         if found is None:
             self._say(Word(Kind.NOT_BILLED, *about))
         elif ledger_usd is None:
-            self.piles[model].unknown_usd += found[0]
             self._say(Word(Kind.UNKNOWN, *about))
         else:
             self.compared += 1
@@ -222,9 +233,17 @@ class Beside:
 
     def agrees(self) -> bool:
         """Whether what was bought here is on the invoice, at what it cost by the ledger, and nothing more of its models is."""
+        return not self.differs() and not self.unconfirmed().unknown_rows
+
+    def differs(self) -> bool:
+        """Whether the two contradict each other somewhere. Rows of unknown cost contradict nothing."""
         wrong = (Verdict.DIFFERS, Verdict.NOT_BILLED)
-        return not (any(verdict in wrong for _, _, verdict in self.verdicts()) or self.strange()
+        return bool(any(verdict in wrong for _, _, verdict in self.verdicts()) or self.strange()
                     or self.counts[Kind.DIFFERS] or self.counts[Kind.NOT_BILLED])
+
+    def unconfirmed(self) -> Pile:
+        """The models that nobody can confirm, as rows of theirs are of unknown cost: what is billed beyond the ledger's sum."""
+        return total(pile for _, pile, verdict in self.verdicts() if verdict is Verdict.UNKNOWN)
 
     def strange(self) -> int:
         """Predictions that the ledger does not know, of models that it has bought."""

@@ -87,6 +87,12 @@ class Bound:
         return replace(self, out_units=out_units, waits=may_free)
 
     @property
+    def spent_text(self) -> str:
+        """`$0.80 of $1.00 spent by all batches of this job`."""
+        by_whom = _BY_WHOM[self.cap.scope].replace(" on {day} (UTC)", " today (UTC)")
+        return f"{_usd(self.spent_units)} of {_usd(self.cap.units)} spent{by_whom}"
+
+    @property
     def reason(self) -> str:
         """Why no more may be claimed, in the words of `core.ports.Claimable`."""
         scope = self.cap.scope
@@ -99,6 +105,14 @@ def caps_of(job: Job, account: AccountBudget) -> tuple[Cap, ...]:
     said = {Scope.BATCH: budget.usd, Scope.JOB: budget.job_usd, Scope.ACCOUNT: account.account_usd,
             Scope.JOB_DAY: budget.job_per_day_usd, Scope.ACCOUNT_DAY: account.account_per_day_usd}
     return tuple(Cap(scope, to_units(usd)) for scope, usd in said.items() if usd is not None)
+
+
+def ends_at_usd(bounds: Sequence[Bound], *, own_units: int) -> Decimal | None:
+    """The most that a batch can come to which has spent and reserved `own_units`; None: no cap ends it. That of a day does not:
+    it goes on on the next."""
+    most = [bound.cap.units if bound.cap.scope is Scope.BATCH else own_units + max(0, bound.left_units)
+            for bound in bounds if not bound.cap.scope.of_day]
+    return to_usd(min(most)) if most else None
 
 
 def shared(caps: Sequence[Cap]) -> tuple[Cap, ...]:

@@ -32,9 +32,9 @@ class Tally:
     """How the rows fared that were sent to the provider. What is counted up to a number may be more.
 
     `worked`: their prediction succeeded, whether or not its outputs are home; counted up to SAMPLE. `failed`: counted up to what
-    was asked for. `refused`: those of class invalid_input that bought nothing, likewise, and not among the failed ones.
-    `shared`: of the failed and refused, those that share what an equal row bought: failures of the batch, and no further try of
-    its model. `known_…`: as many there were when a person last said that the batch is to go on."""
+    was asked for, under the lock all of them. `refused`: those of class invalid_input that bought nothing, likewise, and none of
+    the failed. `shared`: of both, those that share what an equal row bought: failures of the batch, and no further try of its
+    model. `known_…`: as many there were when a person last said that the batch is to go on."""
 
     worked: int
     failed: int
@@ -83,11 +83,18 @@ def verdict(tally: Tally, limits: Bounds) -> str | None:
     failed, refused = tally.failed - tally.known_failed, tally.refused - tally.known_refused
     tried = failed + refused - (tally.shared - tally.known_shared)  # one bad input with many twins is one try
     if limits.all_failed is not None and not tally.worked and tried >= limits.all_failed:
-        return f"not one has succeeded, and {tally.failed + tally.refused:,} have failed"
+        known = tally.known_failed + tally.known_refused
+        return f"not one has succeeded, and {tally.failed + tally.refused:,} have failed{_beyond(failed + refused, known)}"
     has_sample = tally.worked + tally.failed + tally.refused >= limits.sample
     if limits.too_many is not None and has_sample and failed >= limits.too_many:
-        return f"{tally.failed:,} have failed, and the job tolerates {limits.too_many - 1:,}"
+        known = tally.known_failed
+        return f"{tally.failed:,} have failed{_beyond(failed, known)}, and the job tolerates {limits.too_many - 1:,}"
     return None
+
+
+def _beyond(more: int, known: int) -> str:
+    """After a person said that it is to go on, how many of them came since."""
+    return f", {more:,} more than the {known:,} known" if known else ""
 
 
 def reason(batch: Batch, tally: Tally, limits: Bounds) -> str | None:

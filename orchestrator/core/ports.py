@@ -15,7 +15,7 @@ from orchestrator.core.homeward import Backlog
 from orchestrator.core.lateness import Lateness
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.permits import Budget, Flow, Grant, Heard
-from orchestrator.core.reckoning import Booked
+from orchestrator.core.reckoning import Booked, Unpriced
 from orchestrator.core.records import (
     Batch,
     Change,
@@ -588,6 +588,9 @@ class Ledger(Protocol):
 
     def booked(self, batch_pk: int) -> AsyncIterator[list[Booked]]:
         """The charges of the batch's attempts in row order, streamed, without inputs."""
+
+    def unpriced(self, batch_pk: int) -> AsyncIterator[list[Unpriced]]:
+        """Predictions that ended at a cost nobody knows, in the order of their rows."""
 
     async def booked_of(self, prediction_ids: Sequence[str], *, with_input: bool = False) -> dict[str, Booked]:
         """The charges of these predictions, of whichever batch, by prediction."""

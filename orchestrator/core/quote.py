@@ -16,6 +16,7 @@ from orchestrator.core.job import Budget, Job
 from orchestrator.core.nearest import did_you_mean
 from orchestrator.core.ports import Model
 from orchestrator.core.prices import Book, Seller, resolve
+from orchestrator.core.records import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,18 @@ def _least_usd(job: Job, pricing: Pricing, *, model: Model, plan: InputPlan, kno
     rate = None if pricing.price is None else pricing.price.cheapest(known)
     least = asked_of(job, pricing, schema=model.openapi_schema, plan=plan).least
     return None if rate is None or least is None else rate.usd * least
+
+
+def pricing_now(book: Book, job: Job, *, schema: InputSchema, target: Target, kept: Pricing, on: date) -> Pricing:
+    """The price that a batch begun on that day would get if it were run again now; its bounds are not asked for. Whose model it
+    is was settled when it began. Raises BadInput where the job's own price cannot be used."""
+    is_billed = kept.failed == "billed"
+    seller = (Seller.DEPLOYMENT if target.endpoint == "deployments" else Seller.OFFICIAL if target.endpoint == "models"
+              else Seller.PRIVATE if is_billed else Seller.PUBLIC)
+    defaults = {name: spec.default for name, spec in schema.fields.items()}
+    given = job.price.model_dump(exclude_none=True) if job.price else None
+    price = resolve(book, model=target.name, seller=seller, given=given, on=on, defaults=defaults)
+    return Pricing(None if _unfit(price, schema) else price, None, failed=kept.failed)
 
 
 def _unfit(price: Price | None, schema: InputSchema) -> str:

@@ -58,6 +58,49 @@ def _decimal(text: str | None) -> Decimal | None:
     return None if text is None else Decimal(text)
 
 
+@dataclass(frozen=True, slots=True)
+class Unpriced:
+    """An attempt that ended at a cost nobody knows, and what the ledger keeps of its prediction; the input as that of its row."""
+
+    item_pk: int
+    n: int
+    prediction_id: str
+    status: str
+    output_json: str | None
+    metrics_json: str | None
+    input_json: str | None
+
+
+@dataclass(slots=True)
+class PricedNow:
+    """What attempts of unknown cost come to at the price that there is now. `price_id`: of that price; None: there is none."""
+
+    price_id: str | None
+    rows: int = 0
+    units: int = 0
+    unknown: int = 0  # rows that this price does not make known
+    _row: int | None = None  # of the last attempt, and whether it was counted
+
+    def add(self, one: Unpriced, now: Charge) -> None:
+        """One attempt, in the order of rows: those that several of are unknown count once."""
+        is_new, self._row = one.item_pk != self._row, one.item_pk
+        if now.usd is None:
+            self.unknown += is_new
+            return
+        self.rows += is_new
+        self.units += to_units(now.usd)
+
+
+def price_now(one: Unpriced, pricing: Pricing, *, count_files: Callable[[object], int]) -> Charge:
+    """The charge of an attempt by what is kept of its prediction. What came is not kept for ever: a price by file needs it."""
+    output = None if one.output_json is None else json.loads(one.output_json)
+    metrics = {} if one.metrics_json is None else json.loads(one.metrics_json)
+    prediction = Prediction(one.prediction_id, one.status, output=output, metrics=metrics, data_removed=output is None)
+    given = None if one.input_json is None else json.loads(one.input_json)
+    outputs = outputs_of(prediction, count_files)
+    return charge(prediction, price=pricing.price, outputs=outputs, given=given, failed=pricing.failed)
+
+
 @dataclass(slots=True)
 class Charges:
     """How far charges were reckoned again. Differences are the provider's figure minus the ledger's."""
@@ -72,6 +115,7 @@ class Charges:
     unknown: int = 0  # here, and by what it says now
     priceable: Findings = field(default_factory=Findings)  # unknown here, and it tells now: nothing wrong
     priceable_units: int = 0
+    priced_now: PricedNow | None = None  # unknown here, by what the ledger keeps and the price that there is now
 
 
 # By itself
@@ -95,10 +139,12 @@ def judge_line(booked: Booked) -> Finding | None:
 
 
 def note_line(charges: Charges, booked: Booked) -> Finding | None:
-    """Count one attempt's charge, and judge it."""
+    """Count one attempt's charge, and judge it. What was handed back and never sent is no charge: it has no prediction."""
     if booked.units is None:
         return None
     charges.units += booked.units
+    if not booked.units and booked.prediction_id is None:
+        return judge_line(booked)
     if booked.units and booked.unit is None:
         charges.bare += 1
     else:

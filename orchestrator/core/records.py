@@ -389,7 +389,8 @@ class ResultRow:
 
 @dataclass(frozen=True, slots=True)
 class Surplus:
-    """What was bought beyond need: predictions, their known cost, and how many have none known (yet)."""
+    """Predictions that served for nothing, as they were beyond need or ended early: how many, their known cost, and how many have
+    none known (yet)."""
 
     predictions: int
     cost_usd: Decimal

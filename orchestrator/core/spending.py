@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from typing import Any
 
-from orchestrator.core.cost import to_usd
+from orchestrator.core.cost import to_units, to_usd
 from orchestrator.core.errors import BadInput
 from orchestrator.core.estimate import Estimate
 from orchestrator.core.nearest import did_you_mean
@@ -19,16 +19,18 @@ MOST_VALUES = 10_000  # of one column: more are names, not groups, and would not
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Sums over some attempts. `rows`: that were tried at all; `unknown_rows`: of which something ended at a price nobody knows.
-    What was spent is the four sums together, each attempt in one of them: surplus first, then by how it ended."""
+    """Sums over some attempts. `rows`: for which something was bought, or may have been; `unknown_rows`: of which something ended
+    at a price nobody knows. What was spent is the four sums together, each attempt in one of them: surplus first, then by how it
+    ended. `estimated_units`: of them all, what is only an estimate."""
 
     rows: int = 0
     predictions: int = 0
     succeeded_units: int = 0
-    failed_units: int = 0  # failed, ended by the provider's deadline, or given up
-    canceled_units: int = 0
+    failed_units: int = 0  # failed, given up, or succeeded and lost: its outputs never came home
+    canceled_units: int = 0  # by an operator, or at its deadline
     surplus_units: int = 0
     unknown_rows: int = 0
+    estimated_units: int = 0
 
     @property
     def units(self) -> int:
@@ -106,7 +108,7 @@ def record_of(spent: Spent) -> dict[str, int | Decimal]:
     return {"rows": spent.rows, "predictions": spent.predictions, "spent_usd": to_usd(spent.units),
             "succeeded_usd": to_usd(spent.succeeded_units), "failed_usd": to_usd(spent.failed_units),
             "canceled_usd": to_usd(spent.canceled_units), "surplus_usd": to_usd(spent.surplus_units),
-            "unknown_rows": spent.unknown_rows}
+            "estimated_usd": to_usd(spent.estimated_units), "unknown_rows": spent.unknown_rows}
 
 
 def compared(lines: Sequence[Line]) -> dict[str, Decimal | None]:
@@ -118,7 +120,7 @@ def compared(lines: Sequence[Line]) -> dict[str, Decimal | None]:
             None if line.expected is None else line.expected.in_all(getattr(line.expected, name).usd) for line in lines])
     spent = [to_usd(line.spent.units) if line.has_ended and not line.spent.unknown_rows else None for line in lines]
     in_all, expected = _sum(spent), found["estimated_expected_usd"]
-    return found | {"difference_usd": None if in_all is None or expected is None else in_all - expected}
+    return found | {"difference_usd": None if in_all is None or expected is None else to_usd(to_units(in_all - expected))}
 
 
 def _sum(each: Sequence[Decimal | None]) -> Decimal | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC
 
 from orchestrator.core.beside import NO_MODEL, Beside, Pile
+from orchestrator.core.cost import to_units
 from orchestrator.core.errors import BadInput
 from orchestrator.core.invoice import PREDICTION, Columns, InvoiceLine, columns_of, line_of, model_in
 from orchestrator.core.nearest import did_you_mean, listed
@@ -132,8 +133,9 @@ async def _bought(table: _Table, *, account: str | None, first: str | None, last
     spent = [one for one in spent if one[0] in table.batches]
     if PREDICTION not in table.columns.taken:
         for pk, day, some in spent:
-            table.beside.add_bought(table.batches[pk].model, day, Pile(
-                ledger_units=some.units, predictions=some.predictions, unknown_rows=some.unknown_rows))
+            names = table.batches[pk]
+            table.beside.add_bought(names.model, day, _pile(
+                names, units=some.units, predictions=some.predictions, unknown_rows=some.unknown_rows))
         return
     for pk in sorted({pk for pk, _, _ in spent} | set(table.beside.billed.seen)):
         async for chunk in table.rooms.ledger.booked(pk):
@@ -150,6 +152,14 @@ def _compare(table: _Table, chunk: Sequence[Booked], *, first: str | None, last:
             continue
         is_unknown = booked.units is None and booked.is_over and booked.row != unknown_row
         unknown_row = booked.row if is_unknown else unknown_row
-        table.beside.add_bought(names.model, day, Pile(
-            ledger_units=booked.units or 0, predictions=booked.prediction_id is not None, unknown_rows=is_unknown))
+        table.beside.add_bought(names.model, day, _pile(
+            names, units=booked.units or 0, predictions=booked.prediction_id is not None, unknown_rows=int(is_unknown)))
         table.beside.compare(booked, model=names.model, batch=names.id)
+
+
+def _pile(names: BatchNames, *, units: int, predictions: int, unknown_rows: int) -> Pile:
+    """Some of a batch: what is known, the rows of unknown cost, and what such rows were expected to cost, where somebody said."""
+    per_row = None if names.expected is None else names.expected.expected.usd
+    expected = (0, 0) if per_row is None else (to_units(per_row * unknown_rows), unknown_rows)
+    return Pile(ledger_units=units, predictions=predictions, unknown_rows=unknown_rows, expected_units=expected[0],
+                expected_rows=expected[1])

@@ -9,7 +9,7 @@ from functools import partial
 
 from orchestrator.core import homeward
 from orchestrator.core.callback import callback_url
-from orchestrator.core.caps import is_spent
+from orchestrator.core.caps import is_budget, is_spent
 from orchestrator.core.errors import Unreachable
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.pacing import LIMIT_REASON, PROVIDER_DOWN
@@ -250,7 +250,9 @@ def _why(task: _Task, room: Claimable, grant: Grant) -> str | None:
     if task.part < 1:
         return behind(task.late_s, task.part)
     if grant.count or grant.reason == LIMIT_REASON or grant.is_low_credit:
-        return limited(grant, task.order.budgets) or _held(task, room)
+        # The rows that a budget leaves are the last ones once the permits are for all of them.
+        is_held = grant.count >= room.count or not is_budget(room.reason)
+        return limited(grant, task.order.budgets) or (_held(task, room) if is_held else None)
     return until(grant.reason or "", task.rooms.clock.now() + timedelta(seconds=grant.pause_s))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from orchestrator.core.cost import Pricing
 from orchestrator.core.inputs import shape_of
 from orchestrator.core.ports import Rooms
-from orchestrator.core.reckoning import is_comparable, judge_sum, note_line, note_now, reckon
+from orchestrator.core.reckoning import PricedNow, is_comparable, judge_sum, note_line, note_now, price_now, reckon
 from orchestrator.core.records import Batch, Prediction
 from orchestrator.core.verify import Report
 
@@ -31,3 +31,12 @@ async def compare_charges(rooms: Rooms, batch: Batch, report: Report, shown: Seq
         if booked is not None and booked.batch_pk == batch.pk and is_comparable(prediction, booked):
             now = reckon(prediction, booked, pricing, count_files=lambda output: len(shape.files(output)))
             report.findings.add(note_now(report.charges, booked, prediction, now))
+
+
+async def priced_now(rooms: Rooms, batch: Batch, pricing: Pricing) -> PricedNow:
+    """What the rows of unknown cost come to at this price, by what the ledger keeps of their predictions. Nobody is asked."""
+    shape, found = shape_of(batch.schema_json), PricedNow(None if pricing.price is None else pricing.price.id)
+    async for some in rooms.ledger.unpriced(batch.pk):
+        for one in some:
+            found.add(one, price_now(one, pricing, count_files=lambda output: len(shape.files(output))))
+    return found

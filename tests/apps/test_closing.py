@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.apps.cli.closing import ThisRun, close
+from orchestrator.apps.cli.closing import ThisRun, close, still_out
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.options import RunOptions
+from orchestrator.core.caps import NO_BUDGET
+from orchestrator.core.cost import Price, Pricing
 from orchestrator.core.estimate import Estimate, Figure
 from orchestrator.core.lifecycle import BatchState, Event
 from orchestrator.core.records import Batch
@@ -108,3 +110,34 @@ async def test_what_is_to_be_typed_again(acts: Acts):
     assert fresh.command(nightly) == "orchestrator run 'jobs/my shots.yaml' --run-key nightly-1 --set steps=3"
     assert fresh.again(nightly).endswith("--run-key nightly-1 --set steps=3 --limit 2")
     assert replace(fresh, rehearsal=True).again(nightly) == "run the same command again"
+
+
+async def test_what_is_out_may_still_cost(acts: Acts):
+    """On leaving early, beside what is out and until when it is kept there: the most that it will cost."""
+    batch = await acts.loaded(3)
+    await acts.claim(batch, 3)
+    await acts.tell(*(acts.answered(f"a{n}", f"p{n}") for n in range(3)))
+    pricing = Pricing(Price("job", "run", Decimal("0.003")), 1, None, Decimal("0.003"))
+    rooms: Any = SimpleNamespace(ledger=acts.ledger, clock=HandClock(start_at=NOW), tempo=Tempo(), budget=NO_BUDGET)
+    run, counts = ThisRun(rooms, RunOptions("shots"), 0.0), await acts.ledger.counts(batch.pk)
+    (line,) = await still_out(run, replace(batch, job_json=JOB, price_json=pricing.to_json()), counts)
+    assert line.startswith("interrupted: 3 paid predictions are still out; ")
+    assert "UTC at least; up to $0.009 more for 3 predictions that are out; to go on: " in line
+
+
+async def test_what_the_deadline_ended(acts: Acts):
+    """How many rows `cancel_after` stopped, and what they cost until then; without one it is somebody else's doing."""
+    batch = await acts.loaded(3)
+    await acts.claim(batch, 3)
+    for n, seconds in enumerate((4.0, 6.0, None)):
+        await acts.tell(acts.answered(f"a{n}", f"p{n}"))
+        ended = acts.ended(f"p{n}", "canceled", output=None, seconds=seconds or 1.0)
+        assert ended.prediction is not None
+        metrics = ended.prediction.metrics if seconds else {}
+        await acts.tell(ended._replace(prediction=ended.prediction._replace(metrics=metrics)))
+    stopped = JOB[:-1] + ', "limits": {"cancel_after": "5s"}}'
+    rooms: Any = SimpleNamespace(ledger=acts.ledger, clock=HandClock(start_at=NOW), tempo=Tempo())
+    run, counts = ThisRun(rooms, RunOptions("shots"), 0.0), await acts.ledger.counts(batch.pk)
+    told = await close(run, replace(batch, job_json=stopped), counts, code=Exit.DONE, lines=[])
+    assert "  cancel_after (5 s) ended 3 predictions, billed until then: $5.00 + 1 row of unknown cost" in told.lines
+    assert not any("cancel_after" in line for line in (await closed(acts, batch)).lines)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.apps.cli.follow import RATE_WINDOW_S, Follower, Look
+from orchestrator.core.caps import NO_BUDGET, AccountBudget, Scope
 from orchestrator.core.lifecycle import Event
 from orchestrator.core.tempo import Tempo
 from orchestrator.gateways.ledger import Database, SqlLedger
@@ -43,7 +44,7 @@ def follower(acts: Acts, batch_id: str, screen: OneLook, *, machine: Any = None,
     async def not_paused(_: str) -> None:
         return None
 
-    rooms: Any = SimpleNamespace(ledger=acts.ledger, clock=clock or HandClock(start_at=NOW), tempo=Tempo(),
+    rooms: Any = SimpleNamespace(ledger=acts.ledger, clock=clock or HandClock(start_at=NOW), tempo=Tempo(), budget=NO_BUDGET,
                                  limiter=SimpleNamespace(paused=not_paused))
     return Follower(rooms, batch_id, screen, machine, 0, 0.0)
 
@@ -97,3 +98,41 @@ async def test_dollars_per_minute_and_in_all(acts: Acts):
         clock.advance(RATE_WINDOW_S)
         latest = await looked()
     assert (latest.usd_per_minute, latest.projected_usd) == (None, Decimal(4))
+
+
+async def test_the_rate_counts_what_is_bought(acts: Acts):
+    """Also rows that are tried again: a batch whose failed rows are bought once more is not at a standstill."""
+    batch = await acts.loaded(4)
+    await acts.ledger.amend(batch.pk, in_flight=4, max_attempts=3, cap_units=None, price_json="null", start_limit=None,
+                            job_json='{"model": "acme/draw", "source": {"path": "rows.csv"}}')
+    await acts.claim(batch, 4)
+    for n in range(4):
+        await acts.tell(acts.answered(f"a{n}", f"p{n}"), acts.ended(f"p{n}", "failed", output=None, error="broken"))
+    await acts.ledger.reopen_failed(batch.pk, classes=frozenset())
+    clock, screen = HandClock(start_at=NOW), OneLook()
+    clock.advance(3600)
+    await acts.claim(batch, 3, prefix="again", now=clock.now())
+    for n in range(3):
+        await acts.tell(acts.answered(f"again{n}", f"q{n}")._replace(at=clock.now()))
+    clock.advance(5)
+    watching = follower(acts, batch.id, screen, clock=clock)
+    await watching.follow(screen.enough)
+    assert screen.seen[-1].per_minute == 3 * 60 / RATE_WINDOW_S
+
+
+async def test_caps_that_batches_share(acts: Acts):
+    """How each stands, whoever spent it; and where the first of them ends this batch, but for that of a day."""
+    other, batch = await acts.loaded(2, "other"), await acts.loaded(2)
+    await acts.ledger.amend(batch.pk, in_flight=4, max_attempts=3, cap_units=None, price_json="null", start_limit=None, job_json=(
+        '{"model": "acme/draw", "source": {"path": "rows.csv"}, "budget": {"job_usd": 3, "job_per_day_usd": 2.5}}'))
+    for one, prefix in ((other, "o"), (batch, "a")):
+        await acts.claim(one, 1, prefix=prefix, reserve_units=10**12)
+        await acts.tell(acts.ended(f"{prefix}p", attempt_id=f"{prefix}0", seconds=1.0))
+    screen = OneLook()
+    watching = follower(acts, batch.id, screen)
+    watching.rooms.budget = AccountBudget(account_usd=Decimal(50))
+    await watching.follow(screen.enough)
+    (look,) = screen.seen
+    assert [(bound.cap.scope, bound.left_units) for bound in look.bounds] == [
+        (Scope.JOB, 2 * 10**12), (Scope.ACCOUNT, 49 * 10**12), (Scope.JOB_DAY, 15 * 10**11)]
+    assert look.ends_at_usd == Decimal("2.5")

@@ -59,13 +59,31 @@ async def test_sums_by_model():
         "         1 line without an amount left out",
         "         'acme/draw, Nvidia L40S' is taken as acme/draw",
         "",
-        "model       invoice  ledger  difference  unknown",
-        "acme/draw     $6.00   $6.00           –        –  agrees",
-        "acme/film         –   $0.00           –   1 rows  agrees",
-        "acme/other    $5.00       –      +$5.00        –  not bought here",
-        "together     $11.00   $6.00      +$5.00   1 rows",
+        "model       invoice   ledger  difference  unknown",
+        "acme/draw     $6.00    $6.00           –        –  agrees",
+        "acme/film         –  unknown           –    1 row  not known here",
+        "acme/other    $5.00        –      +$5.00        –  not bought here",
+        "together     $11.00    $6.00      +$5.00    1 row",
         "",
-        "all that was bought here agrees with the invoice; 1 model on it was not bought here")
+        "what 1 row costs is not known here, and the invoice has nothing for it; the rest of what was bought here agrees; 1 "
+        "model on it was not bought here")
+
+
+@pytest.mark.parametrize("text", ["model,amount\nacme/draw,6\nacme/film,138.799713\n",
+                                  "prediction id,amount\np0,1\np1,2\np2,3\nq0,138.799713\n"])
+@pytest.mark.usefixtures("acts")
+async def test_rows_of_unknown_cost_are_never_confirmed(text: str):
+    """By sums or by single lines: how much of the bill nobody here can confirm is the last word, and no difference."""
+    ending = await laid(text)
+    assert (ending.code, ending.document["verdict"]) == (Exit.DONE, "not known here")
+    assert (ending.document["unconfirmed_usd"], ending.document["unconfirmed_rows"]) == ("138.799713", 1)
+    assert ["acme/film", "$138.799713", "unknown", "+$138.799713", "1", "row", "not", "known", "here"] in [
+        line.split() for line in ending.lines]
+    assert ending.lines[-1] == ("$138.799713 of the invoice cannot be confirmed: what 1 row costs is not known here; the rest of "
+                                "what was bought here agrees")
+    dearer = await laid(text.replace(",6", ",7").replace("p2,3", "p2,4"))
+    assert (dearer.code, dearer.document["verdict"]) == (Exit.FAILED_ROWS, "differs")
+    assert dearer.lines[-1].startswith("the invoice and the ledger differ; $138.799713 of the invoice cannot be confirmed: ")
 
 
 @pytest.mark.usefixtures("acts")
@@ -87,11 +105,11 @@ async def test_days():
 
 @pytest.mark.usefixtures("acts")
 async def test_predictions():
-    """Several lines of one are added up; a cost that only the invoice knows is told, and nothing wrong; the table as a file."""
+    """Several lines of one are added up; a cost that only the invoice knows is told, and no difference; the table as a file."""
     text = "prediction id,usd\np0,0.25\np1,2\np0,0.75\np2,3\nq0,0.125\n"
     ending = await laid(text)
     assert ending.code is Exit.DONE, ending.lines
-    assert "1 prediction of a cost that the ledger does not know, and the invoice has (no harm)" in ending.lines
+    assert "1 prediction of a cost that the ledger does not know, and the invoice has" in ending.lines
     assert "  - q0 acme/film, row 0 (sku-0) of films: invoice $0.125" in ending.lines
     assert ending.document["predictions"]["by_kind"] == {"differs": 0, "not_on_invoice": 0, "unknown_here": 1,
                                                          "not_bought_here": 0}

@@ -11,6 +11,7 @@ from rich.console import Console
 from orchestrator.apps.cli.follow import Look
 from orchestrator.apps.cli.panel import LivePanel, PlainLines, bytes_text, clock_text, money_text
 from orchestrator.apps.money import about_text
+from orchestrator.core.caps import Bound, Cap, Scope
 from orchestrator.core.cost import usd_text
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.records import Batch, Counts, Target
@@ -23,8 +24,9 @@ def look(*, reason: str | None = None, cap_units: int | None = None, unknown: in
     batch = Batch(1, "shots-1", "shots", "k", "me", BatchState.RUNNING, reason, now, None, Target("models", "a/b", None), "{}",
                   "{}", "[]", "null", None, "out", 200, 3, None, 18, cap_units, 0, 0)
     by_state = {ItemState.SUCCEEDED: 5, ItemState.RUNNING: 3, ItemState.FAILED: 1, ItemState.PENDING: 9}
+    own = () if cap_units is None else (Bound(Cap(Scope.BATCH, cap_units), 3 * 10**11, 0),)
     return Look(batch, Counts(by_state, Decimal("0.3"), Decimal(0), unknown), 528.0, 600.0, 62.0, reason, 12.0,
-                projected and Decimal(projected), per_minute and Decimal(per_minute))
+                projected and Decimal(projected), per_minute and Decimal(per_minute), own)
 
 
 def drawn(shown: Look, *, width: int = 100) -> str:
@@ -54,7 +56,7 @@ def test_what_it_will_come_to():
     assert max(len(line) for line in text.splitlines() if "│" in line) == 80
     out = io.StringIO()
     PlainLines(out).show(shown)
-    assert "; 528 per minute of 600, $1.23 per minute; $0.30 of $25.00 + 1,234 rows of unknown cost, about $0.75 in all\n" in (
+    assert "; 528 per minute of 600, $1.23 per minute; $0.30 of $25.00 + 1,234 rows of unknown cost, in all about $0.75\n" in (
         out.getvalue())
     nothing = drawn(look())
     assert "in all" not in nothing and nothing.count("per minute") == 1
@@ -67,6 +69,35 @@ def test_the_panel_tells_what_a_cap_holds():
     assert money_text(shown) == "$0.30 of $25.00 + 2 rows of unknown cost, $0.90 reserved"
     home = replace(shown.counts, by_state={ItemState.SUCCEEDED: 8})
     assert "$0.90 held for rows whose cost is not known" in money_text(replace(shown, counts=home))
+
+
+def test_a_budget_ends_it_before():
+    """What a batch would come to is never told beyond what its budget lets it come to."""
+    shown = look(projected="0.75", cap_units=5 * 10**11)
+    assert "in all  about $0.75, but the budget ends it at $0.50" in drawn(shown)
+    out = io.StringIO()
+    PlainLines(out).show(shown)
+    assert "in all about $0.75, but the budget ends it at $0.50" in out.getvalue()
+
+
+def test_a_cap_that_batches_share():
+    """What is spent of it by all of them, and what is reserved; of several the tightest."""
+    bounds = (Bound(Cap(Scope.ACCOUNT, 50 * 10**12), 9 * 10**11, 0), Bound(Cap(Scope.JOB_DAY, 10**12), 8 * 10**11, 0))
+    shown = replace(look(), bounds=bounds)
+    shown = replace(shown, counts=replace(shown.counts, reserved_usd=Decimal("0.1")))
+    assert money_text(shown) == "$0.30, $0.10 reserved, $0.80 of $1.00 spent by this job today (UTC)"
+    assert "reserved" not in money_text(replace(shown, bounds=()))  # nobody is held back by it
+
+
+def test_a_long_reason_is_told_once():
+    """And then by its kind, until there is another one."""
+    out, seconds = io.StringIO(), iter([0, 60, 120])
+    why = "too many rows failed: not one has succeeded, and 22 have failed (22 × memory: CUDA out of memory); $0.042 was spent"
+    with PlainLines(out, monotonic=lambda: float(next(seconds))) as lines:
+        for shown in (look(reason=why), look(reason=why), look(reason=f"{why} more")):
+            lines.show(shown)
+    told = [line.partition("; waiting: ")[2] for line in out.getvalue().splitlines()]
+    assert told == [why, "too many rows failed", f"{why} more"]
 
 
 def test_plain_lines_come_when_the_reason_changes():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.apps.cli import look, steer
+from orchestrator.apps.cli import costs, look, steer
 from orchestrator.apps.cli import verify as command
 from orchestrator.apps.cli.ending import Exit
 from orchestrator.apps.cli.panel import usd_text
@@ -113,6 +113,27 @@ def test_what_verify_says_of_charges():
         "  unpriced 1 prediction of unknown cost, whose quantity the provider tells now: $0.01 that the ledger does not have "
         "(no harm)",
         "           - row 3 (sku-3) p3 could be priced now: …"]
+
+
+async def test_a_price_that_came_after_buying(acts: Acts, tmp_path: Path):
+    """`verify` and `costs` say what to do, and, once the job has a price, what the rows come to: before anything is run again."""
+    acts.policy = replace(acts.policy, price=None)
+    batch = await begun(acts, tmp_path, 3)
+    await acts.claim(batch, 2)
+    await acts.tell(acts.ended("p0", attempt_id="a0", seconds=2.0), acts.ended("p1", attempt_id="a1", seconds=4.0))
+    told = await command.verify("b", local=True, fetch=False)
+    assert any(line.startswith("  unpriced no price is known: write it under `price:` in the job") for line in told.lines)
+    (tmp_path / "jobs").mkdir()
+    job = "model: acme/draw\nsource: { path: rows.csv }\nprice: { per_second_usd: 0.002 }\n"
+    (tmp_path / "jobs" / "shots.yaml").write_text(job)
+    line = ("2 rows could be priced now: $0.012 in all, by the price in the job; the ledger keeps them as unknown, for a charge "
+            "is made once, when a prediction ends")
+    told = await command.verify("b", local=True, fetch=False)
+    assert f"  unpriced {line}" in told.lines
+    assert told.document["charges"]["priced_now"] == {"rows": 2, "usd": "0.012", "price": "job"}
+    shown = await costs.costs("b", by="batch", to=None)
+    assert shown.lines[-1] == line and shown.document["priced_now"]["usd"] == "0.012"
+    assert (await acts.again(batch)).spent_units == 0
 
 
 async def test_a_folder_that_was_moved(acts: Acts, tmp_path: Path):

@@ -117,6 +117,21 @@ async def test_the_pause_is_decided_once_and_under_the_lock(acts: Acts):
     assert now_is.state is BatchState.RUNNING
 
 
+async def test_the_numbers_of_a_pause_agree(acts: Acts):
+    """Whoever looks counts no further than the bound; what is said under the lock is all that failed, and its causes add up."""
+    batch = await acts.loaded(8)
+    await acts.claim(batch, 8)
+    await failed(acts, 5)
+    for n in (5, 6):
+        await acts.tell(acts.said(Event.REFUSED, f"a{n}", error="no such ratio", error_class="invalid_input"))
+    assert (await acts.ledger.tally(batch.pk, most=3)).failed == 3
+    told: list[Tally] = []
+    await acts.ledger.pause_for_failures(batch.pk, most=3, decide=lambda _batch, tally: told.append(tally), now=NOW)
+    (tally,) = told
+    assert (tally.failed, tally.refused, tally.shared) == (5, 2, 0)
+    assert tally.failed + tally.refused == sum(cause.count for cause in tally.causes)
+
+
 async def test_nothing_is_paused_without_a_reason(acts: Acts):
     """Whoever said "go on" since somebody looked is heard: the decision is asked for anew."""
     batch = await acts.loaded(4)

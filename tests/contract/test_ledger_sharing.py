@@ -108,10 +108,14 @@ async def test_a_discard_that_was_interrupted(acts: Acts, monkeypatch: pytest.Mo
 
 
 async def test_chunks_of_two_loaders(acts: Acts) -> None:
-    """Whoever comes first, and in whatever order: each input has one row that is bought."""
+    """Whoever comes first: each input has one row that is bought."""
     batch, _ = await acts.ledger.open_batch(acts.new())
-    chunks = [chunk("abca", first) for first in (0, 4, 8)]
-    await asyncio.gather(*(acts.ledger.add_chunk(batch.pk, one) for one in chunks for _ in range(3)))
+
+    async def load() -> None:
+        for first in (0, 4, 8):
+            await acts.ledger.add_chunk(batch.pk, chunk("abca", first))
+
+    await asyncio.gather(*(load() for _ in range(3)))
     await acts.ledger.seal(batch.pk, total=12, source_schema_json="{}", now=NOW)
     assert (await acts.ledger.counts(batch.pk)).shared == {ItemState.PENDING: 9}
     assert len(await acts.claim(batch, 12)) == 3

@@ -1,5 +1,6 @@
 """What was spent, as both engines sum it: nothing twice, nothing left out, and what nobody knows apart."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 from orchestrator.core.cost import to_units
@@ -30,12 +31,12 @@ async def mixed(acts: Acts, name: str = "b", prefix: str = "a"):
 
 
 async def test_a_batch(acts: Acts):
-    """Seven predictions of eight rows; the sums are those of the batch's own account."""
+    """Of eight rows that were tried one was refused, and one has no answer yet; the sums are those of the batch's own account."""
     batch = await mixed(acts)
     (spent,) = (await acts.ledger.spent_by_batch([batch.pk])).values()
-    assert (spent.rows, spent.predictions, spent.unknown_rows) == (8, 7, 1)
+    assert (spent.rows, spent.predictions, spent.unknown_rows) == (6, 7, 1)
     assert (spent.succeeded_units, spent.surplus_units) == (2 * HALF + 6 * HALF, 0)
-    assert spent.failed_units + spent.canceled_units == 4 * HALF
+    assert (spent.failed_units, spent.canceled_units) == (0, 4 * HALF)  # its deadline ended it
     assert spent.units == (await acts.again(batch)).spent_units > 0
 
 
@@ -52,6 +53,37 @@ async def test_a_prediction_bought_beyond_need(acts: Acts):
     (spent,) = (await acts.ledger.spent_by_batch(None)).values()
     assert spent == Spent(rows=1, predictions=2, succeeded_units=2 * HALF, surplus_units=3 * HALF)
     assert spent.units == (await acts.again(batch)).spent_units
+
+
+async def test_what_succeeded_and_never_came_home(acts: Acts):
+    """Its row failed all the same, or was bought again: money that gave nothing, and so counted under what failed."""
+    batch = await acts.loaded(3)
+    await acts.claim(batch, 3)
+    for n, seconds in enumerate((2.0, 4.0, 8.0)):
+        await acts.tell(acts.answered(f"a{n}", f"p{n}"), acts.ended(f"p{n}", seconds=seconds))
+    lost = [acts.said(Event.UNCOLLECTABLE, f"a{n}", error="no such host", error_class="output_forbidden") for n in (1, 2)]
+    await acts.tell(acts.said(Event.COLLECTED, "a0"), *lost)
+    (spent,) = (await acts.ledger.spent_by_batch(None)).values()
+    assert (spent.succeeded_units, spent.failed_units) == (2 * HALF, 12 * HALF)
+    await acts.ledger.reopen_failed(batch.pk, classes=frozenset({"output_forbidden"}))
+    await acts.claim(batch, 2, prefix="c", now=NOW + timedelta(seconds=60))
+    await acts.tell(acts.answered("c0", "q1"), acts.ended("q1", seconds=4.0))
+    (spent,) = (await acts.ledger.spent_by_batch(None)).values()
+    assert (spent.succeeded_units, spent.failed_units, spent.rows) == (6 * HALF, 12 * HALF, 3)
+    assert dict(await acts.ledger.spent_by_day(None)) == {f"{NOW:%Y-%m-%d}": spent}
+
+
+async def test_what_is_only_estimated(acts: Acts):
+    """Charges of a deployment, whose idle time no prediction tells: part of the sums, and told apart."""
+    batch = await acts.loaded(2)
+    await acts.claim(batch, 2)
+    await acts.tell(acts.answered("a0", "p0"), acts.ended("p0", seconds=2.0))
+    assert acts.policy.price is not None
+    acts.policy = replace(acts.policy, price=replace(acts.policy.price, is_estimate=True))
+    await acts.tell(acts.answered("a1", "p1"), acts.ended("p1", seconds=4.0))
+    (spent,) = (await acts.ledger.spent_by_batch(None)).values()
+    assert (spent.units, spent.estimated_units) == (6 * HALF, 4 * HALF)
+    assert await acts.ledger.estimated_usd(batch.pk) == 2
 
 
 async def test_every_grouping_has_all_of_it(acts: Acts):

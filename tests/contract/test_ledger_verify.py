@@ -1,5 +1,6 @@
 """What `verify`, `cancel` and the alarm about expired rows ask of the ledger, on both engines."""
 
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -159,3 +160,19 @@ async def test_charges_and_what_they_were_reckoned_from(acts: Acts) -> None:
         "p0": (batch.pk, None), "p2": (batch.pk, '{"seed":2}'), "q0": (other.pk, '{"seed":0}')}
     assert (await acts.ledger.booked_of(["p2"]))["p2"].input_json is None
     assert await acts.ledger.booked_of([]) == {}
+
+
+async def test_predictions_of_unknown_cost(acts: Acts):
+    """In the order of their rows, each try; not what was never answered, nor what is known, nor another batch's."""
+    acts.policy = replace(acts.policy, price=None)
+    batch, other = await acts.loaded(4), await acts.loaded(1, "other")
+    await acts.claim(batch, 4)
+    await acts.claim(other, 1, prefix="o")
+    for n in (2, 0):
+        await acts.tell(acts.answered(f"a{n}", f"p{n}"), acts.ended(f"p{n}", seconds=2.0))
+    await acts.tell(acts.answered("o0", "op"), acts.ended("op"))
+    await acts.tell(acts.said(Event.ANSWER_LOST, "a1"))
+    await acts.tell(acts.said(Event.GIVEN_UP, "a1"))
+    (some,) = [some async for some in acts.ledger.unpriced(batch.pk)]
+    assert [(one.prediction_id, one.n, one.status) for one in some] == [("p0", 1, "succeeded"), ("p2", 1, "succeeded")]
+    assert some[0].input_json == '{"seed":0}' and "predict_time" in (some[0].metrics_json or "")

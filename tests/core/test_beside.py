@@ -109,15 +109,44 @@ def test_predictions():
     assert not beside.agrees()
 
 
-def test_a_cost_that_only_the_invoice_knows_is_nothing_wrong():
-    """It explains the difference of the sums, to the last digit."""
+@pytest.mark.parametrize(("lines", "ledger", "verdict"), [
+    (["138.799713"], "0", Verdict.UNKNOWN),  # ten thousand times too high, and nobody here could tell
+    (["1.00", "0.50"], "1.00", Verdict.UNKNOWN),
+    (["1.00"], "1.00", Verdict.AGREES),  # what is not known was not billed: failures of an official model, say
+    (["0.50"], "1.00", Verdict.DIFFERS),  # too little, whatever the others cost
+    ([], "1.00", Verdict.NOT_BILLED),
+    ([], "0", Verdict.UNKNOWN),
+])
+def test_rows_of_unknown_cost(lines: list[str], ledger: str, verdict: Verdict):
+    """Whatever is billed beyond the known sum may be theirs: it is no difference, and it agrees with nothing."""
+    beside = Beside()
+    for usd in lines:
+        beside.add_line(line(usd), A)
+    beside.add_bought(A, "2026-01-05", bought(ledger, unknown_rows=30))
+    ((_, pile, found),) = beside.verdicts()
+    assert (found, beside.differs()) == (verdict, verdict in (Verdict.DIFFERS, Verdict.NOT_BILLED))
+    assert beside.agrees() is (verdict is Verdict.AGREES)
+    assert beside.unconfirmed().difference_usd == (pile.difference_usd if verdict is Verdict.UNKNOWN else 0)
+
+
+def test_a_cost_that_only_the_invoice_knows_cannot_be_confirmed():
+    """Nor does it agree because its prediction is named: by line or by sum, the verdict is the same."""
     beside = Beside()
     beside.add_line(line("0.5"), A)
     beside.billed.add(booked(None), Decimal("0.5"))
     beside.add_bought(A, "2026-01-05", Pile(unknown_rows=1))
-    assert not beside.agrees()  # as long as nothing tells whose it is
+    assert [verdict for _, _, verdict in beside.verdicts()] == [Verdict.UNKNOWN]
     beside.compare(booked(None), model=A, batch="b")
-    assert beside.agrees()
+    assert [verdict for _, _, verdict in beside.verdicts()] == [Verdict.UNKNOWN]
+    assert (beside.differs(), beside.unconfirmed().difference_usd, beside.counts[Kind.UNKNOWN]) == (False, Decimal("0.5"), 1)
+
+
+def test_what_rows_of_unknown_cost_were_expected_to_cost():
+    """Said only where it is known of every one of them."""
+    pile = Pile(unknown_rows=3, expected_rows=3, expected_units=15 * 10**11)
+    assert pile.expected_usd == Decimal("1.5")
+    pile.add(Pile(unknown_rows=1))
+    assert (pile.expected_usd, Pile().expected_usd) == (None, None)
 
 
 @pytest.mark.parametrize(("written", "ledger", "agrees"), [("0.003", 3 * 10**9, True), ("0.0034", 3 * 10**9, False),

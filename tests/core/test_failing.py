@@ -88,6 +88,14 @@ def test_a_count_needs_no_sample():
     assert verdict(Tally(worked=0, failed=4, refused=0), Bounds(None, 4, 0)) == "4 have failed, and the job tolerates 3"
 
 
+def test_how_many_more_than_were_known():
+    """After a resume: all that failed, and how many of them came since."""
+    assert verdict(Tally(worked=0, failed=41, refused=0, known_failed=21), ALL) == (
+        "not one has succeeded, and 41 have failed, 20 more than the 21 known")
+    assert verdict(Tally(worked=20, failed=12, refused=0, known_failed=6), SHARE) == (
+        "12 have failed, 6 more than the 6 known, and the job tolerates 5")
+
+
 def test_the_sentence():
     """It names the class with an example on one line, the money, and both ways to go on."""
     causes = (Cause("memory", 21, "CUDA out of memory\n  at step 3"), Cause("model", 1, None))

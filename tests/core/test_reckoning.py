@@ -82,6 +82,13 @@ def test_what_is_said_of_a_charge(kept: Booked, text: str | None):
     assert finding is None or (finding.kind, finding.row, finding.prediction_id) == (Kind.CHARGE, 7, "p7")
 
 
+def test_what_was_never_sent_is_no_charge():
+    """An attempt that was handed back cost nothing and has no prediction: it is judged, and not counted as a charge."""
+    charges = Charges()
+    assert note_line(charges, replace(booked(0, basis="not bought", **BARE), prediction_id=None)) is None
+    assert (charges.reckoned, charges.bare, charges.units) == (0, 0, 0)
+
+
 def test_the_sum():
     """What a batch spent is the sum of its charges, unknown ones left out, those of older versions counted in."""
     charges = Charges()

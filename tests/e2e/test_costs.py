@@ -33,7 +33,7 @@ async def test_in_a_notebook_as_well(desk: Desk, provider: Provider):
     assert (Decimal(told["total"]["spent_usd"]), told["total"]["rows"], told["total"]["predictions"]) == (spent, 8, 8)
     assert told["total"]["estimated_expected_usd"] is told["total"]["difference_usd"] is None  # by the second, and never before
     shown = desk("costs", batch, "--by", "column:shop").out.splitlines()
-    assert shown[0].split() == ["value", "rows", "predictions", "spent", "failed", "canceled", "surplus", "unknown"]
+    assert shown[0].split() == ["value", "bought", "rows", "predictions", "spent", "failed", "canceled", "surplus", "unknown"]
     assert {line.split()[0] for line in shown[1:-1]} == {"a", "b", "together"}
     assert shown[-1] == "what 2 rows cost is not known, and not in these sums"  # failed runs of an official model
     assert desk("costs", "--by", "model", "--to", "m.csv").code == 0

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +18,14 @@ from orchestrator import wiring
 from orchestrator.core.caps import AccountBudget
 from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import BatchState
-from orchestrator.core.ports import ClaimTerms
+from orchestrator.core.permits import Grant
+from orchestrator.core.ports import Claimable, ClaimTerms
 from orchestrator.core.records import Batch, Prediction
 from orchestrator.flow.collect import collect
 from orchestrator.flow.control import START_LIMIT, go_on, resume
 from orchestrator.flow.reconcile import sweep
 from orchestrator.flow.record import fact_of, record
+from orchestrator.flow.submit import _why as why_it_waits
 from orchestrator.flow.submit import submit
 from orchestrator.gateways.ledger import Database
 from orchestrator.gateways.testing import MemoryLimiter
@@ -224,3 +227,11 @@ async def test_a_cap_counts_what_is_out_already(stage: Stage, before: str, after
     paused = await bought_by_many(stage, again, within_s=10)
     assert (paused.state, len(stage.provider.purchases())) == (BatchState.PAUSED, 10)
     assert held in (paused.reason or "")
+
+
+@pytest.mark.parametrize(("permits", "said"), [(5, None), (66, "budget: the last rows that there is money for")])
+def test_the_last_rows_are_said_when_they_are_bought(permits: int, said: str | None):
+    """Of a hundred rows there is money for 66: no word of it while five of them go."""
+    task: Any = SimpleNamespace(part=1.0, order=SimpleNamespace(
+        budgets=(), batch=SimpleNamespace(in_flight=200), model=SimpleNamespace(in_flight=None)))
+    assert why_it_waits(task, Claimable(66, "budget"), Grant(permits, 0, 0)) == said

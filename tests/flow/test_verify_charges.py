@@ -9,6 +9,7 @@ from orchestrator.core.findings import Kind
 from orchestrator.core.records import Batch
 from orchestrator.core.verify import Report
 from orchestrator.flow.verify import verify_home
+from orchestrator.flow.verify_charges import priced_now
 from orchestrator.flow.verify_there import verify_there
 from tests.flow.conftest import Stage
 from tests.flow.test_bill import in_sql
@@ -99,6 +100,18 @@ async def test_what_could_be_priced_now(stage: Stage):
     report = await charges_only(stage, later)
     assert (report.findings.total, report.charges.unknown, report.charges.priceable.total) == (0, 0, 3)
     assert report.charges.priceable_units == to_units(Decimal(stage.provider.admin("ledger")["billed_usd"])) > 0
+
+
+async def test_what_the_ledger_can_price_by_itself(stage: Stage):
+    """A price that is known by now prices what the ledger kept of the predictions, to the last digit of the provider's own bill,
+    without asking it; no price, nothing."""
+    batch = await priced(stage, more="")
+    price = Price("job", "second", Decimal("0.000975"))
+    found = await priced_now(stage.rooms, batch, Pricing(price, None, failed="free"))
+    assert (found.rows, found.unknown, found.price_id) == (3, 0, "job")
+    assert found.units == to_units(Decimal(stage.provider.admin("ledger")["billed_usd"])) > 0
+    without = await priced_now(stage.rooms, batch, Pricing(None, None))
+    assert (without.rows, without.units, without.unknown, without.price_id) == (0, 0, 3, None)
 
 
 async def test_an_end_recorded_otherwise_has_its_charge(stage: Stage):

@@ -10,13 +10,14 @@ from orchestrator.apps.cli.options import RunOptions
 from orchestrator.apps.cli.panel import clock_text
 from orchestrator.apps.cli.speech import say
 from orchestrator.apps.hints import failed_lines, failures
-from orchestrator.apps.money import about_text
-from orchestrator.core.cost import usd_text
+from orchestrator.apps.money import about_text, coming_text, spent_text
+from orchestrator.core.coming import coming
 from orchestrator.core.estimate import Estimate
 from orchestrator.core.failing import FAILING
+from orchestrator.core.job import Job
 from orchestrator.core.lifecycle import LIVE_BATCH, BatchState, ItemState
 from orchestrator.core.ports import Rooms
-from orchestrator.core.records import REWRITE_LANE, Batch, Counts
+from orchestrator.core.records import REWRITE_LANE, Batch, Counts, Surplus
 from orchestrator.core.results import summary
 from orchestrator.flow.control import START_LIMIT
 from orchestrator.flow.report import report, results_path
@@ -42,8 +43,8 @@ async def close(run: ThisRun, batch: Batch, counts: Counts, *, code: Exit, lines
     document = summary(batch, counts, results=results if written else None, now=run.rooms.clock.now(), state=batch.state)
     document["elapsed_s"] = round(run.rooms.clock.boottime() - run.began_s, 3)
     items = document["items"]
-    unknown = f" and {counts.cost_unknown_items:,} of unknown cost" if counts.cost_unknown_items else ""
-    spent = f"{usd_text(counts.spent_usd)}{unknown}{_expected(batch)}"
+    estimated_usd = await wiring.views(run.rooms).estimated_usd(batch.pk)
+    spent = spent_text(counts.spent_usd, unknown_rows=counts.cost_unknown_items, estimated_usd=estimated_usd) + _expected(batch)
     told = [f"{batch.id}: {items['succeeded']:,} of {items['total']:,} rows succeeded, {items['failed']:,} failed, "
             f"{items['canceled']:,} canceled, {items['pending']:,} pending; {spent}; {clock_text(document['elapsed_s'])}"]
     if items["failed"]:
@@ -53,7 +54,9 @@ async def close(run: ThisRun, batch: Batch, counts: Counts, *, code: Exit, lines
         told += failed_lines(sorted(found, key=lambda failure: failure["class"] != EXPIRED), most=MOST_CAUSES)
         told.append(f"  why: orchestrator items {batch.id} --state failed · again: orchestrator retry {batch.id}")
     beyond = await wiring.views(run.rooms).bought_beyond_need(batch.pk)
-    lines = [*shared_lines(counts), *surplus_lines(beyond), *_not_started(run.options, batch, counts), *lines]
+    ended = await wiring.views(run.rooms).ended_by_deadline(batch.pk)
+    lines = [*shared_lines(counts), *surplus_lines(beyond), *_deadline_lines(batch, ended),
+             *_not_started(run.options, batch, counts), *lines]
     told += [f"  {line}" for line in lines]
     if written:
         told.append(f"  results: {results}")
@@ -65,6 +68,16 @@ def _expected(batch: Batch) -> str:
     found = Estimate.from_json(batch.estimate_json) if batch.state is BatchState.FINISHED else None
     usd = None if found is None else found.in_all(found.expected.usd)
     return "" if usd is None else f" (expected: {about_text(usd)})"
+
+
+def _deadline_lines(batch: Batch, ended: Surplus) -> list[str]:
+    """What the job's own deadline ended, and what that cost until then."""
+    after_s = Job.model_validate_json(batch.job_json).limits.cancel_after
+    if after_s is None or not ended.predictions:
+        return []
+    predictions = "1 prediction" if ended.predictions == 1 else f"{ended.predictions:,} predictions"
+    cost = spent_text(ended.cost_usd, unknown_rows=ended.cost_unknown)
+    return [f"cancel_after ({after_s:g} s) ended {predictions}, billed until then: {cost}"]
 
 
 def _not_started(options: RunOptions, batch: Batch, counts: Counts) -> list[str]:
@@ -88,8 +101,9 @@ async def still_out(run: ThisRun, batch: Batch, counts: Counts, *, why: str = "i
     if not paid and not unheard:
         return [f"{why} with nothing left out; {to_go_on}"]
     oldest = await run.rooms.ledger.oldest_out_at(batch.pk)
+    more = coming_text(coming(batch, counts, run.rooms.budget))
     until = (oldest or run.rooms.clock.now()) + timedelta(seconds=run.rooms.tempo.retention_s)
     what = [f"{paid:,} paid predictions are still out"] if paid else []
     what += [f"{unheard:,} purchases were not answered yet (the next run finds out)"] if unheard else []
     return [f"{why}: {', and '.join(what)}; the provider keeps their outputs until "
-            f"{until:%Y-%m-%d %H:%M} UTC at least; {to_go_on}"]
+            f"{until:%Y-%m-%d %H:%M} UTC at least{f'; {more}' if more else ''}; {to_go_on}"]

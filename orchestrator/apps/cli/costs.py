@@ -9,9 +9,13 @@ from orchestrator import wiring
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.look import here
 from orchestrator.apps.cli.steer import absolute
-from orchestrator.apps.money import about_text, spread_text
-from orchestrator.core.cost import usd_text
+from orchestrator.apps.money import coming_text, more_text, rows_text, spread_text, sum_text
+from orchestrator.apps.pricing import at_todays_price, now_document, now_line
+from orchestrator.core.coming import NOTHING, Coming, coming
+from orchestrator.core.coming import together as all_coming
+from orchestrator.core.cost import to_usd, usd_text
 from orchestrator.core.errors import BadInput
+from orchestrator.core.reckoning import PricedNow
 from orchestrator.core.spending import BATCH, By, Line, Spent, as_json, by_of, compared, record_of
 from orchestrator.flow.spending import spending
 from orchestrator.wiring import Settings
@@ -27,6 +31,8 @@ class Report:
     by: By
     lines: list[Line]
     together: Spent
+    coming: Coming = NOTHING  # what is out of them, and may still cost something
+    now: PricedNow | None = None  # of one batch: what its rows of unknown cost come to at the price that there is now
 
     def records(self) -> list[dict[str, Any]]:
         """A line each, its key under the name of its kind; cells of a column under `value`."""
@@ -56,7 +62,10 @@ async def told(settings: Settings, name: str | None, *, by: str) -> Report:
     async with wiring.rooms(settings, token_needed=False) as rooms:
         batch = None if name is None else await rooms.ledger.find(name)
         lines, together = await spending(rooms, kind, batch=batch)
-    return Report(kind, lines, together)
+        alive = await rooms.ledger.live_batches() if batch is None else [batch]
+        coming_of = [coming(one, await rooms.ledger.counts(one.pk), rooms.budget) for one in alive]
+        now = None if batch is None else await at_todays_price(rooms, batch, settings)
+    return Report(kind, lines, together, all_coming(coming_of), now)
 
 
 async def costs(name: str | None, *, by: str, to: str | None, of_invoice: bool = False) -> Ending:
@@ -66,7 +75,8 @@ async def costs(name: str | None, *, by: str, to: str | None, of_invoice: bool =
     check_suffix(to)
     report = await told(here(), name, by=by)
     document: dict[str, Any] = {"by": by, "costs": [as_json(record) for record in report.records()],
-                                "total": as_json(report.total())}
+                                "total": as_json(report.total()), "to_come": report.coming.to_json(),
+                                "priced_now": now_document(report.now)}
     if to is None:
         return Ending(Exit.DONE, document, tuple(_table(report)))
     path = await written(to, report.records(), columns=report.columns())
@@ -93,7 +103,7 @@ def _table(report: Report) -> list[str]:
     """Right-aligned figures under their names; what is nothing is a dash, and what nobody knows is said."""
     shown = report.lines[:MOST_LINES]
     compares = report.by.kind == BATCH
-    cells = [[report.key, "rows", "predictions", "spent", *(("estimated", "difference") if compares else ()),
+    cells = [[report.key, "bought rows", "predictions", "spent", *(("estimated", "difference") if compares else ()),
               "failed", "canceled", "surplus", "unknown"],
              *(_cells(line.key or "(empty)", line.spent, [line] if compares else None) for line in shown),
              _cells("together", report.together, report.lines if compares else None)]
@@ -103,26 +113,34 @@ def _table(report: Report) -> list[str]:
     left = len(report.lines) - len(shown)
     if left > 0:
         lines.insert(-1, f"… and {left:,} more; --json and --to have all")
-    if report.together.unknown_rows:
-        what = "1 row costs" if report.together.unknown_rows == 1 else f"{report.together.unknown_rows:,} rows cost"
+    return lines + _footnotes(report.together) + [line for line in (now_line(report.now), coming_text(report.coming)) if line]
+
+
+def _footnotes(together: Spent) -> list[str]:
+    """What the sums do not say of themselves."""
+    lines = []
+    if together.estimated_units:
+        lines.append(f"{usd_text(to_usd(together.estimated_units))} of it is estimated: the bill of a deployment or a private "
+                     "model counts idle time as well")
+    if together.unknown_rows:
+        what = f"{rows_text(together.unknown_rows)} {'costs' if together.unknown_rows == 1 else 'cost'}"
         lines.append(f"what {what} is not known, and not in these sums")
     return lines
 
 
 def _cells(key: str, spent: Spent, lines: list[Line] | None) -> list[str]:
     figures = record_of(spent)
-    return [key, f"{spent.rows:,}", f"{spent.predictions:,}", usd_text(Decimal(figures["spent_usd"])),
+    return [key, f"{spent.rows:,}", f"{spent.predictions:,}",
+            sum_text(Decimal(figures["spent_usd"]), unknown_rows=spent.unknown_rows),
             *([] if lines is None else _estimated(compared(lines))),
             *(_or_dash(Decimal(figures[name])) for name in ("failed_usd", "canceled_usd", "surplus_usd")),
-            f"{spent.unknown_rows:,} rows" if spent.unknown_rows else "–"]
+            rows_text(spent.unknown_rows) if spent.unknown_rows else "–"]
 
 
 def _estimated(figures: dict[str, Decimal | None]) -> list[str]:
     """What was expected, with its spread, and what was spent beyond it or below."""
     low, usd, high = (figures[f"estimated_{name}_usd"] for name in ("low", "expected", "high"))
-    more = figures["difference_usd"]
-    sign = "–" if more is None else f"{'-' if more < 0 else '+'}{about_text(abs(more))}"
-    return [spread_text(low, usd, high), sign]
+    return [spread_text(low, usd, high), more_text(figures["difference_usd"], is_about=True)]
 
 
 def _or_dash(usd: Decimal) -> str:

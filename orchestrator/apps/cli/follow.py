@@ -6,11 +6,13 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Protocol
 
+from orchestrator import wiring
 from orchestrator.apps.cli.ending import Exit
 from orchestrator.apps.cli.speech import say
 from orchestrator.apps.hints import why
 from orchestrator.apps.machine import Machine
-from orchestrator.core.caps import is_budget
+from orchestrator.core.caps import Bound, caps_of, ends_at_usd, is_budget
+from orchestrator.core.cost import to_units
 from orchestrator.core.errors import OrchestratorError, Unreachable
 from orchestrator.core.failing import FAILING
 from orchestrator.core.job import Job
@@ -37,18 +39,24 @@ class Look:
 
     batch: Batch
     counts: Counts
-    per_minute: float  # submissions, over the last quarter minute
+    per_minute: float  # purchases, over the last quarter minute
     limit_per_minute: float  # 0: none
     eta_s: float | None
     reason: str | None
     elapsed_s: float
     projected_usd: Decimal | None = None  # spent and still to be spent in all; None: nobody can say
     usd_per_minute: Decimal | None = None  # over the last quarter minute; None: nothing was spent in it, or nobody knows
+    bounds: tuple[Bound, ...] = ()  # the caps that it is bought under, and how they stand
 
     @property
     def in_air(self) -> int:
         """Paid or perhaps paid predictions not yet home."""
         return self.counts.own(*IN_AIR_ITEM, ItemState.COLLECTING)
+
+    @property
+    def ends_at_usd(self) -> Decimal | None:
+        """The most that its budgets let it come to; None: they do not end it."""
+        return ends_at_usd(self.bounds, own_units=to_units(self.counts.spent_usd + self.counts.reserved_usd))
 
 
 class Screen(Protocol):
@@ -74,7 +82,7 @@ class Follower:
     _shown: Look | None = None
     _answered: tuple[int, ...] = ()
     _lost: tuple[int, str] = (0, "")  # how many answers, and by when they are settled
-    _started: list[tuple[float, int, Decimal]] = field(default_factory=list)  # when, how many by then, and what was spent
+    _spent: list[tuple[float, Decimal]] = field(default_factory=list)  # when, and how much by then
 
     async def follow(self, interrupted: asyncio.Event) -> Exit | None:
         """Until the batch is over (its exit code) or somebody interrupts (None)."""
@@ -106,22 +114,31 @@ class Follower:
         counts = await self.rooms.ledger.counts(batch.pk)
         now_s = self.rooms.clock.boottime()
         left = counts.own(ItemState.PENDING)
-        per_minute, usd = self._rate(now_s, counts.started, counts.spent_usd)
+        per_minute, usd = await self._bought_per_minute(batch, now_s), self._usd_per_minute(now_s, counts.spent_usd)
         eta_s = left / per_minute * 60 if per_minute > 0 and left else None
         reason = await self._reason(batch, left=left) or await self._unsure(batch, counts)
         limit = _limit(batch, self.rooms.tempo, reason)
         return Look(batch, counts, per_minute, limit, eta_s, reason, now_s - self.began_s, projected_usd(batch, counts),
-                    usd if usd > 0 else None)
+                    usd if usd > 0 else None, await self._bounds(batch))
 
-    def _rate(self, now_s: float, started: int, spent_usd: Decimal) -> tuple[float, Decimal]:
-        """Rows started per minute, and US dollars spent."""
-        self._started.append((now_s, started, spent_usd))
-        while len(self._started) > 2 and now_s - self._started[0][0] > RATE_WINDOW_S:
-            self._started.pop(0)
-        then_s, before, before_usd = self._started[0]
-        if now_s <= then_s:
-            return 0.0, Decimal(0)
-        return max(0.0, (started - before) / (now_s - then_s) * 60), (spent_usd - before_usd) * 60 / Decimal(now_s - then_s)
+    async def _bought_per_minute(self, batch: Batch, now_s: float) -> float:
+        """Purchases, those of rows that are tried again among them."""
+        window_s = min(RATE_WINDOW_S, now_s - self.began_s)
+        if window_s <= 0:
+            return 0.0
+        since = self.rooms.clock.now() - timedelta(seconds=window_s)
+        return await wiring.views(self.rooms).recent_rate(batch.pk, since=since) / window_s * 60
+
+    def _usd_per_minute(self, now_s: float, spent_usd: Decimal) -> Decimal:
+        self._spent.append((now_s, spent_usd))
+        while len(self._spent) > 2 and now_s - self._spent[0][0] > RATE_WINDOW_S:
+            self._spent.pop(0)
+        then_s, before_usd = self._spent[0]
+        return (spent_usd - before_usd) * 60 / Decimal(now_s - then_s) if now_s > then_s else Decimal(0)
+
+    async def _bounds(self, batch: Batch) -> tuple[Bound, ...]:
+        caps = caps_of(Job.model_validate_json(batch.job_json), self.rooms.budget)
+        return tuple(await wiring.views(self.rooms).caps_standing(batch.pk, caps, now=self.rooms.clock.now()))
 
     async def _reason(self, batch: Batch, *, left: int) -> str | None:
         if self.machine is not None and self.machine.trouble:

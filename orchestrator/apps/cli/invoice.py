@@ -10,9 +10,10 @@ from orchestrator import wiring
 from orchestrator.apps.cli.costs import check_suffix, written
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.look import here
-from orchestrator.apps.cli.panel import usd_text
 from orchestrator.apps.cli.steer import absolute
+from orchestrator.apps.money import about_text, more_text, rows_text, sum_text
 from orchestrator.core.beside import CENT, FINEST, Beside, Kind, Pile, Verdict, Word
+from orchestrator.core.cost import usd_text
 from orchestrator.core.errors import BadInput
 from orchestrator.core.invoice import DAY, PREDICTION, said_of
 from orchestrator.flow.invoice import Laid, Request, lay_beside
@@ -48,8 +49,8 @@ async def invoice(options: InvoiceOptions) -> Ending:
         raise BadInput(f"--from {request.first} --until {request.last}: the first day comes first")
     async with wiring.rooms(here(), token_needed=False) as rooms:
         laid = await lay_beside(rooms, request)
-    code = Exit.DONE if laid.beside.agrees() else Exit.FAILED_ROWS
-    document = _document(options, laid, code=code)
+    code = Exit.FAILED_ROWS if laid.beside.differs() else Exit.DONE
+    document = _document(options, laid)
     if options.to is None:
         return Ending(code, document, tuple(_lines(options, laid)))
     path = await written(options.to, list(_records(laid.beside)), columns=list(_COLUMNS))
@@ -65,13 +66,14 @@ def _day(option: str, text: str | None) -> str | None:
 
 # For programs
 
-_WORDS = {Exit.DONE: "agrees", Exit.FAILED_ROWS: "differs"}
 
-
-def _document(options: InvoiceOptions, laid: Laid, *, code: Exit) -> dict[str, Any]:
+def _document(options: InvoiceOptions, laid: Laid) -> dict[str, Any]:
     beside = laid.beside
+    unconfirmed = beside.unconfirmed()
+    verdict = Verdict.DIFFERS if beside.differs() else Verdict.UNKNOWN if unconfirmed.unknown_rows else Verdict.AGREES
     return {
-        "invoice": options.path, "verdict": _WORDS[code], "compared": beside.together().is_bought, "account": laid.account,
+        "invoice": options.path, "verdict": verdict.value, "compared": beside.together().is_bought, "account": laid.account,
+        "unconfirmed_usd": _usd(unconfirmed.difference_usd), "unconfirmed_rows": unconfirmed.unknown_rows,
         "columns": dict(laid.columns.taken), "unused_columns": list(laid.columns.left), "from": laid.first, "until": laid.last,
         "lines": beside.lines, "lines_without_amount": beside.empty, "lines_of_other_days": beside.outside,
         "taken_for_models": beside.renamed,
@@ -88,7 +90,7 @@ def _document(options: InvoiceOptions, laid: Laid, *, code: Exit) -> dict[str, A
 def _figures(pile: Pile) -> dict[str, Any]:
     return {"invoice_usd": _usd(pile.billed_usd), "ledger_usd": _usd(pile.ledger_usd),
             "difference_usd": _usd(pile.difference_usd), "lines": pile.lines, "predictions": pile.predictions,
-            "unknown_rows": pile.unknown_rows}
+            "unknown_rows": pile.unknown_rows, "unknown_expected_usd": _usd(pile.expected_usd)}
 
 
 def _of_word(word: Word) -> dict[str, Any]:
@@ -168,12 +170,16 @@ def _table(beside: Beside) -> Iterator[str]:
 
 
 def _cells(name: str, pile: Pile, verdict: str) -> tuple[str, ...]:
-    return (name, _text(pile.billed_usd) if pile.lines else "–", _text(pile.ledger_usd) if pile.is_bought else "–",
-            _signed(pile.difference_usd), f"{pile.unknown_rows:,} rows" if pile.unknown_rows else "–", verdict)
+    ledger = sum_text(pile.ledger_usd, unknown_rows=pile.unknown_rows)
+    return (name, _text(pile.billed_usd) if pile.lines else "–", ledger if pile.is_bought else "–",
+            more_text(pile.difference_usd), _unknown(pile), verdict)
 
 
-def _signed(usd: Decimal) -> str:
-    return "–" if not usd else f"{'-' if usd < 0 else '+'}{_text(abs(usd))}"
+def _unknown(pile: Pile) -> str:
+    """`30 rows`, and what they may have cost, where anybody can say."""
+    expected = pile.expected_usd
+    about = "" if expected is None else f" (about {about_text(expected)} expected)"
+    return rows_text(pile.unknown_rows) + about if pile.unknown_rows else "–"
 
 
 def _text(usd: Decimal) -> str:
@@ -182,7 +188,7 @@ def _text(usd: Decimal) -> str:
 
 
 _SAID = {Kind.DIFFERS: "at another cost than the ledger has", Kind.NOT_BILLED: "of the ledger that the invoice does not have",
-         Kind.UNKNOWN: "of a cost that the ledger does not know, and the invoice has (no harm)",
+         Kind.UNKNOWN: "of a cost that the ledger does not know, and the invoice has",
          Kind.NOT_BOUGHT: "that the ledger does not know"}
 
 
@@ -212,4 +218,18 @@ def _verdict(beside: Beside) -> str:
         return "nothing was bought here on these days: there is nothing to compare"
     if beside.agrees():
         return f"all that was bought here agrees with the invoice{foreign}"
-    return f"the invoice and the ledger differ{foreign}"
+    unconfirmed = beside.unconfirmed()
+    if beside.differs():
+        more = f"; {_unconfirmed(unconfirmed)}" if unconfirmed.unknown_rows else ""
+        return f"the invoice and the ledger differ{more}{foreign}"
+    rest = "; the rest of what was bought here agrees" if any(v is Verdict.AGREES for _, _, v in beside.verdicts()) else ""
+    return f"{_unconfirmed(unconfirmed)}{rest}{foreign}"
+
+
+def _unconfirmed(pile: Pile) -> str:
+    """How much of the invoice nobody here can confirm, and why."""
+    expected = "" if pile.expected_usd is None else f" (about {about_text(pile.expected_usd)} was expected)"
+    why = f"what {rows_text(pile.unknown_rows)} {'costs' if pile.unknown_rows == 1 else 'cost'} is not known here{expected}"
+    if not pile.difference_usd:
+        return f"{why}, and the invoice has nothing for it"
+    return f"{_text(pile.difference_usd)} of the invoice cannot be confirmed: {why}"

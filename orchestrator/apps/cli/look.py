@@ -11,10 +11,12 @@ from orchestrator import wiring
 from orchestrator.apps.cli import schedules
 from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.follow import Follower
-from orchestrator.apps.cli.panel import rows_text, screen
+from orchestrator.apps.cli.panel import screen
 from orchestrator.apps.foretelling import ahead, ahead_lines, projected
 from orchestrator.apps.hints import again, failed_lines, failures, why
+from orchestrator.apps.money import coming_text, spent_text
 from orchestrator.core.caps import caps_of, held_text
+from orchestrator.core.coming import coming
 from orchestrator.core.cost import to_units, to_usd, usd_text
 from orchestrator.core.errors import BadInput, OrchestratorError
 from orchestrator.core.failing import FAILING
@@ -66,17 +68,22 @@ async def status(name: str | None) -> Ending:
             document = summary(batch, counts, results=results if exists(results) else None, now=wiring.clock().now(),
                                state=batch.state)
             document |= {"reason": why(batch), "by_state": {s.value: n for s, n in counts.by_state.items()},
-                         "reserved_usd": format(counts.reserved_usd, "f"), "output": batch.output_to, "model": batch.target.name}
+                         "reserved_usd": format(counts.reserved_usd, "f"),
+                         "estimated_usd": format(await ledger.estimated_usd(batch.pk), "f"),
+                         "output": batch.output_to, "model": batch.target.name}
             document |= await ahead(ledger, batch, counts, now=wiring.clock().now())
             document["ended_via"] = await ledger.endings(batch.pk)
             document["failures"] = await failures(ledger, batch)
             beyond = await ledger.bought_beyond_need(batch.pk)
             document["surplus"] = {"predictions": beyond.predictions, "cost_usd": str(beyond.cost_usd),
                                    "cost_unknown": beyond.cost_unknown}
+            found = coming(batch, counts, settings.budget)
+            document["to_come"] = found.to_json()
             held = _held(batch, counts, settings)
             is_idle = batch.state in _MOVED_BY_WORKERS and not await is_anybody_at_work(ledger, settings)
             return Ending(Exit.DONE, document, (
                 *_lines(document, held=held, is_idle=is_idle), *_next(batch, is_idle=is_idle),
+                *(f"  to come  {line}" for line in [coming_text(found)] if line),
                 *(f"  shared   {line}" for line in shared_lines(counts)),
                 *(f"  expired  {line}" for line in expired_lines(batch, document["failures"])),
                 *(f"  surplus  {line}" for line in surplus_lines(beyond))))
@@ -92,7 +99,7 @@ async def status(name: str | None) -> Ending:
         if idle and await is_anybody_at_work(ledger, settings):
             idle = {}
     lines = [f"{d['batch']:<40} {d['state']:<9} {d['items']['succeeded']:>7,} of {d['items']['total']:>7,} done, "
-             f"{d['items']['failed']:,} failed{expired.get(d['batch'], '')}  {usd_text(Decimal(d['cost_usd']))}"
+             f"{d['items']['failed']:,} failed{expired.get(d['batch'], '')}  {_spent(d)}"
              f"{'  ' if d['reason'] else ''}{d['reason'] or ''}{idle.get(d['batch'], '')}"
              for d in documents] or ["no batches yet"]
     return Ending(Exit.DONE, {"batches": documents}, tuple(lines))
@@ -137,12 +144,17 @@ def _held(batch: Batch, counts: Counts, settings: Settings) -> str:
     return held_text(to_units(counts.reserved_usd), is_out=counts.is_out) if is_capped else ""
 
 
+def _spent(document: dict[str, Any]) -> str:
+    """What is told of a batch's money; how much of it is an estimate only where that was asked for."""
+    estimated_usd = Decimal(document.get("estimated_usd", 0))
+    return spent_text(Decimal(document["cost_usd"]), unknown_rows=document["cost_unknown_items"], estimated_usd=estimated_usd)
+
+
 def _lines(document: dict[str, Any], *, held: str, is_idle: bool) -> list[str]:
     parts = ", ".join(f"{n:,} {name}" for name, n in document["by_state"].items() if n)
     lines = [f"{document['batch']} ({document['job']}, {document['model']}): {document['state']}"
              + (f", {document['reason']}" if document["reason"] else "") + (", nobody at work" if is_idle else ""),
-             f"  rows     {parts or 'none'}", f"  spent    {usd_text(Decimal(document['cost_usd']))}"
-             + (f" and {rows_text(document['cost_unknown_items'])} of unknown cost" if document["cost_unknown_items"] else "")
+             f"  rows     {parts or 'none'}", f"  spent    {_spent(document)}"
              + (f", {held}" if held else "")]
     lines += [f"  {label:<8} {told}" for label, told in ahead_lines(document)]
     return [*lines, f"  output   {document['output']}", *failed_lines(document["failures"])]
@@ -179,10 +191,10 @@ async def items(name: str, *, state: str | None, limit: int) -> Ending:
     has_more, rows = len(rows) > limit, rows[:limit]
     documents = [{"index": r.index, "id": r.row_id, "state": r.state.value, "prediction_id": r.prediction_id, "error": r.error,
                   "error_class": r.error_class, "attempts": r.attempts, "seconds": r.seconds,
-                  "cost_usd": None if r.charge_units is None else format(to_usd(r.charge_units), "f"), "shares_row": r.shares_row,
-                  "shares_batch": r.shares_batch} for r in rows]
+                  "cost_usd": None if r.charge_units is None else format(to_usd(r.charge_units), "f"),
+                  "cost_is_estimate": r.is_estimate, "shares_row": r.shares_row, "shares_batch": r.shares_batch} for r in rows]
     lines = [f"{d['index']:>7}  {d['id']:<20} {d['state']:<10} {d['prediction_id'] or '–':<27}"
-             + (f" ${d['cost_usd']}" if d["cost_usd"] else "")
+             + (f" ${d['cost_usd']}{' (estimated)' if d['cost_is_estimate'] else ''}" if d["cost_usd"] else "")
              + (f"  as row {d['shares_row']}" if d["shares_row"] is not None else "")
              + (f" of {d['shares_batch']}" if d["shares_batch"] else "")
              + (f"  {d['error_class']}: {d['error']}" if d["error"] else "")

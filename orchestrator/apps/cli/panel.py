@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.apps.cli.follow import Look
-from orchestrator.apps.money import about_text
-from orchestrator.core.caps import held_text
+from orchestrator.apps.money import about_text, in_all_text, rows_text
+from orchestrator.core.caps import Scope, held_text
 from orchestrator.core.cost import to_units, to_usd, usd_text
 from orchestrator.core.lifecycle import ItemState
 from orchestrator.core.waiting import is_usual, kind_of
@@ -24,6 +24,7 @@ __all__ = ["LivePanel", "PlainLines", "bytes_text", "clock_text", "money_text", 
 
 LINE_EVERY_S = 5.0
 SAME_LINE_EVERY_S = 60.0  # while nothing changes
+LONG_REASON = 100
 
 
 def clock_text(seconds: float | None) -> str:
@@ -33,11 +34,6 @@ def clock_text(seconds: float | None) -> str:
     minutes, second = divmod(int(seconds + 0.5), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-def rows_text(number: int) -> str:
-    """`1 row`, `1,234 rows`."""
-    return "1 row" if number == 1 else f"{number:,} rows"
 
 
 def bytes_text(number: int) -> str:
@@ -52,12 +48,15 @@ def money_text(look: Look) -> str:
     """What is spent, of how much, and what is not known. In short: all digits of it, twice a second, are no calm sight."""
     counts = look.counts
     text = about_text(counts.spent_usd)
-    if look.batch.cap_units is not None:
-        text += f" of {usd_text(to_usd(look.batch.cap_units))}"
+    own = [bound for bound in look.bounds if bound.cap.scope is Scope.BATCH]
+    if own:
+        text += f" of {usd_text(to_usd(own[0].cap.units))}"
     if counts.cost_unknown_items:
         text += f" + {rows_text(counts.cost_unknown_items)} of unknown cost"
-    held = held_text(to_units(counts.reserved_usd), is_out=counts.is_out)
-    return f"{text}, {held}" if held and look.batch.cap_units is not None else text
+    held = held_text(to_units(counts.reserved_usd), is_out=counts.is_out) if look.bounds else ""
+    tightest = min(look.bounds, key=lambda bound: bound.left_units, default=None)
+    others = "" if tightest is None or tightest in own else tightest.spent_text
+    return ", ".join(part for part in (text, held, others) if part)
 
 
 def _parts(look: Look) -> dict[str, int]:
@@ -110,7 +109,7 @@ def _panel(look: Look) -> Panel:
     facts.add_row("rate", _rate_text(look))
     facts.add_row("spent", money_text(look))
     if look.projected_usd:
-        facts.add_row("in all", f"about {about_text(look.projected_usd)}")
+        facts.add_row("in all", in_all_text(look.projected_usd, ends_at_usd=look.ends_at_usd))
     facts.add_row("time", f"{clock_text(look.elapsed_s)} elapsed, {clock_text(look.eta_s)} to the last submission")
     if look.reason:
         facts.add_row("waiting", Text(look.reason, style="dim" if is_usual(look.reason) else "yellow"))
@@ -129,6 +128,7 @@ class PlainLines:
         self._monotonic = monotonic
         self._last_s = float("-inf")
         self._said: tuple[str, str | None] | None = None
+        self._told: str | None = None  # the reason that was told in full
 
     def __enter__(self) -> "PlainLines":
         return self
@@ -147,10 +147,20 @@ class PlainLines:
         if self._said and now_s - self._last_s < every_s and not is_new_reason:
             return
         self._last_s, self._said = now_s, (parts, kind)
-        waiting = f"; waiting: {look.reason}" if look.reason else ""
-        in_all = f", about {about_text(look.projected_usd)} in all" if look.projected_usd else ""
+        in_all = ""
+        if look.projected_usd:
+            in_all = f", in all {in_all_text(look.projected_usd, ends_at_usd=look.ends_at_usd)}"
+        waiting = self._waiting(look.reason)
         print(f"{clock_text(look.elapsed_s)}  {parts}; {_rate_text(look)}; {money_text(look)}{in_all}{waiting}",
               file=self._stream, flush=True)
+
+
+    def _waiting(self, reason: str | None) -> str:
+        """A long reason is told once, and then by its kind."""
+        if reason is None:
+            return ""
+        is_told, self._told = reason == self._told, reason
+        return f"; waiting: {kind_of(reason) if is_told and len(reason) > LONG_REASON else reason}"
 
 
 def screen(*, quiet: bool = False) -> LivePanel | PlainLines:

@@ -11,6 +11,7 @@ from orchestrator.apps.cli.ending import Ending, Exit
 from orchestrator.apps.cli.look import here
 from orchestrator.apps.cli.panel import usd_text
 from orchestrator.apps.cli.speech import say
+from orchestrator.apps.pricing import at_todays_price, now_document, now_line
 from orchestrator.core.cost import to_usd
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.findings import Finding, Findings, Kind
@@ -42,6 +43,7 @@ async def verify(name: str, *, local: bool, fetch: bool) -> Ending:
     async with wiring.rooms(settings, token_needed=False) as rooms:
         batch = await rooms.ledger.find(name)
         report = await verify_home(rooms, batch, fetch=fetch, told=_Progress())
+        report.charges.priced_now = await at_todays_price(rooms, batch, settings)
     if not local:
         await _there(settings, batch, report)
     code = Exit.FAILED_ROWS if report.findings.total else Exit.UNREACHABLE if report.there.why_not else Exit.DONE
@@ -103,7 +105,7 @@ def _of_charges(charges: Charges) -> dict[str, Any]:
                 "rows": [_of_finding(finding) for finding in charges.priceable.kept]}
     return {"reckoned": charges.reckoned, "nothing_kept": charges.bare, "usd": _usd(charges.units), "compared": charges.compared,
             "agree": charges.agree, "difference_usd": _usd(charges.difference_units), "untold": charges.untold,
-            "unknown": charges.unknown, "could_be_priced": could_be}
+            "unknown": charges.unknown, "could_be_priced": could_be, "priced_now": now_document(charges.priced_now)}
 
 
 def _usd(units: int) -> str:
@@ -128,6 +130,8 @@ def lines_of(batch: Batch, report: Report, *, local: bool) -> Iterator[str]:
     yield from _part("charges", "; ".join(_charges_texts(report)), found, _CHARGES)
     if report.charges.priceable.total:
         yield from _part("unpriced", _priceable_text(report.charges), report.charges.priceable, (Kind.CHARGED_OTHERWISE,))
+    elif line := now_line(report.charges.priced_now):
+        yield f"  unpriced {line}"
     if report.strangers:
         more = f", … and {report.strangers - SHOWN:,} more" if report.strangers > SHOWN else ""
         yield (f"  unknown  {_count(report.strangers, 'name')} in {batch.output_to} that this batch knows nothing of (no harm): "
@@ -204,9 +208,14 @@ def _charges_texts(report: Report) -> Iterator[str]:
         yield (f"{charges.compared:,} compared with the provider: "
                + (f"{charges.agree:,} agree, {differ:,} differ, by {_signed(charges.difference_units)} in all" if differ else
                   "all agree, differences $0.00"))
-    for many, text in ((charges.untold, "whose quantity it no longer tells"), (charges.unknown, "of a cost unknown to both")):
+    for many, text in ((charges.untold, "whose quantity it no longer tells"), (_unknown(charges), "of a cost unknown to both")):
         if many:
             yield f"{many:,} {text}"
+
+
+def _unknown(charges: Charges) -> int:
+    """Of those that the batch's price does not make known, what no price does that there is now."""
+    return max(0, charges.unknown - (charges.priced_now.rows if charges.priced_now else 0))
 
 
 def _signed(units: int) -> str:

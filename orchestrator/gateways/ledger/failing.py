@@ -1,11 +1,11 @@
 """How the rows of a batch fared, counted no further than anybody asks, and the pause that may come of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Row, Select, and_, case, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.failing import SAMPLE, Cause, Tally, still_known
@@ -59,8 +59,7 @@ async def pause(connection: AsyncConnection, batch_pk: int, *, most: int, decide
     found = (await connection.execute(select(batches).where(batches.c.pk == batch_pk).with_for_update())).one_or_none()
     if found is None or found.state != BatchState.RUNNING.value:
         return False
-    stands = replace(await tally(connection, batch_pk, most=most), causes=await causes(connection, batch_pk, only_sent=True),
-                     unknown=await _unknown(connection, batch_pk), out=await _out(connection, batch_pk))
+    stands = await _in_full(connection, batch_pk, await tally(connection, batch_pk, most=most))
     reason = decide(batch_of(found), stands)
     if reason is None:
         return False
@@ -68,14 +67,32 @@ async def pause(connection: AsyncConnection, batch_pk: int, *, most: int, decide
                            now=now)
 
 
-async def causes(connection: AsyncConnection, batch_pk: int, *, only_sent: bool = False) -> tuple[Cause, ...]:
-    """Why rows failed, or only those of them that were sent, the most frequent class first."""
-    failed = (*_failed_rows(batch_pk), items.c.attempts > 0) if only_sent else _failed_rows(batch_pk)
+async def _in_full(connection: AsyncConnection, batch_pk: int, some: Tally) -> Tally:
+    """The same with all that failed, by cause: one query, so that the sums are those of their parts, whatever fails meanwhile."""
+    rows = (await connection.execute(_by_cause(*_failed_rows(batch_pk), items.c.attempts > 0))).all()
+    refused = sum(int(row.refused) for row in rows)
+    return replace(some, failed=sum(int(row.many) for row in rows) - refused, refused=refused,
+                   shared=sum(int(row.shared) for row in rows), causes=_causes(rows),
+                   unknown=await _unknown(connection, batch_pk), out=await _out(connection, batch_pk))
+
+
+def _by_cause(*failed: ColumnElement[bool]) -> Select[Any]:
     example, other = func.min(items.c.error), func.max(items.c.error)
-    rows = await connection.execute(
-        select(items.c.error_class, ROWS.label("many"), example.label("example"), (example != other).label("differs"))
-        .where(*failed).group_by(items.c.error_class).order_by(ROWS.desc(), items.c.error_class))
+    copies = func.coalesce(items.c.copies, 0)
+    refused = func.sum(case((_BOUGHT_NOTHING, 1 + copies), else_=0))
+    return (select(items.c.error_class, ROWS.label("many"), refused.label("refused"), func.sum(copies).label("shared"),
+                   example.label("example"), (example != other).label("differs"))
+            .select_from(items.outerjoin(attempts, attempts.c.id == items.c.attempt_id))
+            .where(*failed).group_by(items.c.error_class).order_by(ROWS.desc(), items.c.error_class))
+
+
+def _causes(rows: Sequence[Row[Any]]) -> tuple[Cause, ...]:
     return tuple(Cause(row.error_class or "unknown", int(row.many), row.example, bool(row.differs)) for row in rows)
+
+
+async def causes(connection: AsyncConnection, batch_pk: int) -> tuple[Cause, ...]:
+    """Why rows failed, the most frequent class first."""
+    return _causes((await connection.execute(_by_cause(*_failed_rows(batch_pk)))).all())
 
 
 async def _unknown(connection: AsyncConnection, batch_pk: int) -> int:

@@ -5,13 +5,13 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from orchestrator.core.caps import Cap
+from orchestrator.core.caps import Bound, Cap
 from orchestrator.core.cost import to_usd
 from orchestrator.core.failing import Cause, Tally
 from orchestrator.core.history import PastAttempt
 from orchestrator.core.lifecycle import BatchState, ItemState
 from orchestrator.core.ports import Claimable, ClaimTerms, Decide, KeptDelivery, Met, OpenAttempt, OpenWindow
-from orchestrator.core.reckoning import Booked
+from orchestrator.core.reckoning import Booked, Unpriced
 from orchestrator.core.records import (
     Batch,
     Change,
@@ -444,6 +444,13 @@ class SqlLedger:
         for first, end in await self._db.read(views.chunk_places, batch_pk):
             yield await self._db.read(verifying.booked_of_chunk, batch_pk, first=first, end=end)
 
+    async def unpriced(self, batch_pk: int) -> AsyncIterator[list[Unpriced]]:
+        """As the port says, a transaction for each thousand."""
+        after = (0, 0)
+        while some := await self._db.read(verifying.unpriced, batch_pk, after=after, limit=1000):
+            yield some
+            after = some[-1].item_pk, some[-1].n
+
     async def booked_of(self, prediction_ids: Sequence[str], *, with_input: bool = False) -> dict[str, Booked]:
         """As the port says."""
         return await self._db.read(verifying.booked_of, prediction_ids, with_input=with_input) if prediction_ids else {}
@@ -485,6 +492,10 @@ class SqlLedger:
         """As the port says."""
         return await self._db.read(spending.by_batch_and_day, account=account, first=first, last=last)
 
+    async def estimated_usd(self, batch_pk: int) -> Decimal:
+        """How much of what a batch has spent is only estimated."""
+        return to_usd(await self._db.read(spending.estimated_units, batch_pk))
+
     async def accounts(self) -> list[str]:
         """As the port says."""
         return await self._db.read(spending.accounts)
@@ -520,6 +531,10 @@ class SqlLedger:
         """Predictions created since then."""
         return await self._db.read(views.recent_rate, batch_pk, since=since)
 
+    async def caps_standing(self, batch_pk: int, caps: Sequence[Cap], *, now: datetime) -> list[Bound]:
+        """What is spent and reserved under each of these caps, the batch's own first."""
+        return await self._db.read(views.caps_standing, batch_pk, caps, now=now) if caps else []
+
     async def waiting(self, batch_pk: int, *, now: datetime) -> views.WaitingView:
         """Rows that wait: due, not yet due, and the next due time."""
         return await self._db.read(views.waiting, batch_pk, now=now)
@@ -531,6 +546,10 @@ class SqlLedger:
     async def bought_beyond_need(self, batch_pk: int) -> Surplus:
         """Predictions of rows that had been bought again, or withdrawn, when these turned up."""
         return await self._db.read(views.bought_beyond_need, batch_pk)
+
+    async def ended_by_deadline(self, batch_pk: int) -> Surplus:
+        """Predictions that the provider ended at their deadline, and what they cost."""
+        return await self._db.read(views.ended_by_deadline, batch_pk)
 
     async def latencies(self, batch_pk: int) -> views.LatencyView | None:
         """Provider time of the latest ended predictions; None where none has ended."""

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, case, func, literal, select
+from sqlalchemy import and_, case, func, literal, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.lifecycle import AttemptState, ItemState
-from orchestrator.core.reckoning import Booked
+from orchestrator.core.reckoning import Booked, Unpriced
 from orchestrator.core.verify import Bought, HomeFile, HomeRow, Owner
-from orchestrator.gateways.ledger.tables import UtcTime, alive, attempts, batches, items, outputs
+from orchestrator.gateways.ledger.tables import UNPRICED, UtcTime, alive, attempts, batches, items, outputs
 
 AT_ONCE = 400
 _UNANSWERED = [state.value for state in (AttemptState.OPEN, AttemptState.UNSURE)]
@@ -107,6 +107,18 @@ def _booked(*, with_input: bool) -> Any:
                    attempts.c.charge_price, attempts.c.charge_price_id, attempts.c.charge_quantity_out,
                    attempts.c.charge_price_out, given)
             .join(items, items.c.pk == attempts.c.item_pk))
+
+
+async def unpriced(connection: AsyncConnection, batch_pk: int, *, after: tuple[int, int], limit: int) -> list[Unpriced]:
+    """Predictions that ended at a cost nobody knows, in the order of their rows, those behind this row and try."""
+    of = attempts.c
+    rows = await connection.execute(
+        select(of.item_pk, of.n, of.prediction_id, of.status, of.output_json, of.metrics_json, items.c.input_json)
+        .join(items, items.c.pk == of.item_pk)
+        .where(of.batch_pk == batch_pk, text(UNPRICED.replace("state", "attempts.state")), of.status.is_not(None),
+               of.prediction_id.is_not(None), or_(of.item_pk > after[0], and_(of.item_pk == after[0], of.n > after[1])))
+        .order_by(of.item_pk, of.n).limit(limit))
+    return [Unpriced(*row) for row in rows]
 
 
 async def booked_of_chunk(connection: AsyncConnection, batch_pk: int, *, first: int, end: int) -> list[Booked]:

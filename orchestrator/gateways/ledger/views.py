@@ -11,11 +11,14 @@ from typing import Any
 from sqlalchemy import Row, and_, case, exists, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from orchestrator.core.caps import Bound, Cap, Scope
+from orchestrator.core.caps import shared as shared_caps
 from orchestrator.core.cost import to_usd
 from orchestrator.core.errors import BadInput
 from orchestrator.core.lifecycle import FINAL_ITEM, IN_AIR_ITEM, AttemptState, ItemState
 from orchestrator.core.records import Batch, Counts, ItemResult, Surplus
 from orchestrator.gateways.ledger.loading import batch_of
+from orchestrator.gateways.ledger.money import bounds
 from orchestrator.gateways.ledger.sharing import IS_ORIGIN, ORIGIN, by_state, stands_in, told
 from orchestrator.gateways.ledger.tables import (
     FRESH_AT,
@@ -48,6 +51,7 @@ class ItemView:
     due_at: datetime | None
     shares_row: int | None = None
     shares_batch: str | None = None
+    is_estimate: bool = False  # part of its charge is
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +139,23 @@ async def items_of(connection: AsyncConnection, batch_pk: int, *, state: ItemSta
     if state is not None:
         query = query.where(stands_in(state))
     rows = (await connection.execute(query.order_by(items.c.idx).limit(limit))).all()
-    charges = await _charges(connection, [row.pk for row in rows])
+    pks = [row.pk for row in rows]
+    charges, estimated = await _charges(connection, pks), await _estimated(connection, pks)
     earlier = {pk: batch_id for pk, (batch_id, _) in (await _earlier(connection, rows, batch_pk=batch_pk)).items()}
     return [ItemView(row.idx, row.row_id, ItemState(row.state), row.prediction_id, row.error, row.error_class,
                      _charge(row, charges), row.seconds, row.attempts,
                      row.due_at if row.state == ItemState.PENDING.value and row.due_at > FRESH_AT else None,
-                     row.origin_idx, earlier.get(row.origin_batch)) for row in rows]
+                     row.origin_idx, earlier.get(row.origin_batch), row.pk in estimated) for row in rows]
+
+
+async def _estimated(connection: AsyncConnection, item_pks: Sequence[int]) -> set[int]:
+    """The rows of which some charge is only an estimate."""
+    found: set[int] = set()
+    for start in range(0, len(item_pks), 1000):
+        rows = await connection.execute(select(attempts.c.item_pk).distinct().where(
+            attempts.c.item_pk.in_(item_pks[start:start + 1000]), attempts.c.charge_basis == "estimate"))
+        found |= set(rows.scalars())
+    return found
 
 
 async def _earlier(connection: AsyncConnection, rows: Sequence[Row[Any]], *, batch_pk: int) -> dict[int, tuple[str, str]]:
@@ -254,6 +269,14 @@ async def recent_rate(connection: AsyncConnection, batch_pk: int, *, since: date
         attempts.c.batch_pk == batch_pk, attempts.c.answered_at > since))).scalar_one())
 
 
+async def caps_standing(connection: AsyncConnection, batch_pk: int, caps: Sequence[Cap], *, now: datetime) -> list[Bound]:
+    """How these caps stand: a batch's own by its row, those that batches share by all of these."""
+    money = select(batches.c.job, batches.c.account, batches.c.spent_units, batches.c.reserved_units)
+    row: Any = (await connection.execute(money.where(batches.c.pk == batch_pk))).one()
+    own = [Bound(cap, row.spent_units, row.reserved_units) for cap in caps if cap.scope is Scope.BATCH]
+    return own + await bounds(connection, row, shared_caps(caps), now=now)
+
+
 async def waiting(connection: AsyncConnection, batch_pk: int, *, now: datetime) -> WaitingView:
     """Rows that wait to be bought, by whether they may be by now."""
     is_due = items.c.due_at <= now
@@ -309,10 +332,19 @@ async def canceled(connection: AsyncConnection, batch_pk: int) -> CanceledView:
 
 async def bought_beyond_need(connection: AsyncConnection, batch_pk: int) -> Surplus:
     """How many, what those of known price came to, and how many are of unknown price or not ended."""
+    return await _money_of(connection, attempts.c.batch_pk == batch_pk, text(f"attempts.{SURPLUS}"))
+
+
+async def ended_by_deadline(connection: AsyncConnection, batch_pk: int) -> Surplus:
+    """Predictions that the provider ended at their deadline, or before they began, likewise."""
+    return await _money_of(connection, attempts.c.batch_pk == batch_pk, attempts.c.state == AttemptState.ABORTED.value,
+                           attempts.c.surplus_at.is_(None))
+
+
+async def _money_of(connection: AsyncConnection, *some: Any) -> Surplus:
     row = (await connection.execute(
         select(func.count().label("many"), func.sum(attempts.c.charge_units).label("units"),
-               func.count(attempts.c.charge_units).label("priced"))
-        .where(attempts.c.batch_pk == batch_pk, text(f"attempts.{SURPLUS}")))).one()
+               func.count(attempts.c.charge_units).label("priced")).where(*some))).one()
     return Surplus(int(row.many), to_usd(int(row.units or 0)), int(row.many - row.priced))
 
 
