@@ -9,8 +9,8 @@ MOST_DIGITS = 12  # as the ledger counts
 
 
 def about_text(usd: Decimal, *, beside: Decimal | None = None) -> str:
-    """Of an estimate cents, or of less than a dollar three digits: `$12.35`, `$0.0123`; halves are rounded up, as on a bill. More,
-    where it would seem to be above or below a figure that is told `beside` it, to the last digit, and is not."""
+    """Of an estimate cents, or of less than a dollar three digits: `$12.35`, `$0.0123`; halves are rounded up, as on a bill.
+    More, where it would seem to be above or below a figure that is told `beside` it, to the last digit, and is not."""
     digits = 2 if usd >= 1 else 2 - (usd.adjusted() if usd else 0)
     text = usd.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP).normalize()
     while beside is not None and digits < MOST_DIGITS and text.compare(beside) != usd.compare(beside):
