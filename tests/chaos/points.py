@@ -39,7 +39,7 @@ def _cases(play: str, who: str, text: str) -> Iterator[Case]:
 
 
 INGEST = [*_cases("run", "command", """
-    sql._create:within ledger.open_batch:before ledger.open_batch:after ledger.amend:after sql.add_chunk:within:2
+    sql._create:within ledger.open_batch:before ledger.open_batch:after sql.amend:within ledger.amend:after sql.add_chunk:within:2
     ledger.add_chunk:after ledger.add_chunk:after:3 sql.seal:within sql.seal:after ledger.seal:after
     file.replace(note):before file.replace(note):after ledger.schedule(submit):before ledger.schedule(submit):after
     ledger.take_due:after queue.send:before queue.send:after:2""")]
@@ -95,7 +95,8 @@ CONTROL = [
         ledger.reopen_canceled:after sql.steer:within:2 ledger.set_state(running):after"""),
     *_cases("retry", "command", """
         sql.rejoin:within ledger.rejoin:after sql.reopen_failed:within
-        sql.reopen_failed:after ledger.reopen_failed:after sql.steer:within ledger.set_state(running):after"""),
+        sql.reopen_failed:after ledger.reopen_failed:after sql.steer:within ledger.set_state(running):after
+        ledger.attend:after"""),
     *_cases("refetch", "command", "sql.refetch:within sql.refetch:after ledger.refetch:after ledger.set_state(running):after"),
     *_cases("export", "command", "results.write:after file.replace(results):before file.replace(results):after "
             "file.replace(manifest):before tables.document:before file.replace(summary):after"),
@@ -147,7 +148,7 @@ NO_POINT = {
         "ledger.unanswered_since", "ledger.expired", "ledger.superseded", "ledger.tally", "ledger.batch_names",
         "ledger.spent_by_batch", "ledger.spent_by_day", "ledger.spent_by_row", "tables.column",
         "ledger.bought_before", "ledger.shared_with", "ledger.left", "ledger.past", "ledger.booked", "ledger.booked_of",
-        "ledger.accounts", "ledger.spent_by_batch_and_day"), _READS),
+        "ledger.accounts", "ledger.spent_by_batch_and_day", "ledger.met", "ledger.unpriced"), _READS),
     "ledger.pause_for_failures": "one guarded update: undone, whoever buys next asks again before he buys",
     "ledger.know_failures": "one update, made again when the verb is typed again: the batch is still paused",
     **dict.fromkeys(("tables.merge_schema", "tables.empty_schema"), _IN_MEMORY),

@@ -51,8 +51,8 @@ class Provider:
 
 @dataclass
 class Desk:
-    """A folder with jobs/, a command line, and an environment. On leaving it ends what a failed test has left at work: the next
-    test would be told of it."""
+    """A folder with jobs/, a command line, and an environment. On leaving it ends what a test has left at work, and closes
+    pipes that nobody read: the next test would be told of them."""
 
     folder: Path
     provider: Provider
@@ -64,9 +64,8 @@ class Desk:
 
     def __exit__(self, *_: object) -> None:
         for process in self._started:
-            if process.poll() is None:
+            with process:  # closes its pipes
                 process.kill()
-                process.communicate(timeout=30)
 
     def job(self, text: str, *, name: str = "shots", rows: list[dict[str, Any]] | None = None) -> None:
         """Write jobs/NAME.yaml, and rows.csv beside jobs/."""

@@ -17,6 +17,7 @@ import pytest
 from orchestrator import wiring
 from orchestrator.core.caps import AccountBudget
 from orchestrator.core.errors import BadInput
+from orchestrator.core.lateness import Lateness
 from orchestrator.core.lifecycle import BatchState
 from orchestrator.core.permits import Grant
 from orchestrator.core.ports import Claimable, ClaimTerms
@@ -232,6 +233,6 @@ async def test_a_cap_counts_what_is_out_already(stage: Stage, before: str, after
 @pytest.mark.parametrize(("permits", "said"), [(5, None), (66, "budget: the last rows that there is money for")])
 def test_the_last_rows_are_said_when_they_are_bought(permits: int, said: str | None):
     """Of a hundred rows there is money for 66: no word of it while five of them go."""
-    task: Any = SimpleNamespace(part=1.0, order=SimpleNamespace(
+    task: Any = SimpleNamespace(part=1.0, rooms=SimpleNamespace(lateness=Lateness()), order=SimpleNamespace(
         budgets=(), batch=SimpleNamespace(in_flight=200), model=SimpleNamespace(in_flight=None)))
     assert why_it_waits(task, Claimable(66, "budget"), Grant(permits, 0, 0)) == said
