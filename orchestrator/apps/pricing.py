@@ -19,8 +19,8 @@ from orchestrator.wiring import Settings
 
 
 async def at_todays_price(rooms: Rooms, batch: Batch, settings: Settings) -> PricedNow | None:
-    """By the batch's own price, else by what the job file and the price book say now, as the next `run` would; None: nothing is
-    of unknown cost, or neither can be read."""
+    """By the price that the job file or the price book has now, as the next `run` would go by it; where the job file is another
+    or has none, by that of the batch's job. None: nothing is of unknown cost, or neither can be read."""
     counts = await rooms.ledger.counts(batch.pk)
     if not counts.cost_unknown_items:
         return None
@@ -33,19 +33,19 @@ async def at_todays_price(rooms: Rooms, batch: Batch, settings: Settings) -> Pri
 def _pricing(batch: Batch, settings: Settings) -> Pricing:
     kept = Pricing(None, None) if batch.price_json == "null" else Pricing.from_json(batch.price_json)
     job = Job.model_validate_json(batch.job_json)
-    if job.price is None:
-        job = job.model_copy(update={"price": _price_as_written(batch)})
+    job = job.model_copy(update={"price": _price_as_written(batch, job) or job.price})
     schema = InputSchema.from_openapi(json.loads(batch.schema_json))
     return pricing_now(wiring.price_book(settings), job, schema=schema, target=batch.target, kept=kept,
                        on=batch.created_at.date())
 
 
-def _price_as_written(batch: Batch) -> Any:
-    """The price that the job file has by now, where there is one."""
+def _price_as_written(batch: Batch, job: Job) -> Any:
+    """The price that the job file has by now, where there is one and it is of this batch."""
     try:
-        return wiring.load_job(wiring.find_job(batch.job, cwd=Path.cwd()), changes={}).job.price
+        now = wiring.load_job(wiring.find_job(batch.job, cwd=Path.cwd()), changes={}).job
     except OrchestratorError:
         return None
+    return now.price if (now.target_as_written(), now.input) == (job.target_as_written(), job.input) else None
 
 
 def now_line(found: PricedNow | None) -> str:

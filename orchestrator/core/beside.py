@@ -90,7 +90,7 @@ class Pile:
         file breaks them down: rows of unknown cost may explain any excess, and never that too little was billed."""
         if not self.is_bought:
             return Verdict.NOT_BOUGHT
-        is_close = abs(self.difference_usd) < CENT or abs(self.difference_usd) <= half * self.lines
+        is_close = abs(self.difference_usd) < CENT or abs(self.difference_usd) <= half * max(0, self.lines - self.unknown_rows)
         if self.unknown_rows and (self.difference_usd > 0 if not is_close else not self.lines):
             return Verdict.UNKNOWN
         if is_close:

@@ -24,10 +24,11 @@ async def pause(rooms: Rooms, batch: Batch, *, reason: str = BY_OPERATOR) -> boo
     return await _set(rooms, batch, BatchState.PAUSED, allowed=frozenset({BatchState.RUNNING}), reason=reason)
 
 
-async def set_aside(rooms: Rooms, *, but: Batch) -> list[Batch]:
-    """Nobody else is at work, so the commands of all other attended batches have ended without a word: they are paused, for who
-    runs one job orders no rows of another one. What they have out is still brought home. Answers which these are."""
-    left = [batch for batch in await rooms.ledger.live_batches() if batch.attended and batch.pk != but.pk]
+async def set_aside(rooms: Rooms, *, but: str) -> list[Batch]:
+    """Nobody is at work, so the commands of all attended batches have ended without a word: they are paused, but the one of this
+    run key, for who runs one job orders no rows of another one. What they have out is still brought home. Answers which these
+    are. A command that began at the same moment sets its batch going again."""
+    left = [batch for batch in await rooms.ledger.live_batches() if batch.attended and batch.run_key != but]
     return [batch for batch in left if await pause(rooms, batch, reason=LEFT)]
 
 

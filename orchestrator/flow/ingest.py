@@ -36,6 +36,7 @@ from orchestrator.flow.asking import paced
 from orchestrator.flow.sharing import with_earlier
 
 CHUNK_ROWS = 1000
+ROUNDS = 5  # that another run may take the batch out which this one loads
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +136,13 @@ async def load(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:
 
     Another run of the same job may load the same batch beside this one, find its file wrong and take the batch out again: this
     one then loads a batch of its own, and judges by its own reading."""
-    while True:
-        with suppress(Discarded):
+    trouble: Discarded | None = None
+    for _ in range(ROUNDS):
+        try:
             return await _loaded(rooms, prepared)
+        except Discarded as error:
+            trouble = error
+    raise BadInput(f"the batch cannot be loaded: {trouble}. Nothing was spent. Run it once no other command loads it, or --fresh")
 
 
 async def _loaded(rooms: Rooms, prepared: Prepared) -> tuple[Batch, bool]:

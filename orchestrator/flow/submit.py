@@ -114,11 +114,11 @@ async def _round(task: _Task, *, free: int) -> float:
     if await _listen(task):
         return SHORT_WAIT_S
     late = task.rooms.lateness
-    if (wait_s := late.wait_s(task.rooms.clock.boottime())) > 0:
-        await task.voice.say(TOO_SLOW)
-        return wait_s
     free = 1 if late.is_slow else free
     room, batch_id, claiming = await _look(task, count=free), task.order.batch.id, task.rooms.claiming
+    if room.count and (wait_s := late.wait_s(task.rooms.clock.boottime())) > 0:
+        await task.voice.say(TOO_SLOW)
+        return wait_s
     if room.reason is None or not room.count:
         return await _bulk(task, room)
     if batch_id in claiming:

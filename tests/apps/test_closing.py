@@ -139,5 +139,6 @@ async def test_what_the_deadline_ended(acts: Acts):
     rooms: Any = SimpleNamespace(ledger=acts.ledger, clock=HandClock(start_at=NOW), tempo=Tempo())
     run, counts = ThisRun(rooms, RunOptions("shots"), 0.0), await acts.ledger.counts(batch.pk)
     told = await close(run, replace(batch, job_json=stopped), counts, code=Exit.DONE, lines=[])
-    assert "  cancel_after (5 s) ended 3 predictions, billed until then: $5.00 + 1 row of unknown cost" in told.lines
+    assert ("  3 predictions ended by cancel_after (5 s), or canceled at the provider; billed until then: $5.00 + 1 row of "
+            "unknown cost") in told.lines
     assert not any("cancel_after" in line for line in (await closed(acts, batch)).lines)

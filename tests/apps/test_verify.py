@@ -1,6 +1,7 @@
 """How `verify` and `cancel` end, and what they say to a person."""
 
 import hashlib
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from decimal import Decimal
@@ -131,7 +132,10 @@ async def test_a_price_that_came_after_buying(acts: Acts, tmp_path: Path):
     told = await command.verify("b", local=True, fetch=False)
     assert f"  unpriced {line}" in told.lines
     assert told.document["charges"]["priced_now"] == {"rows": 2, "usd": "0.012", "price": "job"}
-    shown = await costs.costs("b", by="batch", to=None)
+    wrong = json.loads((await acts.again(batch)).job_json) | {"price": {"per_second_usd": "900000"}}
+    await acts.ledger.amend(batch.pk, in_flight=9, max_attempts=3, cap_units=None, price_json="null", start_limit=None,
+                            job_json=json.dumps(wrong))
+    shown = await costs.costs("b", by="batch", to=None)  # the job file counts, not what the batch was begun with
     assert shown.lines[-1] == line and shown.document["priced_now"]["usd"] == "0.012"
     assert (await acts.again(batch)).spent_units == 0
 

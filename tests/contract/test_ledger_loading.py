@@ -156,6 +156,8 @@ async def test_a_chunk_for_a_batch_that_was_taken_out(acts: Any) -> None:
     batch, _ = await acts.ledger.open_batch(acts.new("one"))
     await acts.ledger.add_chunk(batch.pk, acts.chunk(4, 0))
     await acts.ledger.discard(batch.pk)
+    await acts.ledger.amend(batch.pk, in_flight=9, max_attempts=3, cap_units=None, price_json="null", start_limit=None,
+                            job_json="{}", reserve_units=7)
     with pytest.raises(Discarded):
         await acts.ledger.add_chunk(batch.pk, acts.chunk(4, 4))
     with pytest.raises(Discarded):

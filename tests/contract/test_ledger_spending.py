@@ -66,6 +66,8 @@ async def test_what_succeeded_and_never_came_home(acts: Acts):
     (spent,) = (await acts.ledger.spent_by_batch(None)).values()
     assert (spent.succeeded_units, spent.failed_units) == (2 * HALF, 12 * HALF)
     await acts.ledger.reopen_failed(batch.pk, classes=frozenset({"output_forbidden"}))
+    (spent,) = (await acts.ledger.spent_by_batch(None)).values()
+    assert (spent.succeeded_units, spent.failed_units) == (2 * HALF, 12 * HALF)  # while they wait to be bought again, too
     await acts.claim(batch, 2, prefix="c", now=NOW + timedelta(seconds=60))
     await acts.tell(acts.answered("c0", "q1"), acts.ended("q1", seconds=4.0))
     (spent,) = (await acts.ledger.spent_by_batch(None)).values()

@@ -112,6 +112,7 @@ def test_predictions():
 @pytest.mark.parametrize(("lines", "ledger", "verdict"), [
     (["138.799713"], "0", Verdict.UNKNOWN),  # ten thousand times too high, and nobody here could tell
     (["1.00", "0.50"], "1.00", Verdict.UNKNOWN),
+    (["0.004"] * 30, "0", Verdict.UNKNOWN),  # what lines may be rounded by is not theirs whose cost nobody knows
     (["1.00"], "1.00", Verdict.AGREES),  # what is not known was not billed: failures of an official model, say
     (["0.50"], "1.00", Verdict.DIFFERS),  # too little, whatever the others cost
     ([], "1.00", Verdict.NOT_BILLED),

@@ -1,5 +1,6 @@
 """A batch whose command has ended stands still until somebody names it: who runs another job orders none of its rows."""
 
+import json
 import subprocess
 
 from tests.e2e.desk import Desk, Provider, interrupt, wait_until
@@ -48,6 +49,18 @@ def test_ctrl_c_and_a_corrected_job(desk: Desk, provider: Provider):
     again = desk("run", "shots", "--yes", "--json")
     assert (again.code, again.json["batch"], again.json["items"]["succeeded"]) == (0, batch, 120), str(again)
     assert bought(provider, "wrong") == 120
+
+
+def test_ctrl_c_in_one_of_two_terminals(desk: Desk, provider: Provider):
+    """The same command typed twice is one batch: the one that was not interrupted brings it to its end."""
+    run, batch = begun(desk, provider)
+    other = desk.start("run", "shots", "--yes", "--json")
+    wait_until(lambda: len(provider.purchases()) > 40)
+    assert interrupt(run).code == 130
+    out, err = other.communicate(timeout=90)
+    assert other.returncode == 0, err
+    done = json.loads(out)
+    assert (done["batch"], done["items"]["succeeded"], bought(provider, "wrong")) == (batch, 120, 120)
 
 
 def test_a_run_that_was_killed_and_a_corrected_job(desk: Desk, provider: Provider):

@@ -71,13 +71,13 @@ def _expected(batch: Batch) -> str:
 
 
 def _deadline_lines(batch: Batch, ended: Surplus) -> list[str]:
-    """What the job's own deadline ended, and what that cost until then."""
+    """What the job's own deadline ended, and what that cost until then. Who ended it there is not told."""
     after_s = Job.model_validate_json(batch.job_json).limits.cancel_after
     if after_s is None or not ended.predictions:
         return []
     predictions = "1 prediction" if ended.predictions == 1 else f"{ended.predictions:,} predictions"
     cost = spent_text(ended.cost_usd, unknown_rows=ended.cost_unknown)
-    return [f"cancel_after ({after_s:g} s) ended {predictions}, billed until then: {cost}"]
+    return [f"{predictions} ended by cancel_after ({after_s:g} s), or canceled at the provider; billed until then: {cost}"]
 
 
 def _not_started(options: RunOptions, batch: Batch, counts: Counts) -> list[str]:

@@ -23,7 +23,7 @@ from orchestrator.core.projecting import projected_usd
 from orchestrator.core.records import Batch, Counts
 from orchestrator.core.tempo import Tempo
 from orchestrator.core.waiting import LOW_CREDIT, LOW_CREDIT_PER_MINUTE, is_outage, until
-from orchestrator.flow.control import BY_OPERATOR, INTERRUPTED, LEFT, START_LIMIT
+from orchestrator.flow.control import BY_OPERATOR, INTERRUPTED, LEFT, START_LIMIT, go_on
 from orchestrator.flow.homecoming import OUTPUTS_REFUSED
 from orchestrator.flow.report import write_all
 
@@ -169,6 +169,9 @@ class Follower:
 
     async def _over(self, look: Look) -> Exit | None:
         batch = look.batch
+        if batch.state is BatchState.PAUSED and batch.reason in (INTERRUPTED, LEFT) and self.machine is not None:
+            await go_on(self.rooms, batch)  # another command that named it too has ended; this one has not
+            return None
         if batch.state is BatchState.FINISHED:
             return exit_of(batch, look.counts)
         if batch.state is BatchState.CANCELED:

@@ -154,7 +154,6 @@ class PlainLines:
         print(f"{clock_text(look.elapsed_s)}  {parts}; {_rate_text(look)}; {money_text(look)}{in_all}{waiting}",
               file=self._stream, flush=True)
 
-
     def _waiting(self, reason: str | None) -> str:
         """A long reason is told once, and then by its kind."""
         if reason is None:

@@ -60,10 +60,10 @@ async def run(options: RunOptions) -> Ending:
         alone = alone and hold.alone and not await anybody_lives(rooms)  # asked again: consent can take a person minutes
         if alone:
             await _bury_the_dead(rooms)
+        left = [] if await anybody_lives(rooms) else await control.set_aside(rooms, but=prepared.run_key)
         batch, new = await load(rooms, prepared)
         news = "new" if new_ledger else f"new batch {batch.id}" if new else f"resuming {batch.id}"
         say(f"ledger: {settings.home if settings.database_url is None else settings.ledger_shown} ({news})")
-        left = await control.set_aside(rooms, but=batch) if alone else []
         notes = [*_notes(prepared, batch, new=new, is_polled=settings.public_url is None),
                  *(await _storage(rooms, prepared, batch)).warnings(), *map(_left, left)]
         for note in notes:
@@ -211,8 +211,6 @@ async def _ended(this: ThisRun, batch: Batch, follower: Follower, code: Exit) ->
         is_said = is_budget(latest.reason) and not options.fresh  # that the same command goes on
         why = [f"stopped: {latest.reason}" + ("" if is_said else f"; {options.again(batch)}")]
     return await close(this, latest or batch, counts, code=code, lines=why)
-
-
 
 
 @dataclass(slots=True)

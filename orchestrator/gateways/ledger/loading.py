@@ -83,8 +83,9 @@ async def live_batches(connection: AsyncConnection) -> list[Batch]:
 
 async def loaded_rows(connection: AsyncConnection, batch_pk: int) -> int:
     """Rows already in; chunks are whole and come in order."""
-    end = func.max(source_chunks.c.first_index + source_chunks.c.rows)
-    return int((await connection.execute(select(end).where(source_chunks.c.batch_pk == batch_pk))).scalar() or 0)
+    end = (source_chunks.c.first_index + source_chunks.c.rows).label("end")
+    last = select(end).where(source_chunks.c.batch_pk == batch_pk).order_by(source_chunks.c.first_index.desc()).limit(1)
+    return int((await connection.execute(last)).scalar() or 0)  # not the maximum: it would walk past every chunk's content
 
 
 async def add_chunk(connection: AsyncConnection, batch_pk: int, chunk: NewChunk) -> None:

@@ -155,7 +155,9 @@ async def reserve_some(connection: AsyncConnection, batch_pk: int, *, units: int
     and what ends meanwhile, is for `reserve_up_to`. Locks as there: attempts in the order of their rows, and then the batch."""
     dialect = connection.dialect.name
     rows = (await connection.execute(_NEXT[dialect], {"short_of": batch_pk, "units": units, "after": after})).all()
-    batch = (await connection.execute(_MONEY, {"short_of": batch_pk})).one()
+    batch = (await connection.execute(_MONEY, {"short_of": batch_pk})).one_or_none()
+    if batch is None:  # another run took it out while it was loaded
+        return None
     room = math.inf if batch.cap_units is None else batch.cap_units - batch.spent_units - batch.reserved_units
     sums = accumulate(units - row.was for row in rows)
     raised = [row for row, so_far in zip(rows, sums, strict=True) if so_far <= room]

@@ -17,8 +17,8 @@ _SUCCEEDED = attempts.c.state == AttemptState.SUCCEEDED.value
 # Ended by the provider at a deadline, it is `aborted` here whatever the provider calls it; before it began, it cost nothing.
 _CANCELED = or_(attempts.c.state == AttemptState.CANCELED.value,
                 and_(attempts.c.state == AttemptState.ABORTED.value, attempts.c.status == "canceled"))
-# It succeeded, and its row has failed all the same or was bought again: what it gave never came home.
-_LOST = or_(items.c.state == ItemState.FAILED.value, items.c.attempt_id != attempts.c.id)
+# It succeeded, and its row has failed all the same, or is to be bought again, or was: what it gave never came home.
+_LOST = or_(items.c.state.not_in([ItemState.COLLECTING.value, ItemState.SUCCEEDED.value]), items.c.attempt_id != attempts.c.id)
 _HOME = and_(_SUCCEEDED, ~_LOST)
 _UNPRICED = text(UNPRICED.replace("state", "attempts.state"))
 _BOUGHT = or_(attempts.c.prediction_id.is_not(None), _UNPRICED)
