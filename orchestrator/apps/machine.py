@@ -128,6 +128,7 @@ class Machine:
                 self.outage = None
                 if is_left and not doubts:
                     log.warning("nobody is at work for this ledger any more; this command goes on by itself")
+                    await self._free_its_work("worker")  # a look that died with its worker is made again only after two minutes
                     return await self._start_own()
                 doubts = max(0, doubts - 1)
             except Unreachable as error:

@@ -150,6 +150,11 @@ class Presence:
 
     answers: list[list[str] | Exception]
     asked: int = 0
+    released: int = 0
+
+    async def release_holds(self, **_: Any) -> None:
+        """Counted."""
+        self.released += 1
 
     async def present(self, **_: Any) -> list[Any]:
         """As the ledger says."""
@@ -166,7 +171,8 @@ def standing_by(presence: Presence, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(machine, "tick_chore", lambda *_: (60.0, tick))
     settings = read_settings(tmp_path, api_token=None)
-    return Machine(rooms(present=presence.present), settings, wiring.Hold("redis://none", False, 0))
+    ledger = rooms(present=presence.present, release_holds=presence.release_holds)
+    return Machine(ledger, settings, wiring.Hold("redis://none", False, 0))
 
 
 async def test_the_stand_by_survives_outages(nursery: Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,13 +193,15 @@ async def test_the_stand_by_survives_outages(nursery: Nursery, tmp_path: Path, m
 async def test_the_stand_by_tries_again_to_start(nursery: Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When everybody has gone and its own worker cannot be started at first, that is said, and tried again."""
     nursery.troubles = [OSError(24, "Too many open files")] * 3
-    one = standing_by(Presence([[]]), tmp_path, monkeypatch)
+    presence = Presence([[]])
+    one = standing_by(presence, tmp_path, monkeypatch)
     await one.start(served=True)
     await until(lambda: "Too many open files" in (one.trouble or ""))
     await nursery.has(1)
     await until(lambda: one.trouble is None)
     await one.stop()
     assert len(nursery.children) == 1
+    assert presence.released, "a look that died with its worker would be waited for"
 
 
 @pytest.mark.parametrize(("died", "there", "freed"), [
